@@ -1,0 +1,16 @@
+// The subcommands of `tamis`. Each add_X declares its flags on `app` and, when the user chose it,
+// leaves its body in `chosen`; main() runs the body and turns errors into exit codes.
+#pragma once
+
+#include <functional>
+
+namespace CLI {
+class App;  // CLI/CLI.hpp costs six seconds a file; only the .cpp files that need it include it
+}
+
+namespace tamis::cli {
+
+// Returns the exit code: 0 done, 1 the input was wrong, 2 wrong usage, 3 the machine failed.
+using CommandBody = std::function<int()>;
+
+}  // namespace tamis::cli
