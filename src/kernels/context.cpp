@@ -1,0 +1,91 @@
+#include "kernels/context.h"
+
+#include <cstdlib>
+#include <new>
+
+#include "base/error.h"
+
+namespace tamis {
+namespace {
+
+constexpr size_t kAlignment = 64;
+
+void free_floats(float* p) { std::free(p); }
+
+std::string full_name(std::string_view implementation) {
+  return implementation == "ref" ? "reference" : std::string(implementation);
+}
+
+}  // namespace
+
+Backend backend_from_name(std::string_view name) {
+  if (name == "reference") return Backend::kReference;
+  if (name == "cpu") return Backend::kCpu;
+  throw UsageError("unknown back end '" + printable(name) + "': this build has reference, cpu");
+}
+
+std::string_view backend_name(Backend backend) {
+  return backend == Backend::kReference ? "reference" : "cpu";
+}
+
+KernelContext::KernelContext(int num_threads, Backend backend)
+    : pool_(num_threads), backend_(backend) {
+  buffers_.resize(static_cast<size_t>(num_threads) * kSlots);
+}
+
+void KernelContext::force(const std::string& op, const std::string& name) {
+  forced_[op] = full_name(name);
+}
+
+void KernelContext::force_list(std::string_view list) {
+  while (!list.empty()) {
+    const size_t end = std::min(list.find(','), list.size());
+    const std::string_view item = list.substr(0, end);
+    const size_t colon = item.find(':');
+    if (colon == std::string_view::npos || colon == 0 || colon + 1 == item.size()) {
+      throw UsageError("TAMIS_OP: want op:implementation[,...], got '" + printable(item) + "'");
+    }
+    force(std::string(item.substr(0, colon)), std::string(item.substr(colon + 1)));
+    list.remove_prefix(std::min(end + 1, list.size()));
+  }
+}
+
+bool KernelContext::allowed(std::string_view op, std::string_view implementation) const {
+  const auto it = forced_.find(op);
+  if (it != forced_.end()) return it->second == implementation;
+  return backend_ != Backend::kReference || implementation == "reference";
+}
+
+float* KernelContext::scratch(int thread, int slot, int64_t floats) {
+  Buffer& b = buffers_[static_cast<size_t>(thread) * kSlots + static_cast<size_t>(slot)];
+  if (b.floats < floats) {
+    const size_t bytes =
+        (static_cast<size_t>(floats) * sizeof(float) + kAlignment - 1) / kAlignment * kAlignment;
+    auto* p = static_cast<float*>(std::aligned_alloc(kAlignment, bytes));
+    if (p == nullptr) throw std::bad_alloc();
+    b.data = {p, free_floats};
+    b.floats = floats;
+  }
+  return b.data.get();
+}
+
+void KernelContext::note(const char* op, const char* implementation) {
+  for (auto& [o, i] : ran_) {
+    if (o == op && i == implementation) return;
+  }
+  ran_.emplace_back(op, implementation);
+}
+
+std::vector<std::string> KernelContext::explain() const {
+  std::vector<std::string> lines;
+  for (const auto& [op, implementation] : ran_) {
+    lines.push_back(std::string(op) + ": " + implementation);
+  }
+  return lines;
+}
+
+void throw_no_implementation(const char* op) {
+  throw UsageError(std::string("[") + op + "] no allowed implementation supports these arguments");
+}
+
+}  // namespace tamis

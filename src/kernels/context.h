@@ -1,0 +1,83 @@
+// What an operation needs besides its arguments: threads, scratch memory, and which of its
+// implementations may run. One context belongs to one engine; operations on it run one at a time.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/thread_pool.h"
+
+namespace tamis {
+
+enum class Backend { kReference, kCpu };
+
+// "reference", "cpu"; UsageError for any other name, saying which exist.
+Backend backend_from_name(std::string_view name);
+std::string_view backend_name(Backend backend);
+
+class KernelContext {
+ public:
+  explicit KernelContext(int num_threads, Backend backend = Backend::kCpu);
+
+  ThreadPool& pool() { return pool_; }
+  Backend backend() const { return backend_; }
+
+  // Lets only implementation `name` of `op` run, e.g. ("mla_sparse", "reference").
+  void force(const std::string& op, const std::string& name);
+  // Parses "op:impl[,op:impl...]" (the TAMIS_OP variable); "ref" means "reference".
+  void force_list(std::string_view list);
+  bool allowed(std::string_view op, std::string_view implementation) const;
+
+  // At least `floats` floats for `thread` alone, 64-byte aligned, contents undefined. Grows to the
+  // largest request and stays: a steady loop allocates nothing. Valid until the next call for the
+  // same thread and slot; an operation that needs several buffers uses several slots.
+  float* scratch(int thread, int slot, int64_t floats);
+
+  // Records that an implementation ran; explain() lists them, "mla_sparse: simd (avx2)".
+  void note(const char* op, const char* implementation);
+  std::vector<std::string> explain() const;
+
+ private:
+  struct Buffer {
+    std::unique_ptr<float[], void (*)(float*)> data{nullptr, nullptr};
+    int64_t floats = 0;
+  };
+  static constexpr int kSlots = 8;
+
+  ThreadPool pool_;
+  Backend backend_;
+  std::map<std::string, std::string, std::less<>> forced_;
+  std::vector<Buffer> buffers_;
+  std::vector<std::pair<const char*, const char*>> ran_;
+};
+
+// One implementation of an operation. Lists are ordered, fastest first, the reference last.
+template <typename Args>
+struct Implementation {
+  const char* name;
+  bool (*supports)(const Args& args);
+  void (*run)(KernelContext& context, const Args& args);
+};
+
+[[noreturn]] void throw_no_implementation(const char* op);
+
+// Runs the first implementation of the list that is allowed and supports the arguments.
+template <typename Args>
+void dispatch(KernelContext& context, const char* op, std::span<const Implementation<Args>> list,
+              const Args& args) {
+  for (const Implementation<Args>& impl : list) {
+    if (context.allowed(op, impl.name) && impl.supports(args)) {
+      context.note(op, impl.name);
+      impl.run(context, args);
+      return;
+    }
+  }
+  throw_no_implementation(op);
+}
+
+}  // namespace tamis

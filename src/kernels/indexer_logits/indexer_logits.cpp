@@ -1,0 +1,18 @@
+#include "kernels/indexer_logits/indexer_logits.h"
+
+#include "kernels/indexer_logits/indexer_logits_impl.h"
+
+namespace tamis {
+namespace {
+
+constexpr Implementation<IndexerLogitsArgs> kList[] = {
+    {"reference", [](const IndexerLogitsArgs&) { return true; }, indexer_logits_reference},
+};
+
+}  // namespace
+
+void indexer_logits(KernelContext& context, const IndexerLogitsArgs& args) {
+  dispatch<IndexerLogitsArgs>(context, "indexer_logits", kList, args);
+}
+
+}  // namespace tamis

@@ -1,0 +1,18 @@
+#include "kernels/mla_dense/mla_dense.h"
+
+#include "kernels/mla_dense/mla_dense_impl.h"
+
+namespace tamis {
+namespace {
+
+constexpr Implementation<MlaDenseArgs> kList[] = {
+    {"reference", [](const MlaDenseArgs&) { return true; }, mla_dense_reference},
+};
+
+}  // namespace
+
+void mla_dense(KernelContext& context, const MlaDenseArgs& args) {
+  dispatch<MlaDenseArgs>(context, "mla_dense", kList, args);
+}
+
+}  // namespace tamis

@@ -1,0 +1,10 @@
+// The implementations of mla_dense.
+#pragma once
+
+#include "kernels/mla_dense/mla_dense.h"
+
+namespace tamis {
+
+void mla_dense_reference(KernelContext& context, const MlaDenseArgs& args);
+
+}  // namespace tamis

@@ -1,0 +1,18 @@
+#include "kernels/mla_sparse/mla_sparse.h"
+
+#include "kernels/mla_sparse/mla_sparse_impl.h"
+
+namespace tamis {
+namespace {
+
+constexpr Implementation<MlaSparseArgs> kList[] = {
+    {"reference", [](const MlaSparseArgs&) { return true; }, mla_sparse_reference},
+};
+
+}  // namespace
+
+void mla_sparse(KernelContext& context, const MlaSparseArgs& args) {
+  dispatch<MlaSparseArgs>(context, "mla_sparse", kList, args);
+}
+
+}  // namespace tamis

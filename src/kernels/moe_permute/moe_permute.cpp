@@ -1,0 +1,55 @@
+#include "kernels/moe_permute/moe_permute.h"
+
+#include <algorithm>
+
+namespace tamis {
+namespace {
+
+void moe_permute_reference(KernelContext& context, const MoePermuteArgs& a) {
+  const int64_t pairs = a.tokens * a.num_chosen;
+  std::fill_n(a.offsets, a.experts + 1, 0);
+  for (int64_t i = 0; i < pairs; ++i) ++a.offsets[a.ids[i] + 1];
+  for (int64_t e = 0; e < a.experts; ++e) a.offsets[e + 1] += a.offsets[e];
+  for (int64_t i = 0; i < pairs; ++i) a.row_of[i] = static_cast<int32_t>(a.offsets[a.ids[i]]++);
+  for (int64_t e = a.experts; e > 0; --e) a.offsets[e] = a.offsets[e - 1];  // undo the running ends
+  a.offsets[0] = 0;
+  context.pool().run(a.tokens, [&](int64_t t, int) {
+    for (int64_t i = 0; i < a.num_chosen; ++i) {
+      std::copy_n(a.x + t * a.width, a.width,
+                  a.rows + static_cast<int64_t>(a.row_of[t * a.num_chosen + i]) * a.width);
+    }
+  });
+}
+
+void moe_combine_reference(KernelContext& context, const MoeCombineArgs& a) {
+  context.pool().run(a.tokens, [&](int64_t t, int) {
+    float* y = a.y + t * a.width;
+    std::fill_n(y, a.width, 0.0f);
+    for (int64_t i = 0; i < a.num_chosen; ++i) {
+      const int64_t pair = t * a.num_chosen + i;
+      const float* row = a.rows + static_cast<int64_t>(a.row_of[pair]) * a.width;
+      for (int64_t c = 0; c < a.width; ++c) y[c] += a.weights[pair] * row[c];
+    }
+    if (a.shared == nullptr) return;
+    for (int64_t c = 0; c < a.width; ++c) y[c] += a.shared[t * a.width + c];
+  });
+}
+
+constexpr Implementation<MoePermuteArgs> kPermute[] = {
+    {"reference", [](const MoePermuteArgs&) { return true; }, moe_permute_reference},
+};
+constexpr Implementation<MoeCombineArgs> kCombine[] = {
+    {"reference", [](const MoeCombineArgs&) { return true; }, moe_combine_reference},
+};
+
+}  // namespace
+
+void moe_permute(KernelContext& context, const MoePermuteArgs& args) {
+  dispatch<MoePermuteArgs>(context, "moe_permute", kPermute, args);
+}
+
+void moe_combine(KernelContext& context, const MoeCombineArgs& args) {
+  dispatch<MoeCombineArgs>(context, "moe_combine", kCombine, args);
+}
+
+}  // namespace tamis

@@ -1,0 +1,23 @@
+// Every operation of Tamis. Each folder holds x.h (what it computes), x_ref.cpp (the specification
+// in plain loops), faster implementations, x_test.cpp and x_bench.cpp; x.cpp lists the
+// implementations in the order in which they are tried.
+#pragma once
+
+#include "kernels/cross_entropy/cross_entropy.h"      // negative log-likelihood
+#include "kernels/embedding/embedding.h"              // ids -> residual stream
+#include "kernels/hadamard/hadamard.h"                // rotation before FP8 in the indexer
+#include "kernels/indexer_logits/indexer_logits.h"    // equation (1): the index scores
+#include "kernels/indexer_select/indexer_select.h"    // equation (1) and the selection, fused
+#include "kernels/kv_append/kv_append.h"              // into the paged cache
+#include "kernels/layer_norm/layer_norm.h"            // the indexer's key norm
+#include "kernels/linear/linear.h"                    // all projections, grouped ones too
+#include "kernels/mla_dense/mla_dense.h"              // attention, expanded form
+#include "kernels/mla_sparse/mla_sparse.h"            // attention over a selection, absorbed form
+#include "kernels/moe_gate/moe_gate.h"                // the router
+#include "kernels/moe_permute/moe_permute.h"          // tokens by expert, and back
+#include "kernels/per_head_linear/per_head_linear.h"  // W_UK and W_UV
+#include "kernels/quantize_fp8/quantize_fp8.h"        // act_quant, block_quant, cache rows
+#include "kernels/rms_norm/rms_norm.h"                // with the residual addition
+#include "kernels/rope/rope.h"                        // positions, YaRN
+#include "kernels/swiglu/swiglu.h"                    // the MLP's activation
+#include "kernels/topk/topk.h"                        // selection from scores

@@ -1,0 +1,18 @@
+#include "kernels/per_head_linear/per_head_linear.h"
+
+#include "kernels/per_head_linear/per_head_linear_impl.h"
+
+namespace tamis {
+namespace {
+
+constexpr Implementation<PerHeadLinearArgs> kList[] = {
+    {"reference", [](const PerHeadLinearArgs&) { return true; }, per_head_linear_reference},
+};
+
+}  // namespace
+
+void per_head_linear(KernelContext& context, const PerHeadLinearArgs& args) {
+  dispatch<PerHeadLinearArgs>(context, "per_head_linear", kList, args);
+}
+
+}  // namespace tamis

@@ -1,0 +1,30 @@
+// One small matrix per head, cut out of one weight: the absorbed form of MLA.
+//
+//   W_h = W[h * head_rows + row_offset, +rows) of a weight W [heads * head_rows, cols]
+//   forward     y[t,h,:] = W_h x[t,h,:]      x [t,h,cols] -> y [t,h,rows]     (o = W_UV õ)
+//   transposed  y[t,h,:] = W_hᵀ x[t,h,:]     x [t,h,rows] -> y [t,h,cols]     (q̃ = W_UKᵀ q_nope)
+//
+// Same promise as linear: the bits of a row do not depend on its neighbours.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/context.h"
+#include "kernels/weight.h"
+
+namespace tamis {
+
+struct PerHeadLinearArgs {
+  const float* x = nullptr;
+  int64_t x_token_stride = 0, x_head_stride = 0;
+  int64_t num_tokens = 0, num_heads = 0;
+  Weight w;
+  int64_t head_rows = 0, row_offset = 0, rows = 0;
+  bool transposed = false;
+  float* y = nullptr;
+  int64_t y_token_stride = 0, y_head_stride = 0;
+};
+
+void per_head_linear(KernelContext& context, const PerHeadLinearArgs& args);
+
+}  // namespace tamis

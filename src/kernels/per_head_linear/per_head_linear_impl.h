@@ -1,0 +1,10 @@
+// The implementations of per_head_linear.
+#pragma once
+
+#include "kernels/per_head_linear/per_head_linear.h"
+
+namespace tamis {
+
+void per_head_linear_reference(KernelContext& context, const PerHeadLinearArgs& args);
+
+}  // namespace tamis

@@ -1,0 +1,26 @@
+#include "kernels/swiglu/swiglu.h"
+
+#include <cmath>
+
+namespace tamis {
+namespace {
+
+void swiglu_reference(KernelContext& context, const SwigluArgs& a) {
+  context.pool().run(a.rows, [&](int64_t r, int) {
+    for (int64_t i = r * a.width; i < (r + 1) * a.width; ++i) {
+      a.y[i] = a.gate[i] / (1.0f + std::exp(-a.gate[i])) * a.up[i];
+    }
+  });
+}
+
+constexpr Implementation<SwigluArgs> kList[] = {
+    {"reference", [](const SwigluArgs&) { return true; }, swiglu_reference},
+};
+
+}  // namespace
+
+void swiglu(KernelContext& context, const SwigluArgs& args) {
+  dispatch<SwigluArgs>(context, "swiglu", kList, args);
+}
+
+}  // namespace tamis
