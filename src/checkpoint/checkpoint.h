@@ -15,14 +15,12 @@
 #include <vector>
 
 #include "checkpoint/safetensors.h"
+#include "kernels/weight.h"  // kFp8Block
 #include "tensor/tensor.h"
 
 namespace tamis {
 
 struct ShardIndex;
-
-// Side of the blocks of an FP8 weight that share a scale.
-inline constexpr int64_t kFp8Block = 128;
 
 class Checkpoint {
  public:
