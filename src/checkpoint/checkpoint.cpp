@@ -36,14 +36,17 @@ bool is_weight_name(std::string_view name) {
 std::string path_within(const std::string& folder, const std::string& name, bool follow_links) {
   const fs::path path = fs::path(folder) / name;
   std::error_code error;
-  if (follow_links || !fs::is_symlink(fs::symlink_status(path, error))) return path.string();
-  const fs::path target = fs::canonical(path, error);
-  if (error) throw InputError(path.string() + ": a link to a file that is not there");
-  if (target.parent_path() != fs::canonical(folder, error)) {
-    throw InputError(path.string() +
-                     ": a link to a file outside the folder; pass --follow-links if you trust this "
-                     "folder (the Hugging Face cache links its snapshots this way)");
+  if (fs::is_symlink(fs::symlink_status(path, error))) {
+    const fs::path target = fs::canonical(path, error);
+    if (error) throw InputError(path.string() + ": a link to a file that is not there");
+    if (!follow_links && target.parent_path() != fs::canonical(folder, error)) {
+      throw InputError(path.string() +
+                       ": a link to a file outside the folder; pass --follow-links if you trust "
+                       "this folder (the Hugging Face cache links its snapshots this way)");
+    }
   }
+  // Opening a pipe would wait for a writer.
+  if (!fs::is_regular_file(path, error)) throw InputError(path.string() + ": not a regular file");
   return path.string();
 }
 

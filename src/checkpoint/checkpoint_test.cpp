@@ -3,8 +3,8 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include <chrono>
 #include <cstdlib>
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 
@@ -130,12 +130,13 @@ TEST_F(CheckpointTest, LargeCheckpointOpensFast) {
     shard(name, specs);
   }
   text("model.safetensors.index.json", index + "}}");
-  const auto start = std::chrono::steady_clock::now();
+  // Processor time: other programs of the machine must not decide the result.
+  const std::clock_t start = std::clock();
   const Checkpoint c = Checkpoint::open(folder_);
-  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
   EXPECT_EQ(c.entries().size(), 45000u);
-  EXPECT_LT(seconds.count(), 1.0);
-  RecordProperty("open_ms", static_cast<int>(seconds.count() * 1000));
+  EXPECT_LT(seconds, 1.0);
+  RecordProperty("open_ms", static_cast<int>(seconds * 1000));
 }
 
 TEST(CheckpointFixtureTest, PublicCheckpointsOpen) {
