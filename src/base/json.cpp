@@ -45,6 +45,13 @@ class StrictSax : public nlohmann::detail::json_sax_dom_parser<J> {
     }
     return Base::key(name);
   }
+  bool number_float(typename J::number_float_t value, const typename J::string_t& lexeme) {
+    if (limits_.long_integers_as_binary && lexeme.find_first_of(".eE") == std::string::npos) {
+      typename J::binary_t digits(std::vector<uint8_t>(lexeme.begin(), lexeme.end()));
+      return Base::binary(digits);
+    }
+    return Base::number_float(value, lexeme);
+  }
 
  private:
   void enter() {

@@ -13,6 +13,8 @@ using OrderedJson = nlohmann::ordered_json;  // keeps the order of an object's k
 struct JsonLimits {
   int max_depth = 128;
   bool allow_duplicate_keys = false;
+  // Integers past 64 bits become a binary value of their digits instead of a rounded double.
+  bool long_integers_as_binary = false;
 };
 
 // Parses the whole text. InputError "WHERE: ..." on a syntax error, invalid UTF-8, a duplicate key

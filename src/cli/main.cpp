@@ -25,6 +25,7 @@ int run(int argc, char** argv) {
   app.require_subcommand(1);
   app.get_formatter()->column_width(34);
   CommandBody chosen;
+  add_render(app, chosen);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
