@@ -14,5 +14,6 @@ namespace tamis::cli {
 using CommandBody = std::function<int()>;
 
 void add_render(CLI::App& app, CommandBody& chosen);
+void add_tokenize(CLI::App& app, CommandBody& chosen);
 
 }  // namespace tamis::cli

@@ -26,6 +26,7 @@ int run(int argc, char** argv) {
   app.get_formatter()->column_width(34);
   CommandBody chosen;
   add_render(app, chosen);
+  add_tokenize(app, chosen);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
