@@ -3,9 +3,9 @@
 //   score[t,h,s] = softmax_scale * (q_nope[t,h] . k_nope[s,h] + q_pe[t,h] . k_pe[s])
 //   out[t,h]     = sum_{s <= position of t} softmax(score)[s] v[s,h]
 //
-// One sequence: keys and values of positions 0 .. last are given expanded (W_kvb c_kv). Tiles of 64
-// positions counted from 0, so a row's bits depend on its own position alone. float32; the
-// reference computes in double.
+// With `indices` only the selected positions are read. One sequence: keys and values of positions 0
+// .. last are given expanded (W_kvb c_kv). Tiles of 64 positions counted from 0, so a row's bits
+// depend on its own position alone. float32; the reference computes in double.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +20,11 @@ struct MlaDenseArgs {
   const int32_t* position = nullptr;  // [tokens]
   const float* kv = nullptr;          // [positions, heads, nope + v_dim]: k_nope then v
   const float* k_pe = nullptr;        // [positions, rope]
+  const int32_t* indices = nullptr;   // [tokens, k]: the selected positions, ascending, -1 padded;
+  int64_t k = 0;                      // null: every position up to the token's own
   float softmax_scale = 0;
-  float* out = nullptr;  // [tokens, heads, v_dim]
+  bool round_bf16 = false;  // P is rounded to bf16 before the value product
+  float* out = nullptr;     // [tokens, heads, v_dim]
 };
 
 void mla_dense(KernelContext& context, const MlaDenseArgs& args);

@@ -1,0 +1,71 @@
+#include <algorithm>
+#include <cmath>
+
+#include "model/layer_context.h"
+
+namespace tamis {
+namespace {
+
+void mark_failed(LayerContext& c, int64_t token, int64_t layer) {
+  int32_t& failed = c.batch.failed_layer[c.batch.tokens.sequence[token]];
+  if (failed < 0) failed = static_cast<int32_t>(layer);
+}
+
+}  // namespace
+
+void check_finite(LayerContext& c, const float* x, int64_t width, int64_t layer) {
+  for (int64_t t = 0; t < c.tokens(); ++t) {
+    // 0 * x is 0 for every finite x, NaN for the rest.
+    float sum = 0;
+    for (int64_t i = 0; i < width; ++i) sum += 0.0F * x[t * width + i];
+    if (sum != 0.0F) mark_failed(c, t, layer);
+  }
+}
+
+void check_scores(LayerContext& c, int64_t layer) {
+  const uint8_t* has_nan = c.act.has_nan.data();
+  for (int64_t t = 0; t < c.tokens(); ++t) {
+    if (has_nan[t] != 0) mark_failed(c, t, layer);
+  }
+}
+
+float* part_of(LayerContext& c, int64_t rows, int64_t width, float* y) {
+  return c.group.size() == 1 ? y : c.act.part.get(rows * (width / c.group.size()));
+}
+
+void gather_columns(LayerContext& c, const float* part, int64_t rows, int64_t width, float* y) {
+  const int64_t ranks = c.group.size();
+  if (ranks == 1) return;
+  const int64_t share = width / ranks;
+  const auto n = static_cast<size_t>(rows * share);
+  float* all = c.act.gathered.get(rows * width);
+  c.group.all_gather({part, n}, {all, n * static_cast<size_t>(ranks)});
+  for (int64_t r = 0; r < ranks; ++r) {
+    for (int64_t t = 0; t < rows; ++t) {
+      std::copy_n(all + (r * rows + t) * share, share, y + t * width + r * share);
+    }
+  }
+}
+
+void block_forward(LayerContext& c, const LayerWeights& w, const LayerConfig& kind, int64_t layer) {
+  const int64_t d = c.config.hidden_size, n = c.tokens();
+  float *x = c.act.x.data(), *delta = c.act.delta.data(), *normed = c.act.normed.data();
+  const auto norm = [&](const std::vector<float>& weight) {
+    rms_norm(c.kernels,
+             {x, d, delta, weight.data(), n, d, c.config.norm_eps, normed, d, c.numerics.native()});
+  };
+  norm(w.input_norm);
+  c.observe("hidden", layer, x, n, d);
+  mla_forward(c, w.attention, kind, layer);
+  c.observe("attn_out", layer, delta, n, d);
+  norm(w.post_attention_norm);
+  if (kind.ffn == FfnKind::kDense) {
+    mlp_forward(c, w.mlp, c.config.intermediate);
+  } else {
+    moe_forward(c, w.moe, layer);
+  }
+  c.observe("mlp_out", layer, delta, n, d);
+  check_finite(c, delta, d, layer);
+}
+
+}  // namespace tamis

@@ -1,0 +1,114 @@
+// The lightning indexer (DeepSeek-V3.2, equation 1) and the selection it makes.
+//
+//   I[t,s] = sum_j w[t,j] ReLU(q[t,j] . k[s]),   S_t = the k largest over s <= t
+//
+// The score itself is the operation kernels/indexer_logits; here are its inputs.
+#include <algorithm>
+#include <cmath>
+
+#include "model/layer_context.h"
+#include "tensor/convert.h"
+
+namespace tamis {
+namespace {
+
+// k_norm is a LayerNorm with its own eps whatever rms_norm_eps says (NUMERICS 4.2).
+constexpr float kKeyNormEps = 1e-6F;
+
+RopeLayout layout_of(const LayerContext& c) {
+  if (!c.options.swap_index_rope) return c.config.index_rope;
+  return c.config.index_rope == RopeLayout::kHalfSplit ? RopeLayout::kInterleaved
+                                                       : RopeLayout::kHalfSplit;
+}
+
+// RoPE on the first `rope` dims, then, in the FP8 indexer, the Hadamard rotation.
+void rotate(LayerContext& c, float* x, int64_t heads) {
+  const int64_t dim = c.config.index_dim, n = c.tokens();
+  rope(c.kernels, {x, heads * dim, dim, n, heads, c.config.rope, layout_of(c), c.act.cos.data(),
+                   c.act.sin.data()});
+  c.numerics.round(x, n, heads * dim, heads * dim);
+  if (c.numerics.native()) hadamard(c.kernels, {x, n * heads, dim, true});
+}
+
+// The FP8 indexer's query: quantised per head; its scale moves into the head's weight.
+void quantise_query(float* q, int64_t dim, bool ue8m0, float* weight) {
+  uint8_t bytes[8192];
+  float scale[64];
+  act_quant_row(q, dim, ue8m0, bytes, scale);
+  for (int64_t d = 0; d < dim; ++d) {
+    q[d] = e4m3_to_float(bytes[d]) * (scale[d / kFp8Block] / scale[0]);
+  }
+  *weight *= scale[0];
+}
+
+}  // namespace
+
+bool indexer_needed(const LayerContext& c) {
+  if (c.observer != nullptr && c.observer->wants_index_scores()) return true;
+  if (!c.selector.uses_indexer()) return false;
+  // A token that sees no more than top-k positions takes them all: no scores needed.
+  const int32_t* p = c.batch.tokens.position;
+  return *std::max_element(p, p + c.tokens()) + 1 > c.config.index_topk;
+}
+
+void indexer_keys(LayerContext& c, const IndexerWeights& w) {
+  const int64_t dim = c.config.index_dim, n = c.tokens();
+  float* k = c.act.index_k.data();
+  layer_norm(c.kernels,
+             {k, dim, w.k_norm_w.data(), w.k_norm_b.data(), n, dim, kKeyNormEps, k, dim});
+  c.numerics.round(k, n, dim, dim);
+  if (c.numerics.native() && c.options.no_hadamard) {
+    rope(c.kernels,
+         {k, dim, dim, n, 1, c.config.rope, layout_of(c), c.act.cos.data(), c.act.sin.data()});
+    return c.numerics.round(k, n, dim, dim);
+  }
+  rotate(c, k, 1);
+}
+
+void indexer_queries(LayerContext& c) {
+  const int64_t heads = c.config.index_heads, dim = c.config.index_dim, n = c.tokens();
+  float *q = c.act.index_q.data(), *w = c.act.index_w.data();
+  rotate(c, q, heads);
+  const float head_scale = 1.0F / std::sqrt(static_cast<float>(heads));
+  const float dim_scale = 1.0F / std::sqrt(static_cast<float>(dim));
+  for (int64_t i = 0; i < n * heads; ++i) w[i] *= head_scale;
+  c.numerics.round(w, n, heads, heads);
+  for (int64_t i = 0; i < n * heads; ++i) {
+    if (c.numerics.native()) quantise_query(q + i * dim, dim, c.numerics.ue8m0, w + i);
+    w[i] *= dim_scale;
+  }
+}
+
+bool select_positions(LayerContext& c, const LayerConfig& kind, int64_t layer,
+                      const MlaSparseArgs& attention) {
+  const ModelConfig& m = c.config;
+  const int64_t n = c.tokens();
+  SelectorInput in;
+  in.layer = layer;
+  in.tokens = c.batch.tokens;
+  in.attention = attention;
+  in.indexer = {c.act.index_q.data(), c.act.index_w.data(), m.index_heads,
+                c.batch.kv[static_cast<size_t>(layer)], c.batch.tokens};
+  const bool own = kind.indexer == IndexerKind::kOwn;
+  if (own && c.observer != nullptr && c.observer->wants_index_scores()) {
+    const int64_t stride = *std::max_element(in.tokens.position, in.tokens.position + n) + 1;
+    float* scores = c.act.index_scores.get(n * stride);
+    indexer_logits(c.kernels, {in.indexer, scores, stride});
+    c.observer->floats("index_scores", layer, scores, n, stride);
+  }
+  if (c.selector.selects_all()) return false;
+  if (kind.indexer == IndexerKind::kNone && c.selector.uses_indexer()) return false;
+  int32_t* topk = c.act.topk.get(n * m.index_topk);
+  // A shared layer keeps the selection of the layer below that has its own; the controls that do
+  // not learn choose anew in every layer.
+  if (own || !c.selector.uses_indexer()) {
+    uint8_t* has_nan = c.act.has_nan.get(n);
+    std::fill_n(has_nan, n, uint8_t{0});
+    c.selector.select(c.kernels, in, topk, has_nan);
+    check_scores(c, layer);
+  }
+  if (c.observer != nullptr) c.observer->ints("topk", layer, topk, n, m.index_topk);
+  return true;
+}
+
+}  // namespace tamis

@@ -1,0 +1,57 @@
+// What the parts of a layer share during one forward pass. Internal to model/.
+#pragma once
+
+#include "kernels/ops.h"
+#include "model/transformer.h"
+
+namespace tamis {
+
+struct LayerContext {
+  KernelContext& kernels;
+  const ModelConfig& config;
+  const ModelOptions& options;
+  const Numerics& numerics;
+  Group& group;
+  const Batch& batch;
+  const Selector& selector;
+  Activations& act;
+  Observer* observer;
+
+  int64_t tokens() const { return batch.tokens.num_tokens; }
+  int64_t local_heads() const { return config.num_heads / group.size(); }
+  void observe(std::string_view name, int64_t layer, const float* data, int64_t rows,
+               int64_t cols) const {
+    if (observer != nullptr) observer->floats(name, layer, data, rows, cols);
+  }
+};
+
+// Attn(h) of one layer: normed -> delta. `layer` numbers the cache entry.
+void mla_forward(LayerContext& c, const AttentionWeights& w, const LayerConfig& kind,
+                 int64_t layer);
+
+// The indexer of one layer, in three steps around the projections that mla_forward runs.
+bool indexer_needed(const LayerContext& c);
+void indexer_keys(LayerContext& c, const IndexerWeights& w);
+void indexer_queries(LayerContext& c);
+// Fills act.topk; false if every token attends to all it sees.
+bool select_positions(LayerContext& c, const LayerConfig& kind, int64_t layer,
+                      const MlaSparseArgs& attention);
+
+// FFN(g) of one layer: normed -> delta.
+void mlp_forward(LayerContext& c, const MlpWeights& w, int64_t width);
+void moe_forward(LayerContext& c, const MoeWeights& w, int64_t layer);
+
+// A whole layer: adds the previous delta to x, leaves its own in delta.
+void block_forward(LayerContext& c, const LayerWeights& w, const LayerConfig& kind, int64_t layer);
+
+// y [tokens, width] from every rank's part [tokens, width / size], side by side. With one rank
+// part and y are the same memory and nothing happens.
+void gather_columns(LayerContext& c, const float* part, int64_t rows, int64_t width, float* y);
+// Where a rank writes its part: y itself when it is alone.
+float* part_of(LayerContext& c, int64_t rows, int64_t width, float* y);
+
+// Marks sequences with a row of x [tokens, width] that is not finite, or a has_nan flag.
+void check_finite(LayerContext& c, const float* x, int64_t width, int64_t layer);
+void check_scores(LayerContext& c, int64_t layer);
+
+}  // namespace tamis

@@ -1,0 +1,241 @@
+// Multi-head latent attention (DeepSeek-V3 report, 2.1.1; DeepSeek-V3.2 for the selection).
+#include <algorithm>
+
+#include "model/layer_context.h"
+
+namespace tamis {
+namespace {
+
+LinearArgs product(const float* x, int64_t tokens, const Weight& w, float* y) {
+  return {x, w.cols, tokens, w, y, w.rows};
+}
+
+// q_lora, kv latent and the indexer's key and weights: everything that reads h.
+void project_down(LayerContext& c, const AttentionWeights& w) {
+  const int64_t n = c.tokens();
+  const float* h = c.act.normed.data();
+  LinearArgs args[4];
+  size_t count = 0;
+  args[count++] = product(h, n, w.q_a, c.act.q_lora.get(n * c.config.q_lora));
+  args[count++] = product(h, n, w.kv_a, c.act.kv_a.get(n * w.kv_a.rows));
+  if (w.indexer) {
+    args[count++] = product(h, n, w.indexer->wk, c.act.index_k.get(n * c.config.index_dim));
+    if (indexer_needed(c)) {
+      args[count++] =
+          product(h, n, w.indexer->weights_proj, c.act.index_w.get(n * c.config.index_heads));
+    }
+  }
+  c.numerics.project(c.kernels, {args, count});
+}
+
+void norm_latents(LayerContext& c, const AttentionWeights& w) {
+  const int64_t n = c.tokens(), q = c.config.q_lora, kv = c.config.kv_lora;
+  const bool round = c.numerics.native();
+  float* q_lora = c.act.q_lora.data();
+  rms_norm(c.kernels,
+           {q_lora, q, nullptr, w.q_a_norm.data(), n, q, c.config.lora_norm_eps, q_lora, q, round});
+  rms_norm(c.kernels, {c.act.kv_a.data(), kv + c.config.rope, nullptr, w.kv_a_norm.data(), n, kv,
+                       c.config.lora_norm_eps, c.act.c_kv.get(n * kv), kv, round});
+}
+
+void project_queries(LayerContext& c, const AttentionWeights& w) {
+  const int64_t n = c.tokens();
+  const float* q_lora = c.act.q_lora.data();
+  LinearArgs args[2];
+  size_t count = 0;
+  args[count++] = product(q_lora, n, w.q_b, c.act.q.get(n * w.q_b.rows));
+  if (w.indexer && indexer_needed(c)) {
+    args[count++] =
+        product(q_lora, n, w.indexer->wq_b, c.act.index_q.get(n * w.indexer->wq_b.rows));
+  }
+  c.numerics.project(c.kernels, {args, count});
+}
+
+void rotate(LayerContext& c) {
+  const ModelConfig& m = c.config;
+  const int64_t n = c.tokens(), heads = c.local_heads(), width = m.kv_lora + m.rope;
+  RopeArgs q{c.act.q.data() + m.nope,  heads * m.qk_head(), m.qk_head(),     n, heads, m.rope,
+             RopeLayout::kInterleaved, c.act.cos.data(),    c.act.sin.data()};
+  rope(c.kernels, q);
+  RopeArgs k = q;
+  k.x = c.act.kv_a.data() + m.kv_lora;
+  k.token_stride = width;
+  k.heads = 1;
+  rope(c.kernels, k);
+  for (int64_t h = 0; h < heads; ++h) {
+    c.numerics.round(q.x + h * m.qk_head(), n, m.rope, q.token_stride);
+  }
+  c.numerics.round(k.x, n, m.rope, width);
+}
+
+void append(LayerContext& c, const AttentionWeights& w, int64_t layer) {
+  const ModelConfig& m = c.config;
+  const int64_t width = m.kv_lora + m.rope;
+  KvAppendArgs a;
+  a.c_kv = c.act.c_kv.data();
+  a.k_pe = c.act.kv_a.data() + m.kv_lora;
+  a.k_pe_stride = width;
+  a.index_key = w.indexer ? c.act.index_k.data() : nullptr;
+  a.ue8m0_scale = c.numerics.ue8m0;
+  a.kv = c.batch.kv[static_cast<size_t>(layer)];
+  a.tokens = c.batch.tokens;
+  kv_append(c.kernels, a);
+}
+
+// q̃ = W_UK^T q_nope: the query in latent space.
+MlaSparseArgs absorb_queries(LayerContext& c, const AttentionWeights& w, int64_t layer) {
+  const ModelConfig& m = c.config;
+  const int64_t n = c.tokens(), heads = c.local_heads();
+  PerHeadLinearArgs up;
+  up.x = c.act.q.data();
+  up.x_token_stride = heads * m.qk_head();
+  up.x_head_stride = m.qk_head();
+  up.num_tokens = n;
+  up.num_heads = heads;
+  up.w = w.kv_b;
+  up.head_rows = m.nope + m.v_head;
+  up.rows = m.nope;
+  up.transposed = true;
+  up.y = c.act.q_latent.get(n * heads * m.kv_lora);
+  up.y_token_stride = heads * m.kv_lora;
+  up.y_head_stride = m.kv_lora;
+  per_head_linear(c.kernels, up);
+  c.numerics.round(up.y, n, heads * m.kv_lora, heads * m.kv_lora);
+
+  MlaSparseArgs a;
+  a.q_latent = up.y;
+  a.q_pe = c.act.q.data() + m.nope;
+  a.q_pe_token_stride = heads * m.qk_head();
+  a.q_pe_head_stride = m.qk_head();
+  a.heads = heads;
+  a.kv = c.batch.kv[static_cast<size_t>(layer)];
+  a.tokens = c.batch.tokens;
+  a.softmax_scale = m.softmax_scale();
+  a.round_bf16 = c.numerics.native();
+  return a;
+}
+
+// The tokens [first, first + count) of a token map.
+TokenMap slice(const TokenMap& map, int64_t first, int64_t count) {
+  return {count, map.sequence + first, map.position + first, map.sequences};
+}
+
+// o = W_UV (sum of P c_kv), for the tokens of one sequence.
+void attend_absorbed(LayerContext& c, const AttentionWeights& w, MlaSparseArgs a,
+                     const BatchSequence& s) {
+  const ModelConfig& m = c.config;
+  const int64_t heads = c.local_heads(), first = s.first_token;
+  a.q_latent += first * heads * m.kv_lora;
+  a.q_pe += first * a.q_pe_token_stride;
+  a.tokens = slice(a.tokens, first, s.num_tokens);
+  if (a.indices != nullptr) a.indices += first * a.k;
+  a.out = c.act.o_latent.data() + first * heads * m.kv_lora;
+  mla_sparse(c.kernels, a);
+  c.numerics.round(a.out, s.num_tokens, heads * m.kv_lora, heads * m.kv_lora);
+
+  PerHeadLinearArgs v;
+  v.x = a.out;
+  v.x_token_stride = heads * m.kv_lora;
+  v.x_head_stride = m.kv_lora;
+  v.num_tokens = s.num_tokens;
+  v.num_heads = heads;
+  v.w = w.kv_b;
+  v.head_rows = m.nope + m.v_head;
+  v.row_offset = m.nope;
+  v.rows = m.v_head;
+  v.y = c.act.o.data() + first * heads * m.v_head;
+  v.y_token_stride = heads * m.v_head;
+  v.y_head_stride = m.v_head;
+  per_head_linear(c.kernels, v);
+}
+
+// Keys and values of every position so far are expanded, then attended to in the MHA form.
+void attend_expanded(LayerContext& c, const AttentionWeights& w, const MlaSparseArgs& a,
+                     const BatchSequence& s) {
+  const ModelConfig& m = c.config;
+  const int64_t heads = c.local_heads(), first = s.first_token, width = m.kv_lora + m.rope;
+  const int64_t total = c.batch.tokens.position[first + s.num_tokens - 1] + 1;
+  const KvSequence& seq = c.batch.tokens.sequences[c.batch.tokens.sequence[first]];
+  float* latent = c.act.k_expanded.get(total * width);
+  float* k_pe = c.act.k_pe_expanded.get(total * m.rope);
+  c.kernels.pool().run(total, [&](int64_t p, int) {
+    read_latent(a.kv, seq, p, latent + p * width);
+    std::copy_n(latent + p * width + m.kv_lora, m.rope, k_pe + p * m.rope);
+  });
+  LinearArgs expand = product(latent, total, w.kv_b, c.act.kv_expanded.get(total * w.kv_b.rows));
+  expand.x_stride = width;
+  c.numerics.project(c.kernels, {&expand, 1});
+
+  MlaDenseArgs d;
+  d.q = c.act.q.data() + first * heads * m.qk_head();
+  d.tokens = s.num_tokens;
+  d.heads = heads;
+  d.nope = m.nope;
+  d.rope = m.rope;
+  d.v_dim = m.v_head;
+  d.position = c.batch.tokens.position + first;
+  d.kv = expand.y;
+  d.k_pe = k_pe;
+  d.indices = a.indices == nullptr ? nullptr : a.indices + first * a.k;
+  d.k = a.k;
+  d.softmax_scale = a.softmax_scale;
+  d.round_bf16 = a.round_bf16;
+  d.out = c.act.o.data() + first * heads * m.v_head;
+  mla_dense(c.kernels, d);
+}
+
+void attend(LayerContext& c, const AttentionWeights& w, const MlaSparseArgs& a) {
+  const int64_t n = c.tokens(), heads = c.local_heads();
+  c.act.o.get(n * heads * c.config.v_head);
+  c.act.o_latent.get(n * heads * c.config.kv_lora);
+  const bool expanded = std::any_of(c.batch.sequences.begin(), c.batch.sequences.end(),
+                                    [](const BatchSequence& s) { return s.expanded; });
+  if (!expanded) return attend_absorbed(c, w, a, {0, n, false});
+  for (const BatchSequence& s : c.batch.sequences) {
+    s.expanded ? attend_expanded(c, w, a, s) : attend_absorbed(c, w, a, s);
+  }
+}
+
+void project_out(LayerContext& c, const AttentionWeights& w) {
+  const ModelConfig& m = c.config;
+  const int64_t n = c.tokens(), width = m.num_heads * m.v_head;
+  c.numerics.round(c.act.o.data(), n, width / c.group.size(), width / c.group.size());
+  float* o = c.act.o.data();
+  if (c.group.size() > 1) {
+    float* all = c.act.o_all.get(n * width);
+    gather_columns(c, o, n, width, all);
+    o = all;
+  }
+  LinearArgs out = product(o, n, w.o, part_of(c, n, m.hidden_size, c.act.delta.data()));
+  c.numerics.project(c.kernels, {&out, 1});
+  gather_columns(c, out.y, n, m.hidden_size, c.act.delta.data());
+}
+
+}  // namespace
+
+void mla_forward(LayerContext& c, const AttentionWeights& w, const LayerConfig& kind,
+                 int64_t layer) {
+  const ModelConfig& m = c.config;
+  const int64_t n = c.tokens();
+  project_down(c, w);
+  norm_latents(c, w);
+  project_queries(c, w);
+  rotate(c);
+  c.observe("c_kv", layer, c.act.c_kv.data(), n, m.kv_lora);
+  c.observe("kv_a", layer, c.act.kv_a.data(), n, m.kv_lora + m.rope);
+  if (w.indexer) {
+    indexer_keys(c, *w.indexer);
+    c.observe("index_k", layer, c.act.index_k.data(), n, m.index_dim);
+  }
+  append(c, w, layer);
+  MlaSparseArgs a = absorb_queries(c, w, layer);
+  if (w.indexer && indexer_needed(c)) indexer_queries(c);
+  if (select_positions(c, kind, layer, a)) {
+    a.indices = c.act.topk.data();
+    a.k = m.index_topk;
+  }
+  attend(c, w, a);
+  project_out(c, w);
+}
+
+}  // namespace tamis

@@ -1,0 +1,174 @@
+// The feed-forward half: a dense MLP, or DeepSeekMoE (V3 report, 2.1.2): routed experts and a
+// shared one, no token dropped.
+#include <algorithm>
+
+#include "model/layer_context.h"
+
+namespace tamis {
+namespace {
+
+// gate and up products of one MLP over `rows` rows of x.
+void push_gate_up(std::vector<LinearArgs>& args, const MlpWeights& w, const float* x, int64_t rows,
+                  float* gate, float* up) {
+  args.push_back({x, w.gate.cols, rows, w.gate, gate, w.gate.rows});
+  args.push_back({x, w.up.cols, rows, w.up, up, w.up.rows});
+}
+
+void activate(LayerContext& c, float* gate, const float* up, int64_t rows, int64_t width) {
+  swiglu(c.kernels, {gate, up, rows, width, gate});
+  c.numerics.round(gate, rows, width, width);
+}
+
+// The hidden state of an MLP whose rows are spread over the ranks, whole on every rank.
+const float* gather_hidden(LayerContext& c, const float* part, int64_t rows, int64_t width) {
+  if (c.group.size() == 1) return part;
+  float* all = c.act.shared_all.get(rows * width);
+  gather_columns(c, part, rows, width, all);
+  return all;
+}
+
+void route(LayerContext& c, const MoeWeights& w, int64_t layer) {
+  const ModelConfig& m = c.config;
+  const int64_t n = c.tokens();
+  float* logits = c.act.router.get(n * m.num_experts);
+  // float32 in every precision: a rounding here changes which experts run.
+  linear(c.kernels, {c.act.normed.data(), m.hidden_size, n, w.router, logits, m.num_experts});
+  MoeGateArgs g;
+  g.logits = logits;
+  g.bias = w.bias.data();
+  g.tokens = n;
+  g.experts = m.num_experts;
+  g.groups = m.num_groups;
+  g.topk_group = m.topk_group;
+  g.num_chosen = m.experts_per_token;
+  g.norm_topk_prob = m.norm_topk_prob;
+  g.routed_scaling_factor = m.routed_scaling_factor;
+  g.softmax = m.softmax_scores;
+  g.ids = c.act.expert_ids.get(n * m.experts_per_token);
+  g.weights = c.act.expert_weights.get(n * m.experts_per_token);
+  moe_gate(c.kernels, g);
+  if (c.observer == nullptr) return;
+  c.observer->floats("router.logits", layer, logits, n, m.num_experts);
+  c.observer->ints("router.ids", layer, g.ids, n, m.experts_per_token);
+  c.observer->floats("router.weights", layer, g.weights, n, m.experts_per_token);
+}
+
+void permute(LayerContext& c) {
+  const ModelConfig& m = c.config;
+  const int64_t n = c.tokens(), pairs = n * m.experts_per_token;
+  MoePermuteArgs p;
+  p.ids = c.act.expert_ids.data();
+  p.tokens = n;
+  p.num_chosen = m.experts_per_token;
+  p.experts = m.num_experts;
+  p.x = c.act.normed.data();
+  p.width = m.hidden_size;
+  p.row_of = c.act.expert_row_of.get(pairs);
+  p.offsets = c.act.expert_offsets.get(m.num_experts + 1);
+  p.rows = c.act.expert_rows.get(pairs * m.hidden_size);
+  moe_permute(c.kernels, p);
+}
+
+// Rows [first, last) of the sorted pairs belong to this rank's experts.
+struct RowRange {
+  int64_t first, last;
+};
+
+RowRange own_rows(LayerContext& c, const MoeWeights& w) {
+  const int64_t* offsets = c.act.expert_offsets.data();
+  return {offsets[w.first_expert],
+          offsets[w.first_expert + static_cast<int64_t>(w.experts.size())]};
+}
+
+void expert_hidden(LayerContext& c, const MoeWeights& w, std::vector<LinearArgs>& args) {
+  const ModelConfig& m = c.config;
+  const int64_t pairs = c.tokens() * m.experts_per_token, width = m.moe_intermediate;
+  const int64_t* offsets = c.act.expert_offsets.data() + w.first_expert;
+  float *gate = c.act.gate.get(pairs * width), *up = c.act.up.get(pairs * width);
+  for (size_t e = 0; e < w.experts.size(); ++e) {
+    const int64_t first = offsets[e], rows = offsets[e + 1] - first;
+    if (rows == 0) continue;
+    push_gate_up(args, w.experts[e], c.act.expert_rows.data() + first * m.hidden_size, rows,
+                 gate + first * width, up + first * width);
+  }
+}
+
+void expert_down(LayerContext& c, const MoeWeights& w, std::vector<LinearArgs>& args) {
+  const ModelConfig& m = c.config;
+  const int64_t pairs = c.tokens() * m.experts_per_token, d = m.hidden_size;
+  const int64_t* offsets = c.act.expert_offsets.data() + w.first_expert;
+  float* down = c.act.down.get(pairs * d);
+  for (size_t e = 0; e < w.experts.size(); ++e) {
+    const int64_t first = offsets[e], rows = offsets[e + 1] - first;
+    if (rows == 0) continue;
+    args.push_back({c.act.gate.data() + first * m.moe_intermediate, m.moe_intermediate, rows,
+                    w.experts[e].down, down + first * d, d});
+  }
+}
+
+// Each row of `down` was computed by one rank; adding zeros elsewhere shares it exactly.
+void share_rows(LayerContext& c, const RowRange& own, int64_t pairs) {
+  if (c.group.size() == 1) return;
+  const int64_t d = c.config.hidden_size;
+  float* down = c.act.down.data();
+  std::fill_n(down, own.first * d, 0.0F);
+  std::fill(down + own.last * d, down + pairs * d, 0.0F);
+  c.group.all_reduce({down, static_cast<size_t>(pairs * d)});
+}
+
+}  // namespace
+
+void mlp_forward(LayerContext& c, const MlpWeights& w, int64_t width) {
+  const int64_t n = c.tokens(), d = c.config.hidden_size, own = w.gate.rows;
+  float *gate = c.act.shared_gate.get(n * own), *up = c.act.shared_up.get(n * own);
+  std::vector<LinearArgs>& args = c.act.linears;
+  args.clear();
+  push_gate_up(args, w, c.act.normed.data(), n, gate, up);
+  c.numerics.project(c.kernels, args);
+  activate(c, gate, up, n, own);
+  const float* hidden = gather_hidden(c, gate, n, width);
+  LinearArgs down{hidden, width, n, w.down, part_of(c, n, d, c.act.delta.data()), w.down.rows};
+  c.numerics.project(c.kernels, {&down, 1});
+  gather_columns(c, down.y, n, d, c.act.delta.data());
+}
+
+void moe_forward(LayerContext& c, const MoeWeights& w, int64_t layer) {
+  const ModelConfig& m = c.config;
+  const int64_t n = c.tokens(), d = m.hidden_size, pairs = n * m.experts_per_token;
+  route(c, w, layer);
+  permute(c);
+  // Routed and shared experts side by side in the same two parallel loops.
+  std::vector<LinearArgs>& args = c.act.linears;
+  args.clear();
+  expert_hidden(c, w, args);
+  const int64_t shared_own = w.shared ? w.shared->gate.rows : 0;
+  float* shared_gate = c.act.shared_gate.get(n * shared_own);
+  float* shared_up = c.act.shared_up.get(n * shared_own);
+  if (w.shared) push_gate_up(args, *w.shared, c.act.normed.data(), n, shared_gate, shared_up);
+  c.numerics.project(c.kernels, args);
+
+  const RowRange own = own_rows(c, w);
+  const int64_t first = own.first * m.moe_intermediate;
+  activate(c, c.act.gate.data() + first, c.act.up.data() + first, own.last - own.first,
+           m.moe_intermediate);
+  args.clear();
+  expert_down(c, w, args);
+  float* shared = nullptr;
+  if (w.shared) {
+    activate(c, shared_gate, shared_up, n, shared_own);
+    const int64_t width = shared_own * c.group.size();
+    const float* hidden = gather_hidden(c, shared_gate, n, width);
+    shared = c.act.shared_down.get(n * d);
+    args.push_back(
+        {hidden, width, n, w.shared->down, part_of(c, n, d, shared), w.shared->down.rows});
+  }
+  c.numerics.project(c.kernels, args);
+  if (w.shared) gather_columns(c, args.back().y, n, d, shared);
+  share_rows(c, own, pairs);
+  moe_combine(c.kernels,
+              {c.act.down.data(), c.act.expert_row_of.data(), c.act.expert_weights.data(), n,
+               m.experts_per_token, d, shared, c.act.delta.data()});
+  c.numerics.round(c.act.delta.data(), n, d, d);
+}
+
+}  // namespace tamis

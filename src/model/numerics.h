@@ -1,0 +1,31 @@
+// Where the model rounds. Exact: weights dequantised, float32 throughout. Native: the order of
+// DeepSeek's FP8 inference code: bf16 between operations, FP8 products with activations quantised
+// per 128 columns, an FP8 indexer behind a Hadamard rotation.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "kernels/linear/linear.h"
+
+namespace tamis {
+
+enum class Precision : uint8_t { kExact, kNative };
+
+// "exact", "native"; UsageError for any other name.
+Precision precision_from_name(std::string_view name);
+
+struct Numerics {
+  Precision precision = Precision::kExact;
+  bool ue8m0 = false;  // native: activation and key scales are powers of two
+
+  bool native() const { return precision == Precision::kNative; }
+
+  // Projections: exact products, or FP8 / bf16 ones rounded to bf16.
+  void project(KernelContext& context, std::span<const LinearArgs> args) const;
+  // Rounds x [rows, width] (rows `stride` apart) to bf16 when native.
+  void round(float* x, int64_t rows, int64_t width, int64_t stride) const;
+};
+
+}  // namespace tamis

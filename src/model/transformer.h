@@ -1,0 +1,81 @@
+// The model: a forward pass over a batch of ragged sequences with a paged cache.
+//
+//   text -> ids -> Batch -> Transformer::forward -> logits
+//
+// It reads like the paper: block.cpp has a layer, mla.cpp section 2.1.1 of the V3 report,
+// indexer.cpp equation (1) of V3.2, moe.cpp section 2.1.2. Batch, chunk and thread count do not
+// change a token's bits.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "comm/group.h"
+#include "kernels/context.h"
+#include "model/activations.h"
+#include "model/config.h"
+#include "model/kv_view.h"
+#include "model/numerics.h"
+#include "model/observer.h"
+#include "model/selector.h"
+#include "model/weights.h"
+
+namespace tamis {
+
+// One sequence's tokens within a batch.
+struct BatchSequence {
+  int64_t first_token = 0, num_tokens = 0;
+  // Attention in the expanded (MHA) form: the native path's prefill. Off, the absorbed form.
+  bool expanded = false;
+};
+
+struct Batch {
+  TokenMap tokens;               // tokens of one sequence are consecutive, positions ascending
+  const int32_t* ids = nullptr;  // [tokens], each in [0, vocab_size)
+  std::span<const BatchSequence> sequences;
+  KvView kv;
+  std::span<const int32_t> logit_rows;  // tokens whose logits are wanted
+  float* logits = nullptr;              // out [logit_rows, vocab_size]
+  // out [sequences]: the first layer that produced a number that is not finite (num_layers: the
+  // head), -1 if none. Such a sequence's logits mean nothing; the others' are untouched.
+  int32_t* failed_layer = nullptr;
+};
+
+struct ModelOptions {
+  Precision precision = Precision::kExact;
+  // Wrong on purpose, for the negative controls of `tamis verify`.
+  bool swap_index_rope = false;
+  bool no_hadamard = false;
+};
+
+class Transformer {
+ public:
+  // Keeps references: checkpoint, weights and group must outlive it.
+  Transformer(const ModelConfig& config, const ModelWeights& weights, Group& group,
+              const ModelOptions& options);
+
+  const ModelConfig& config() const { return config_; }
+  Group& group() const { return group_; }
+  const ModelOptions& options() const { return options_; }
+
+  void forward(KernelContext& context, const Batch& batch, const Selector& selector,
+               Activations& act, Observer* observer = nullptr) const;
+
+  // The multi-token-prediction layer `index` over `batch` (ids are the NEXT tokens): hidden
+  // [tokens, hidden] are the main model's states after its final norm. Writes the layer's own cache
+  // entry (layer num_layers + index) and batch.logits for logit_rows.
+  void forward_mtp(KernelContext& context, const Batch& batch, int64_t index, const float* hidden,
+                   const Selector& selector, Activations& act, Observer* observer = nullptr) const;
+
+ private:
+  ModelConfig config_;
+  const ModelWeights& weights_;
+  Group& group_;
+  ModelOptions options_;
+  Numerics numerics_;
+  std::vector<float> inv_freq_;
+};
+
+}  // namespace tamis
