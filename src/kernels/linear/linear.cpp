@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "kernels/linear/linear_impl.h"
+#include "kernels/simd/targets.h"
 
 namespace tamis {
 namespace {
@@ -11,6 +12,7 @@ namespace {
 using Batch = std::span<const LinearArgs>;
 
 constexpr Implementation<Batch> kLinear[] = {
+    {"simd", [](const Batch&) { return vectors_available(); }, linears_simd},
     {"reference", [](const Batch&) { return true; }, linears_reference},
 };
 

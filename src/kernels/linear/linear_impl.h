@@ -5,6 +5,7 @@
 
 namespace tamis {
 
+void linears_simd(KernelContext& context, const std::span<const LinearArgs>& args);
 void linears_reference(KernelContext& context, const std::span<const LinearArgs>& args);
 void linear_fp8_reference(KernelContext& context, const LinearFp8Args& args);
 
