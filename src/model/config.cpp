@@ -1,6 +1,7 @@
 #include "model/config.h"
 
 #include <cmath>
+#include <initializer_list>
 #include <limits>
 #include <nlohmann/json.hpp>
 
@@ -13,6 +14,7 @@ namespace {
 constexpr int64_t kMaxLayers = 4096;
 constexpr int64_t kMaxWidth = 1 << 24;
 constexpr int64_t kMaxContext = int64_t{1} << 30;
+constexpr int64_t kMaxElements = int64_t{1} << 47;
 
 class Reader {
  public:
@@ -220,6 +222,32 @@ void read_quantization(const Reader& in, ModelConfig& c) {
   c.ue8m0_scales = format == "ue8m0";
 }
 
+// No tensor and no cache row of an accepted model may pass 2^47 elements: sizes computed from these
+// numbers later, in bytes and with a factor of layers or threads, then stay far below 2^63.
+void limit_product(const Reader& in, const char* key, std::initializer_list<int64_t> factors) {
+  int64_t product = 1;
+  for (const int64_t factor : factors) {
+    if (__builtin_mul_overflow(product, factor, &product) || product >= kMaxElements) {
+      in.fail(key, "makes a tensor of more than 2^47 elements");
+    }
+  }
+}
+
+void limit_derived_sizes(const Reader& in, const ModelConfig& c) {
+  limit_product(in, "vocab_size", {c.vocab_size, c.hidden_size});
+  limit_product(in, "q_lora_rank", {c.num_heads, c.qk_head(), c.q_lora});
+  limit_product(in, "q_lora_rank", {c.q_lora, c.hidden_size});
+  limit_product(in, "kv_lora_rank", {c.num_heads, c.nope + c.v_head, c.kv_lora});
+  limit_product(in, "v_head_dim", {c.num_heads, c.v_head, c.hidden_size});
+  limit_product(in, "index_n_heads", {c.index_heads, c.index_dim, c.q_lora});
+  limit_product(in, "index_n_heads", {c.index_heads, c.hidden_size});
+  limit_product(in, "intermediate_size", {c.intermediate, c.hidden_size});
+  limit_product(in, "n_routed_experts", {c.num_experts, c.moe_intermediate, c.hidden_size});
+  limit_product(in, "n_shared_experts", {c.num_shared_experts, c.moe_intermediate, c.hidden_size});
+  const int64_t entry = c.kv_lora + c.rope + c.index_dim;
+  limit_product(in, "max_position_embeddings", {c.max_position, entry, c.num_layers()});
+}
+
 void read_token_ids(const Reader& in, ModelConfig& c) {
   c.bos_id = in.integer_or("bos_token_id", -1, 0, c.vocab_size - 1);
   if (!in.has("eos_token_id")) return;
@@ -260,6 +288,7 @@ ModelConfig ModelConfig::parse(std::string_view text, const std::string& where) 
   read_rope(in, c);
   read_quantization(in, c);
   read_token_ids(in, c);
+  limit_derived_sizes(in, c);
   return c;
 }
 
