@@ -1,6 +1,7 @@
-# Compiler settings of every target, and the two functions that declare a folder:
+# Compiler settings of every target, and the functions that declare a folder:
 #   tamis_library(NAME base DEPS ... LIBS ...)   one folder = one static library + its tests
 #   tamis_test(NAME x SOURCES ... DEPS ... LABELS ...)
+# and tamis_mpi_test(NAME x RANKS n COMMAND ...) for a test under mpirun.
 
 set(CMAKE_CXX_STANDARD 20)
 set(CMAKE_CXX_STANDARD_REQUIRED ON)
@@ -24,6 +25,16 @@ find_package(PkgConfig REQUIRED)
 pkg_check_modules(HWY REQUIRED IMPORTED_TARGET libhwy)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
+# TAMIS_MPI_FOUND chooses between comm/mpi.cpp and comm/no_mpi.cpp.
+set(TAMIS_MPI_FOUND OFF)
+if(TAMIS_MPI)
+  set(MPI_CXX_SKIP_MPICXX ON)
+  find_package(MPI COMPONENTS CXX QUIET)
+  set(TAMIS_MPI_FOUND ${MPI_CXX_FOUND})
+endif()
+if(NOT TAMIS_MPI_FOUND)
+  message(STATUS "No MPI (TAMIS_MPI=${TAMIS_MPI}): one process only, no tests under mpirun")
+endif()
 if(TAMIS_TESTS)
   find_package(GTest REQUIRED)
   find_path(RAPIDCHECK_INCLUDE rapidcheck.h REQUIRED)
@@ -76,6 +87,38 @@ function(tamis_test)
   # One ctest entry a binary: GoogleTest's own output names the case that failed.
   add_test(NAME ${T_NAME} COMMAND ${T_NAME})
   set_tests_properties(${T_NAME} PROPERTIES LABELS "${T_LABEL}" TIMEOUT 600)
+endfunction()
+
+# The ctest entry NAME_RANKS: COMMAND (a target or a program, and its arguments) on RANKS ranks, in
+# label dist. It passes when mpirun exits with 0; with FAILS_WITH "text", when mpirun exits with
+# something else within 10 s and "text" is in the output. No entry without MPI.
+function(tamis_mpi_test)
+  cmake_parse_arguments(T "" "NAME;RANKS;FAILS_WITH" "COMMAND" ${ARGN})
+  if(NOT TAMIS_TESTS OR NOT TAMIS_MPI_FOUND)
+    return()
+  endif()
+  # ThreadSanitizer does not understand the library's own locks.
+  if(TAMIS_SANITIZE MATCHES "thread")
+    return()
+  endif()
+  list(POP_FRONT T_COMMAND program)
+  if(TARGET ${program})
+    set(program "$<TARGET_FILE:${program}>")
+  endif()
+  set(expect "")
+  if(T_FAILS_WITH)
+    set(expect "${PROJECT_SOURCE_DIR}/tests/dist/expect_failure" 10 "${T_FAILS_WITH}")
+  endif()
+  set(name "${T_NAME}_${T_RANKS}")
+  add_test(NAME ${name} COMMAND ${expect} "${MPIEXEC_EXECUTABLE}" ${MPIEXEC_NUMPROC_FLAG}
+    ${T_RANKS} "${program}" ${T_COMMAND})
+  # The variables of Open MPI for: root may run (containers), more ranks than cores, ranks not tied
+  # to one core each, and no copying between processes by a system call that containers refuse.
+  # Leaks: Open MPI keeps its tables until the end.
+  set_tests_properties(${name} PROPERTIES LABELS dist TIMEOUT 120 PROCESSORS ${T_RANKS}
+    ENVIRONMENT "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;\
+OMPI_MCA_rmaps_base_oversubscribe=1;OMPI_MCA_hwloc_base_binding_policy=none;\
+OMPI_MCA_btl_vader_single_copy_mechanism=none;ASAN_OPTIONS=detect_leaks=0")
 endfunction()
 
 function(tamis_library)

@@ -1,4 +1,4 @@
-#include <algorithm>
+#include <cstring>
 
 #include "comm/group.h"
 
@@ -7,14 +7,18 @@ namespace {
 
 class SingleGroup final : public Group {
  public:
-  int rank() const override { return 0; }
-  int size() const override { return 1; }
-  void all_reduce(std::span<float>) override {}
-  void all_gather(std::span<const float> in, std::span<float> out) override {
-    std::copy(in.begin(), in.end(), out.begin());
+  SingleGroup() : Group(0, 1) {}
+  void abandon(int) override {}
+
+ private:
+  void exchange(const Call&, std::span<const std::span<const std::byte>> to,
+                std::span<const std::span<std::byte>> from) override {
+    if (!to[0].empty()) std::memmove(from[0].data(), to[0].data(), to[0].size());
   }
-  void broadcast(std::span<std::byte>, int) override {}
-  void barrier() override {}
+  // Group refuses messages to oneself, and there is no other rank.
+  void send_to(const Call&, std::span<const std::byte>, int) override {}
+  void recv_from(const Call&, std::span<std::byte>, int) override {}
+  std::unique_ptr<Group> part(int, std::span<const int>) override { return single_group(); }
 };
 
 }  // namespace
