@@ -2,12 +2,12 @@
 //
 // direct, m <= 8 rows of x: reads W once, converts in registers, 8 accumulators at least so that
 //   the latency of fma (4 cycles, 2 a cycle) is covered. Bound by the bandwidth of W.
-// panel, m > 8: converts [96 rows of W x 512 columns] to float once (192 KiB, in L2) and multiplies
-//   it with 3 x 4 tiles of x and W rows along the columns: 12 accumulators, 3 registers of x and 1
-//   of W fill the 16 registers of AVX2; 7 loads for 12 fma. 6 rows of x (12 KiB) stay in L1 while
-//   the panel streams past (8 KiB for every 768 cycles). Bound by fma.
+// blocked, m > 8: packs [132 rows of x x 512 columns] once (264 KiB, stays in L2), then converts W
+//   to float 8 rows at a time (16 KiB, stays in L1) and multiplies in tiles of 3 rows of x and 4 of
+//   W along the columns: 12 accumulators, 3 registers of x and 1 of W fill the 16 registers of
+//   AVX2; 7 loads for 12 fma. x streams from L2 at 6 KiB for every 768 cycles. Bound by fma.
 //
-// Tasks are blocks of rows of W (and, in the panel path, of x): outputs only, so threads do not
+// Tasks are blocks of rows of W (and, in the blocked path, of x): outputs only, so threads do not
 // change bits.
 #include <algorithm>
 #include <new>
@@ -30,19 +30,19 @@ namespace {
 
 constexpr int64_t kChunk = 512;        // columns summed before the chunks are added up
 constexpr int64_t kQuadRows = 4;       // rows of W in a register tile
+constexpr int64_t kPanelRows = 8;      // rows of W converted at a time
 constexpr int64_t kTileX = 3;          // rows of x in a register tile
+constexpr int64_t kBlockX = 132;       // most rows of x of a task
 constexpr int64_t kDirectRows = 8;     // most rows of x of the direct path
-constexpr int64_t kPanelRows = 96;     // rows of W in a panel
-constexpr int64_t kPanelX = 512;       // most rows of x of one task
 constexpr int64_t kTaskBytes = 32768;  // weights of a direct task
-static_assert(kPanelRows % kQuadRows == 0);
+static_assert(kPanelRows % kQuadRows == 0 && kBlockX % kTileX == 0);
 
 // Rows [row, row + rows) of W times rows [m, m + count) of x.
 struct LinearTask {
   const LinearArgs* args;
   int64_t row, rows, m, count;
   float* panel;   // kPanelRows * kChunk floats
-  float* packed;  // 2 * kTileX * kChunk floats
+  float* packed;  // kBlockX * kChunk floats
 };
 
 }  // namespace
@@ -147,47 +147,49 @@ void direct(const LinearTask& task) {
   }
 }
 
-// ---- panel
+// ---- blocked
 
-// Panel layout: [rows / 4][steps of 8 columns][4 rows][8 columns], absent rows zero.
+// Rows [row, row + kPanelRows) of W as [rows / 4][steps of 8 columns][4 rows][8 columns]; rows from
+// `last` on are zero.
 template <typename Row>
-void fill_panel(const LinearTask& task, int64_t begin, int64_t cols, int64_t steps) {
-  const Weight& w = task.args->w;
+void fill_panel(const Weight& w, int64_t row, int64_t last, int64_t begin, int64_t cols,
+                int64_t steps, float* panel) {
   constexpr int64_t kStride = kQuadRows * kLanes;
-  const int64_t padded = (task.rows + kQuadRows - 1) / kQuadRows * kQuadRows;
-  for (int64_t i = 0; i < padded; ++i) {
-    float* out = task.panel + i / kQuadRows * steps * kStride + i % kQuadRows * kLanes;
-    if (i >= task.rows) {
+  for (int64_t i = 0; i < kPanelRows; ++i) {
+    float* out = panel + i / kQuadRows * steps * kStride + i % kQuadRows * kLanes;
+    if (row + i >= last) {
       for (int64_t s = 0; s < steps; ++s) store8(zero8(), out + s * kStride);
       continue;
     }
-    const Row row(w, task.row + i);
+    const Row reader(w, row + i);
     F8 v[kStepF8];
     int64_t c = 0;
     for (; c + kStep <= cols; c += kStep) {
-      row.load32(begin + c, v);
+      reader.load32(begin + c, v);
+      reader.prefetch(begin + c, kPanelRows * w.row_bytes);
       TAMIS_UNROLL for (int64_t j = 0; j < kStepF8; ++j) {
         store8(v[j], out + (c / kLanes + j) * kStride);
       }
     }
     if (c == cols) continue;
-    const int64_t vectors = load_tail(w, task.row + i, begin + c, cols - c, v);
+    const int64_t vectors = load_tail(w, row + i, begin + c, cols - c, v);
     for (int64_t j = 0; j < vectors; ++j) store8(v[j], out + (c / kLanes + j) * kStride);
   }
 }
 
-// `count` rows of x from row m on as [steps of 8 columns][count][8 columns], zeros after the end.
-void pack_x(const LinearArgs& a, int64_t m, int64_t count, int64_t begin, int64_t cols,
-            float* out) {
-  const int64_t stride = count * kLanes, whole = cols / kLanes;
-  for (int64_t i = 0; i < count; ++i, out += kLanes) {
-    const float* x = a.x + (m + i) * a.x_stride + begin;
-    for (int64_t s = 0; s < whole; ++s) store8(load8(x + s * kLanes), out + s * stride);
-    if (cols % kLanes == 0) continue;
-    float tail[kLanes] = {};
-    std::copy(x + whole * kLanes, x + cols, tail);
-    store8(load8(tail), out + whole * stride);
+// One row of x into a group of `stride / 8` rows: [steps of 8 columns][rows][8 columns], zeros
+// after the end.
+void pack_row(const float* x, int64_t next, int64_t cols, int64_t stride, float* out) {
+  constexpr int64_t kLineFloats = 16;
+  const int64_t whole = cols / kLanes;
+  for (int64_t s = 0; s < whole; ++s) {
+    if (s % (kLineFloats / kLanes) == 0) hwy::Prefetch(x + next + s * kLanes);
+    store8(load8(x + s * kLanes), out + s * stride);
   }
+  if (cols % kLanes == 0) return;
+  float tail[kLanes] = {};
+  std::copy(x + whole * kLanes, x + cols, tail);
+  store8(load8(tail), out + whole * stride);
 }
 
 // One register tile: G rows of x, 4 rows of W. y [G, valid] is set by the first chunk of columns
@@ -197,6 +199,7 @@ HWY_INLINE void tile(const float* HWY_RESTRICT x, const float* HWY_RESTRICT w, i
                      bool first, int64_t valid, float* y, int64_t y_stride) {
   F8 acc[G][kQuadRows];
   TAMIS_UNROLL for (int g = 0; g < G; ++g) {
+    hwy::Prefetch(y + g * y_stride);
     TAMIS_UNROLL for (int j = 0; j < kQuadRows; ++j) acc[g][j] = zero8();
   }
   for (int64_t s = 0; s < steps; ++s, x += G * kLanes, w += kQuadRows * kLanes) {
@@ -210,7 +213,7 @@ HWY_INLINE void tile(const float* HWY_RESTRICT x, const float* HWY_RESTRICT w, i
   TAMIS_UNROLL for (int g = 0; g < G; ++g, y += y_stride) {
     const QuadTag q;
     Quad sum = sum4(acc[g][0], acc[g][1], acc[g][2], acc[g][3]);
-    if (valid == kQuadRows) {
+    if (valid >= kQuadRows) {
       if (!first) sum = hn::Add(hn::LoadU(q, y), sum);
       hn::StoreU(sum, q, y);
       continue;
@@ -235,38 +238,53 @@ struct XGroups {
   int64_t begin(int64_t g) const { return g < threes ? 3 * g : 3 * threes + 2 * (g - threes); }
 };
 
-void multiply_group(const LinearTask& task, int64_t size, int64_t m, const float* x, const float* w,
-                    int64_t row, int64_t steps, bool first) {
+// The rows of x of one task, columns [begin, begin + cols), group after group.
+void pack_x(const LinearTask& task, const XGroups& groups, int64_t begin, int64_t cols,
+            int64_t steps) {
   const LinearArgs& a = *task.args;
-  float* y = a.y + m * a.y_stride + row;
-  const int64_t valid = std::min(kQuadRows, task.row + task.rows - row);
-  if (size == 3) return tile<3>(x, w, steps, first, valid, y, a.y_stride);
-  if (size == 2) return tile<2>(x, w, steps, first, valid, y, a.y_stride);
-  tile<1>(x, w, steps, first, valid, y, a.y_stride);
+  for (int64_t g = 0; g < groups.count(); ++g) {
+    const int64_t size = groups.size(g), row = groups.begin(g);
+    for (int64_t i = 0; i < size; ++i) {
+      pack_row(a.x + (task.m + row + i) * a.x_stride + begin, a.x_stride, cols, size * kLanes,
+               task.packed + (row * steps + i) * kLanes);
+    }
+  }
+}
+
+// All rows of x of the task times kPanelRows rows of W, of which `valid` exist.
+void multiply_panel(const LinearTask& task, const XGroups& groups, int64_t row, int64_t valid,
+                    int64_t steps, bool first) {
+  const LinearArgs& a = *task.args;
+  const int64_t count = groups.count();
+  for (int64_t g = 0; g < count; ++g) {
+    const int64_t size = groups.size(g), m = groups.begin(g);
+    const float* x = task.packed + m * steps * kLanes;
+    for (int64_t q = 0; q < valid; q += kQuadRows) {
+      const float* w = task.panel + q * steps * kLanes;
+      float* y = a.y + (task.m + m) * a.y_stride + row + q;
+      if (size == 3) {
+        tile<3>(x, w, steps, first, valid - q, y, a.y_stride);
+      } else if (size == 2) {
+        tile<2>(x, w, steps, first, valid - q, y, a.y_stride);
+      } else {
+        tile<1>(x, w, steps, first, valid - q, y, a.y_stride);
+      }
+    }
+  }
 }
 
 template <typename Row>
-void panel(const LinearTask& task) {
-  const LinearArgs& a = *task.args;
+void blocked(const LinearTask& task) {
+  const Weight& w = task.args->w;
   const XGroups groups(task.count);
-  constexpr int64_t kPackedGroup = kTileX * kChunk;
-  for (int64_t begin = 0; begin < a.w.cols; begin += kChunk) {
-    const int64_t cols = std::min(kChunk, a.w.cols - begin);
+  const int64_t last = task.row + task.rows;
+  for (int64_t begin = 0; begin < w.cols; begin += kChunk) {
+    const int64_t cols = std::min(kChunk, w.cols - begin);
     const int64_t steps = (cols + kLanes - 1) / kLanes;
-    fill_panel<Row>(task, begin, cols, steps);
-    for (int64_t g = 0; g < groups.count(); g += 2) {
-      const int64_t last = std::min(g + 2, groups.count());
-      for (int64_t i = g; i < last; ++i) {
-        pack_x(a, task.m + groups.begin(i), groups.size(i), begin, cols,
-               task.packed + (i - g) * kPackedGroup);
-      }
-      for (int64_t r = 0; r < task.rows; r += kQuadRows) {
-        for (int64_t i = g; i < last; ++i) {
-          multiply_group(task, groups.size(i), task.m + groups.begin(i),
-                         task.packed + (i - g) * kPackedGroup, task.panel + r * steps * kLanes,
-                         task.row + r, steps, begin == 0);
-        }
-      }
+    pack_x(task, groups, begin, cols, steps);
+    for (int64_t row = task.row; row < last; row += kPanelRows) {
+      fill_panel<Row>(w, row, last, begin, cols, steps, task.panel);
+      multiply_panel(task, groups, row, std::min(kPanelRows, last - row), steps, begin == 0);
     }
   }
 }
@@ -274,7 +292,7 @@ void panel(const LinearTask& task) {
 template <typename Row>
 void run(const LinearTask& task) {
   const int64_t m = task.args->m;
-  if (m > kDirectRows) return panel<Row>(task);
+  if (m > kDirectRows) return blocked<Row>(task);
   if (m > 4) return direct<Row, 8, 1>(task);
   if (m > 2) return direct<Row, 4, 2>(task);
   if (m == 2) return direct<Row, 2, 4>(task);
@@ -298,38 +316,39 @@ namespace {
 
 HWY_EXPORT(run_linear_task);
 
-// How one product is cut: its tasks are numbered from first_task, rows of W fastest.
+// How one product is cut: its tasks are numbered from first_task, blocks of x fastest, so that a
+// block of W is read again while it is still in the cache.
 struct Cut {
-  int64_t first_task, rows, x_rows, row_blocks;
+  int64_t first_task, rows, x_rows, x_blocks, tasks;
 };
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
-// Blocks of W of about `wanted` rows, all nearly the same size, in whole quads.
-int64_t even_rows(int64_t rows, int64_t wanted) {
-  return round_up(ceil_div(rows, ceil_div(rows, wanted)), kQuadRows);
+// `total` in the fewest parts of at most about `wanted`, all nearly the same size, multiples of
+// `unit`.
+int64_t even_part(int64_t total, int64_t wanted, int64_t unit) {
+  return ceil_div(ceil_div(total, ceil_div(total, wanted)), unit) * unit;
 }
 
-Cut cut_product(const LinearArgs& a, int64_t panel_rows, int64_t first_task) {
-  if (a.m <= kDirectRows) {
-    const int64_t rows = std::max(kQuadRows, kTaskBytes / std::max<int64_t>(1, a.w.row_bytes));
-    const int64_t even = even_rows(a.w.rows, rows);
-    return {first_task, even, a.m, ceil_div(a.w.rows, even)};
-  }
-  const int64_t rows = even_rows(a.w.rows, panel_rows);
-  return {first_task, rows, ceil_div(a.m, ceil_div(a.m, kPanelX)), ceil_div(a.w.rows, rows)};
+Cut cut_product(const LinearArgs& a, int64_t blocked_rows, int64_t first_task) {
+  if (a.m == 0 || a.w.rows == 0 || a.w.cols == 0) return {first_task, 1, 1, 1, 0};
+  const bool direct = a.m <= kDirectRows;
+  const int64_t wanted = direct ? std::max(kQuadRows, kTaskBytes / a.w.row_bytes) : blocked_rows;
+  const int64_t rows = even_part(a.w.rows, wanted, direct ? kQuadRows : kPanelRows);
+  const int64_t x_rows = direct ? a.m : even_part(a.m, kBlockX, kTileX);
+  const int64_t x_blocks = ceil_div(a.m, x_rows);
+  return {first_task, rows, x_rows, x_blocks, ceil_div(a.w.rows, rows) * x_blocks};
 }
 
-// Rows of W in a panel: as many as fit, fewer when that would leave threads without a share.
-int64_t rows_per_panel(std::span<const LinearArgs> args, int threads) {
-  constexpr int64_t kTasksPerThread = 4, kFewest = 24;
+// Rows of W in a task of the blocked path: many, because x is packed once per task, but not so
+// many that threads are left without a share.
+int64_t rows_per_task(std::span<const LinearArgs> args, int threads) {
+  constexpr int64_t kTasksPerThread = 4, kFewest = 64, kMost = 512;
   int64_t rows = 0;
   for (const LinearArgs& a : args) {
-    if (a.m > kDirectRows) rows += a.w.rows * ceil_div(a.m, kPanelX);
+    if (a.m > kDirectRows) rows += a.w.rows * ceil_div(a.m, kBlockX);
   }
-  return std::clamp(ceil_div(rows, threads * kTasksPerThread), kFewest, kPanelRows);
+  return std::clamp(ceil_div(rows, threads * kTasksPerThread), kFewest, kMost);
 }
 
 void fill_zero(const LinearArgs& a) {
@@ -340,33 +359,29 @@ void fill_zero(const LinearArgs& a) {
 
 void linears_simd(KernelContext& context, const std::span<const LinearArgs>& args) {
   const auto products = static_cast<int64_t>(args.size());
-  const int64_t panel_rows = rows_per_panel(args, context.pool().num_threads());
+  const int64_t blocked_rows = rows_per_task(args, context.pool().num_threads());
   constexpr auto kCutFloats = static_cast<int64_t>(sizeof(Cut) / sizeof(float));
   auto* cuts = reinterpret_cast<Cut*>(context.scratch(0, 3, (products + 1) * kCutFloats));
   int64_t tasks = 0;
   for (int64_t i = 0; i < products; ++i) {
     const LinearArgs& a = args[static_cast<size_t>(i)];
-    const bool empty = a.m == 0 || a.w.rows == 0 || a.w.cols == 0;
     if (a.w.cols == 0) fill_zero(a);
-    const Cut* cut =
-        new (cuts + i) Cut(empty ? Cut{tasks, 1, 1, 0} : cut_product(a, panel_rows, tasks));
-    if (!empty) tasks += cut->row_blocks * ceil_div(a.m, cut->x_rows);
+    tasks += (new (cuts + i) Cut(cut_product(a, blocked_rows, tasks)))->tasks;
   }
   context.pool().run(tasks, [&](int64_t index, int thread) {
-    const Cut* cut = std::upper_bound(cuts, cuts + products, index,
-                                      [](int64_t t, const Cut& c) { return t < c.first_task; }) -
-                     1;
-    const LinearArgs& a = args[static_cast<size_t>(cut - cuts)];
-    const int64_t row = (index - cut->first_task) % cut->row_blocks * cut->rows;
-    const int64_t m = (index - cut->first_task) / cut->row_blocks * cut->x_rows;
+    const auto starts_after = [](int64_t task, const Cut& c) { return task < c.first_task; };
+    const Cut& cut = *(std::upper_bound(cuts, cuts + products, index, starts_after) - 1);
+    const LinearArgs& a = args[static_cast<size_t>(&cut - cuts)];
+    const int64_t row = (index - cut.first_task) / cut.x_blocks * cut.rows;
+    const int64_t m = (index - cut.first_task) % cut.x_blocks * cut.x_rows;
     const bool direct = a.m <= kDirectRows;
     const LinearTask task = {&a,
                              row,
-                             std::min(cut->rows, a.w.rows - row),
+                             std::min(cut.rows, a.w.rows - row),
                              m,
-                             std::min(cut->x_rows, a.m - m),
+                             std::min(cut.x_rows, a.m - m),
                              direct ? nullptr : context.scratch(thread, 0, kPanelRows * kChunk),
-                             direct ? nullptr : context.scratch(thread, 1, 2 * kTileX * kChunk)};
+                             direct ? nullptr : context.scratch(thread, 1, kBlockX * kChunk)};
     HWY_DYNAMIC_DISPATCH(run_linear_task)(task);
   });
 }
