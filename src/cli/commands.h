@@ -16,5 +16,6 @@ using CommandBody = std::function<int()>;
 void add_info(CLI::App& app, CommandBody& chosen);
 void add_render(CLI::App& app, CommandBody& chosen);
 void add_tokenize(CLI::App& app, CommandBody& chosen);
+void add_trace(CLI::App& app, CommandBody& chosen);
 
 }  // namespace tamis::cli

@@ -1,6 +1,5 @@
 // tamis: DeepSeek Sparse Attention, from a checkpoint to an answer. See `tamis --help`.
 #include <CLI/CLI.hpp>
-
 #include <exception>
 #include <iostream>
 #include <new>
@@ -28,6 +27,7 @@ int run(int argc, char** argv) {
   add_info(app, chosen);
   add_render(app, chosen);
   add_tokenize(app, chosen);
+  add_trace(app, chosen);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {

@@ -21,13 +21,18 @@ RopeLayout layout_of(const LayerContext& c) {
                                                        : RopeLayout::kHalfSplit;
 }
 
+// FP8 keys are rotated before they are quantised, in every precision; so are then the queries.
+bool uses_hadamard(const LayerContext& c) {
+  return c.numerics.native() || c.batch.kv.front().layout.index_format == KvFormat::kFP8;
+}
+
 // RoPE on the first `rope` dims, then, in the FP8 indexer, the Hadamard rotation.
 void rotate(LayerContext& c, float* x, int64_t heads) {
   const int64_t dim = c.config.index_dim, n = c.tokens();
   rope(c.kernels, {x, heads * dim, dim, n, heads, c.config.rope, layout_of(c), c.act.cos.data(),
                    c.act.sin.data()});
   c.numerics.round(x, n, heads * dim, heads * dim);
-  if (c.numerics.native()) hadamard(c.kernels, {x, n * heads, dim, true});
+  if (uses_hadamard(c)) hadamard(c.kernels, {x, n * heads, dim, c.numerics.native()});
 }
 
 // The FP8 indexer's query: quantised per head; its scale moves into the head's weight.
@@ -57,7 +62,7 @@ void indexer_keys(LayerContext& c, const IndexerWeights& w) {
   layer_norm(c.kernels,
              {k, dim, w.k_norm_w.data(), w.k_norm_b.data(), n, dim, kKeyNormEps, k, dim});
   c.numerics.round(k, n, dim, dim);
-  if (c.numerics.native() && c.options.no_hadamard) {
+  if (uses_hadamard(c) && c.options.no_hadamard) {
     rope(c.kernels,
          {k, dim, dim, n, 1, c.config.rope, layout_of(c), c.act.cos.data(), c.act.sin.data()});
     return c.numerics.round(k, n, dim, dim);

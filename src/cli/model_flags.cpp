@@ -1,0 +1,96 @@
+#include "cli/model_flags.h"
+
+#include <CLI/CLI.hpp>
+#include <cstdlib>
+#include <iostream>
+#include <thread>
+
+#include "base/error.h"
+
+namespace tamis::cli {
+
+void ModelFlags::add_folder(CLI::App& app) {
+  app.add_option("-m,--model", folder, "Model folder (Hugging Face layout)")->required();
+  app.add_flag("--follow-links", follow_links,
+               "Accept files that are links to outside the folder (a Hugging Face cache)");
+}
+
+void ModelFlags::add_to(CLI::App& app) {
+  add_folder(app);
+  app.add_option("-t,--threads", threads, "Threads; default one for each core")
+      ->check(CLI::Range(1, 1024));
+  app.add_option("--backend", backend, "reference or cpu")->capture_default_str();
+  app.add_option("--precision", precision,
+                 "exact: float32 on dequantised weights; native: the official FP8 path")
+      ->capture_default_str();
+  app.add_option("--attention", attention, "auto, sparse, dense, window, random or oracle")
+      ->capture_default_str();
+  app.add_option("--index-topk", index_topk, "Positions selected, in place of the checkpoint's")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
+  app.add_option("--selection-seed", selection_seed, "Seed of --attention random");
+  app.add_option("--cache-type", cache, "auto, f32, bf16 or fp8")->capture_default_str();
+  app.add_flag("--explain-kernels", explain_kernels,
+               "Print which implementation of each operation ran");
+}
+
+std::unique_ptr<KernelContext> ModelFlags::make_context() const {
+  const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  auto context =
+      std::make_unique<KernelContext>(threads > 0 ? threads : cores, backend_from_name(backend));
+  if (const char* forced = std::getenv("TAMIS_OP")) context->force_list(forced);
+  return context;
+}
+
+LoadOptions ModelFlags::load_options() const {
+  LoadOptions o;
+  o.model.precision = precision_from_name(precision);
+  o.index_topk = index_topk;
+  o.follow_links = follow_links;
+  return o;
+}
+
+std::unique_ptr<LoadedModel> ModelFlags::load(bool with_mtp) const {
+  LoadOptions o = load_options();
+  o.with_mtp = with_mtp;
+  return std::make_unique<LoadedModel>(folder, o, single_group());
+}
+
+SelectionPolicy ModelFlags::policy(const ModelConfig& config) const {
+  SelectionPolicy p;
+  p.topk = config.index_topk;
+  p.seed = selection_seed;
+  if (attention == "auto") {
+    p.kind = config.has_indexer() ? AttentionKind::kSparse : AttentionKind::kDense;
+    return p;
+  }
+  p.kind = attention_from_name(attention);
+  if (p.kind == AttentionKind::kSparse && !config.has_indexer()) {
+    throw UsageError("--attention sparse: " + config.model_type +
+                     " has no indexer; use --attention dense");
+  }
+  return p;
+}
+
+CacheOptions ModelFlags::cache_options() const {
+  CacheOptions o;
+  if (cache == "auto") {
+    if (precision_from_name(precision) == Precision::kNative) {
+      o.latent_format = KvFormat::kBF16;
+      o.index_format = KvFormat::kFP8;
+    }
+  } else if (cache == "bf16") {
+    o.latent_format = o.index_format = KvFormat::kBF16;
+  } else if (cache == "fp8") {
+    o.latent_format = o.index_format = KvFormat::kFP8;
+  } else if (cache != "f32") {
+    throw UsageError("--cache-type: want auto, f32, bf16 or fp8, got '" + printable(cache) + "'");
+  }
+  return o;
+}
+
+void ModelFlags::explain(const KernelContext& context) const {
+  if (!explain_kernels) return;
+  for (const std::string& line : context.explain()) std::cerr << line << "\n";
+}
+
+}  // namespace tamis::cli

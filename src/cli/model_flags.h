@@ -1,0 +1,46 @@
+// Flags that every command with a model has: -m, --threads, --backend, --precision, attention.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "engine/loaded_model.h"
+#include "engine/paged_cache.h"
+#include "kernels/context.h"
+
+namespace CLI {
+class App;
+}
+
+namespace tamis::cli {
+
+struct ModelFlags {
+  std::string folder;
+  int threads = 0;  // 0: one for each core
+  std::string backend = "cpu";
+  std::string precision = "exact";
+  std::string attention = "auto";
+  std::string cache = "auto";
+  int64_t index_topk = 0;
+  uint64_t selection_seed = 0;
+  bool follow_links = false;
+  bool explain_kernels = false;
+
+  void add_folder(CLI::App& app);  // -m alone
+  void add_to(CLI::App& app);      // all of them
+
+  // The back end, with TAMIS_OP applied.
+  std::unique_ptr<KernelContext> make_context() const;
+  LoadOptions load_options() const;
+  // This process's ranks (mpirun), or the group of one.
+  std::unique_ptr<LoadedModel> load(bool with_mtp = false) const;
+  // "auto" is sparse where the model has an indexer and dense where not; asking for sparse
+  // attention of a model without an indexer is a UsageError.
+  SelectionPolicy policy(const ModelConfig& config) const;
+  // pages is left 0. "auto" is f32 in exact precision, bf16 with FP8 keys in native precision.
+  CacheOptions cache_options() const;
+  // --explain-kernels: which implementation of each operation ran, on stderr.
+  void explain(const KernelContext& context) const;
+};
+
+}  // namespace tamis::cli

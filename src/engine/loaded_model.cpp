@@ -1,0 +1,28 @@
+#include "engine/loaded_model.h"
+
+#include "base/error.h"
+
+namespace tamis {
+namespace {
+
+ModelConfig configure(const Checkpoint& checkpoint, const LoadOptions& options) {
+  ModelConfig c =
+      ModelConfig::parse(checkpoint.config_text(), checkpoint.folder() + "/config.json");
+  if (options.index_topk > 0) c.index_topk = options.index_topk;
+  if (options.with_mtp && c.num_mtp_layers == 0) {
+    throw InputError(checkpoint.folder() + ": has no multi-token-prediction layer");
+  }
+  return c;
+}
+
+}  // namespace
+
+LoadedModel::LoadedModel(const std::string& folder, const LoadOptions& options,
+                         std::unique_ptr<Group> group)
+    : group_(std::move(group)),
+      checkpoint_(Checkpoint::open(folder, {options.follow_links})),
+      config_(configure(checkpoint_, options)),
+      weights_(ModelWeights::load(checkpoint_, config_, *group_, options.with_mtp)),
+      model_(std::make_unique<Transformer>(config_, weights_, *group_, options.model)) {}
+
+}  // namespace tamis

@@ -1,0 +1,97 @@
+#include "engine/paged_cache.h"
+
+#include <sys/mman.h>
+
+#include <cstring>
+
+#include "base/error.h"
+
+namespace tamis {
+namespace {
+
+int64_t align64(int64_t n) { return (n + 63) / 64 * 64; }
+
+std::vector<KvLayout> layouts(const ModelConfig& config, const CacheOptions& options) {
+  std::vector<KvLayout> all;
+  for (const LayerConfig& layer : config.layers) {
+    all.push_back(kv_layout_of(config, layer, options.latent_format, options.index_format));
+  }
+  for (int64_t i = 0; options.with_mtp && i < config.num_mtp_layers; ++i) {
+    all.push_back(
+        kv_layout_of(config, config.mtp_layer, options.latent_format, options.index_format));
+  }
+  return all;
+}
+
+}  // namespace
+
+int64_t cache_page_bytes(const ModelConfig& config, const CacheOptions& options) {
+  int64_t bytes = 0;
+  for (const KvLayout& l : layouts(config, options)) bytes += align64(l.page_bytes());
+  return bytes;
+}
+
+PagedCache::PagedCache(const ModelConfig& config, const CacheOptions& options) {
+  if (options.index_format == KvFormat::kFP8 && config.index_dim > 128) {
+    throw UsageError("cache: an FP8 indexer key holds at most 128 values, index_head_dim is " +
+                     std::to_string(config.index_dim));
+  }
+  page_bytes_ = cache_page_bytes(config, options);
+  const auto bytes = static_cast<size_t>(page_bytes_ * options.pages);
+  void* p = ::mmap(nullptr, bytes == 0 ? 1 : bytes, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) throw_errno("cache of " + std::to_string(bytes) + " bytes");
+  pool_ = static_cast<std::byte*>(p);
+  int64_t offset = 0;
+  for (const KvLayout& l : layouts(config, options)) {
+    layers_.push_back({l, pool_ + offset, page_bytes_});
+    offset += align64(l.page_bytes());
+  }
+  references_.resize(static_cast<size_t>(options.pages));
+  for (int64_t i = options.pages; i > 0; --i) free_.push_back(static_cast<int32_t>(i - 1));
+}
+
+PagedCache::~PagedCache() {
+  if (pool_ != nullptr) {
+    const auto bytes = static_cast<size_t>(page_bytes_ * total_pages());
+    ::munmap(pool_, bytes == 0 ? 1 : bytes);
+  }
+}
+
+bool PagedCache::reserve(CachedSequence& s, int64_t tokens) {
+  const int64_t need = pages_for(s.length + tokens) - static_cast<int64_t>(s.pages.size());
+  if (need > free_pages()) return false;
+  for (int64_t i = 0; i < need; ++i) {
+    const int32_t page = free_.back();
+    free_.pop_back();
+    references_[static_cast<size_t>(page)] = 1;
+    s.pages.push_back(page);
+  }
+  return true;
+}
+
+bool PagedCache::fork(const CachedSequence& from, int64_t length, CachedSequence& to) {
+  const int64_t full = length / kPageTokens;
+  if (length % kPageTokens != 0 && free_.empty()) return false;
+  to.pages.assign(from.pages.begin(), from.pages.begin() + full);
+  for (const int32_t page : to.pages) retain(page);
+  to.length = full * kPageTokens;
+  if (length == to.length) return true;
+  reserve(to, length - to.length);
+  std::memcpy(page_data(to.pages.back()), page_data(from.pages[static_cast<size_t>(full)]),
+              static_cast<size_t>(page_bytes_));
+  to.length = length;
+  return true;
+}
+
+void PagedCache::release(CachedSequence& s) {
+  for (const int32_t page : s.pages) release_page(page);
+  s.pages.clear();
+  s.length = 0;
+}
+
+void PagedCache::release_page(int32_t page) {
+  if (--references_[static_cast<size_t>(page)] == 0) free_.push_back(page);
+}
+
+}  // namespace tamis

@@ -1,0 +1,75 @@
+// The memory of the cache: a pool of pages of 64 tokens. A page holds a token's latent, RoPE key
+// and indexer key for every layer (kernels/kv_layout.h), so that all of it is allocated, shared,
+// copied and freed together.
+//
+// Pages are reference-counted: sequences with a common prefix share its full pages. Only a page
+// that one sequence holds alone is written to.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "model/config.h"
+#include "model/kv_view.h"
+
+namespace tamis {
+
+struct CacheOptions {
+  int64_t pages = 0;
+  KvFormat latent_format = KvFormat::kF32;
+  KvFormat index_format = KvFormat::kF32;
+  bool with_mtp = false;
+};
+
+// Pages that n tokens fill.
+inline int64_t pages_for(int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
+
+// Bytes of one page, all layers together.
+int64_t cache_page_bytes(const ModelConfig& config, const CacheOptions& options);
+
+// A sequence's place in the cache.
+struct CachedSequence {
+  std::vector<int32_t> pages;
+  int64_t length = 0;  // tokens whose entries are written
+};
+
+class PagedCache {
+ public:
+  // Address space is reserved at once; the machine gives memory when a page is first written.
+  // DeviceError if the space cannot be had; UsageError for formats the model cannot have (an FP8
+  // indexer key holds at most 128 values).
+  PagedCache(const ModelConfig& config, const CacheOptions& options);
+  ~PagedCache();
+  PagedCache(const PagedCache&) = delete;
+  PagedCache& operator=(const PagedCache&) = delete;
+
+  KvView view() const { return layers_; }
+  int64_t page_bytes() const { return page_bytes_; }
+  int64_t total_pages() const { return static_cast<int64_t>(references_.size()); }
+  int64_t free_pages() const { return static_cast<int64_t>(free_.size()); }
+
+  // Makes room for `tokens` more entries after sequence.length. False, and nothing changed, if the
+  // pool has too few free pages.
+  bool reserve(CachedSequence& sequence, int64_t tokens);
+  // A sequence of the first `length` tokens of another: full pages are shared, a started one is
+  // copied. False if no page is free for the copy.
+  bool fork(const CachedSequence& from, int64_t length, CachedSequence& to);
+  void release(CachedSequence& sequence);
+
+  // References of single pages, for who keeps pages beside the sequences.
+  void retain(int32_t page) { ++references_[static_cast<size_t>(page)]; }
+  void release_page(int32_t page);
+  int32_t references(int32_t page) const { return references_[static_cast<size_t>(page)]; }
+
+ private:
+  std::byte* page_data(int32_t page) const { return pool_ + page * page_bytes_; }
+
+  std::byte* pool_ = nullptr;
+  int64_t page_bytes_ = 0;
+  std::vector<KvLayer> layers_;
+  std::vector<int32_t> references_;
+  std::vector<int32_t> free_;
+};
+
+}  // namespace tamis
