@@ -19,7 +19,6 @@ LEVELS = {
 
 # Costly or system-bound headers, and the only places where they may be included.
 HEADER_PLACES = {
-    r'nlohmann/json_fwd\.hpp': ['src/base/json.h'],
     r'nlohmann/(?!json_fwd).*': ['*.cpp'],
     r'CLI/.*': ['src/cli/*.cpp'],
     r'spdlog/.*': ['src/base/*.cpp'],
@@ -50,8 +49,7 @@ BANNED = [
      ['tests/*', '*_test.cpp', 'fuzz/*']),
     (r'\busing namespace std\b', 'no using namespace std', []),
     (r'\b(TODO|FIXME|XXX)\b', 'finish it or leave it out', []),
-    (r'\bGTEST_SKIP\b', 'a test runs or does not exist; only a missing fixture folder may skip',
-     ['tests/*']),
+    (r'\bGTEST_SKIP\b(?!.*TAMIS_FIXTURES)', 'only a missing fixture folder may skip a test', []),
     (r'\bDISABLED_', 'a test runs or does not exist', []),
     (r'^\s*#\s*if.*(CUDA|MPI|NCCL)', 'device conditions belong into build files and dispatch',
      ['src/comm/*', 'src/tensor/*', 'src/kernels/*']),
@@ -135,7 +133,8 @@ def banned_constructs(tree):
         code = without_comments(text).split('\n')
         for number, (plain, line) in enumerate(zip(code, text.split('\n')), 1):
             for pattern, reason, allowed in BANNED:
-                seen = line if 'TODO' in pattern else plain
+                # Words in comments and the reason of a skip count; elsewhere only code does.
+                seen = line if re.search('TODO|SKIP', pattern) else plain
                 if re.search(pattern, seen) and not placed(path, allowed):
                     found.append(f'{path}:{number}: {reason}: {line.strip()}')
     return found
@@ -149,7 +148,8 @@ def header_form(tree):
             continue
         if not text.startswith('//'):
             found.append(f'{path}:1: a header opens with a comment: what it is for')
-        if not re.search(r'^#pragma once$', text, re.M):
+        # Highway compiles *-inl.h once for each instruction set, with a guard of its own.
+        if not path.endswith('-inl.h') and not re.search(r'^#pragma once$', text, re.M):
             found.append(f'{path}: no #pragma once')
         for number, line in enumerate(without_comments(text).split('\n'), 1):
             if re.match(r'using namespace\b', line):
