@@ -1,11 +1,13 @@
 #include "kernels/indexer_logits/indexer_logits.h"
 
 #include "kernels/indexer_logits/indexer_logits_impl.h"
+#include "kernels/simd/targets.h"
 
 namespace tamis {
 namespace {
 
 constexpr Implementation<IndexerLogitsArgs> kList[] = {
+    {"simd", [](const IndexerLogitsArgs&) { return vectors_available(); }, indexer_logits_simd},
     {"reference", [](const IndexerLogitsArgs&) { return true; }, indexer_logits_reference},
 };
 

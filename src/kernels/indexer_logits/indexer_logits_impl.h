@@ -1,4 +1,4 @@
-// The implementations of indexer_logits.
+// The implementations of indexer_logits, and the pieces that indexer_select shares with it.
 #pragma once
 
 #include "kernels/indexer_logits/indexer_logits.h"
@@ -9,5 +9,20 @@ namespace tamis {
 void indexer_row_reference(const IndexerArgs& args, int64_t t, int64_t begin, int64_t end,
                            float* key, float* out);
 void indexer_logits_reference(KernelContext& context, const IndexerLogitsArgs& args);
+
+// Scores of tokens [t0, t1), all of one sequence, against positions [begin, end): that of (t, s) to
+// out[(t - t0) * stride + s - begin], where s <= position of t. Uses the thread's scratch slots 0
+// to 2. One (t, s) has the same bits in every call.
+struct IndexerBlock {
+  int64_t t0 = 0, t1 = 0, begin = 0, end = 0;
+};
+void indexer_block_simd(KernelContext& context, int thread, const IndexerArgs& args,
+                        const IndexerBlock& block, float* out, int64_t stride);
+
+// Cuts the tokens into runs of one sequence that share their key tiles, about 64 (token, head) rows
+// each: starts[i] .. starts[i+1] is run i; room for num_tokens + 1. Returns their number.
+int64_t indexer_cut_tokens(const IndexerArgs& args, int32_t* starts);
+
+void indexer_logits_simd(KernelContext& context, const IndexerLogitsArgs& args);
 
 }  // namespace tamis

@@ -1,11 +1,13 @@
 #include "kernels/indexer_select/indexer_select.h"
 
 #include "kernels/indexer_select/indexer_select_impl.h"
+#include "kernels/simd/targets.h"
 
 namespace tamis {
 namespace {
 
 constexpr Implementation<IndexerSelectArgs> kList[] = {
+    {"simd", [](const IndexerSelectArgs&) { return vectors_available(); }, indexer_select_simd},
     {"reference", [](const IndexerSelectArgs&) { return true; }, indexer_select_reference},
 };
 

@@ -6,6 +6,7 @@ namespace tamis {
 namespace {
 
 constexpr Implementation<MlaSparseArgs> kList[] = {
+    {"simd", mla_sparse_simd_supports, mla_sparse_simd},
     {"reference", [](const MlaSparseArgs&) { return true; }, mla_sparse_reference},
 };
 

@@ -6,7 +6,7 @@ namespace tamis {
 namespace {
 
 constexpr Implementation<TopkArgs> kList[] = {
-    {"cpu", [](const TopkArgs&) { return true; }, topk_cpu},
+    {"simd", [](const TopkArgs&) { return true; }, topk_simd},
     {"reference", [](const TopkArgs&) { return true; }, topk_reference},
 };
 

@@ -1,0 +1,124 @@
+// The online softmax of attention over tiles of 64 positions, for one instruction set.
+//
+// For each tile in list order: m' = max(m, scores), alpha = exp(m - m'), p = exp(score - m'),
+// l = l alpha + sum p (16 lanes, then as in tiles-inl.h), acc = acc alpha + p v. A NaN score makes
+// the row's l and with it its output NaN.
+#if defined(TAMIS_KERNELS_SIMD_SOFTMAX_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef TAMIS_KERNELS_SIMD_SOFTMAX_INL_H_
+#undef TAMIS_KERNELS_SIMD_SOFTMAX_INL_H_
+#else
+#define TAMIS_KERNELS_SIMD_SOFTMAX_INL_H_
+#endif
+
+#include <cmath>
+#include <cstdint>
+
+#include "hwy/highway.h"
+#include "kernels/simd/tiles-inl.h"
+
+#if HWY_TARGET != HWY_SCALAR
+HWY_BEFORE_NAMESPACE();
+namespace tamis {
+namespace HWY_NAMESPACE {
+
+constexpr int64_t kTile = 64;  // positions of a tile
+
+// e^x for x <= 0, within 2 ulp; 0 below -87, where the result would leave the normal floats. NaN
+// stays NaN. Every lane depends on its own x alone.
+HWY_INLINE LaneVec exp_nonpositive(LaneVec x) {
+  const LaneTag d;
+  const hn::RebindToSigned<LaneTag> di;
+  const LaneVec n = hn::Round(hn::Mul(x, hn::Set(d, 1.44269504f)));
+  LaneVec r = hn::MulAdd(n, hn::Set(d, -0.693359375f), x);  // ln 2 in two parts, the first exact
+  r = hn::MulAdd(n, hn::Set(d, 2.12194440e-4f), r);
+  LaneVec p = hn::Set(d, 1.0f / 5040);
+  p = hn::MulAdd(p, r, hn::Set(d, 1.0f / 720));
+  p = hn::MulAdd(p, r, hn::Set(d, 1.0f / 120));
+  p = hn::MulAdd(p, r, hn::Set(d, 1.0f / 24));
+  p = hn::MulAdd(p, r, hn::Set(d, 1.0f / 6));
+  p = hn::MulAdd(p, r, hn::Set(d, 0.5f));
+  p = hn::MulAdd(p, r, hn::Set(d, 1.0f));
+  p = hn::MulAdd(p, r, hn::Set(d, 1.0f));
+  const auto exponent = hn::Add(hn::ConvertTo(di, n), hn::Set(di, 127));
+  const LaneVec value = hn::Mul(p, hn::BitCast(d, hn::ShiftLeft<23>(exponent)));
+  return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -87.0f)), value);
+}
+
+HWY_INLINE float exp_nonpositive(float x) {
+  const LaneTag d;
+  return hn::GetLane(exp_nonpositive(hn::Set(d, x)));
+}
+
+// The running softmax of one row.
+struct RowState {
+  float max = -HUGE_VALF;
+  float sum = 0;
+};
+
+// Turns the 64 scores of a tile (n of them real) into weights and scales the row's sums down to the
+// new maximum.
+HWY_INLINE void softmax_tile(float* HWY_RESTRICT scores, int64_t n, int64_t cols,
+                             float* HWY_RESTRICT acc, RowState* state) {
+  const LaneTag d;
+  for (int64_t i = n; i < kTile; ++i) scores[i] = -HUGE_VALF;
+  LaneVec top = hn::Set(d, state->max);
+  for (int64_t i = 0; i < kTile; i += kVec) top = hn::Max(top, hn::LoadU(d, scores + i));
+  const float new_max = hn::GetLane(hn::MaxOfLanes(d, top));
+  const LaneVec max = hn::Set(d, new_max);
+  FourSums lanes = zero_sums();  // k0 of the last part gathers the others
+  for (int64_t part = 0; part < kDotLanes; part += kVec) {
+    LaneVec sum = hn::Zero(d);
+    for (int64_t i = part; i < kTile; i += kDotLanes) {
+      const LaneVec p = exp_nonpositive(hn::Sub(hn::LoadU(d, scores + i), max));
+      hn::StoreU(p, d, scores + i);
+      sum = hn::Add(sum, p);
+    }
+    lanes.k0 = part == 0 ? sum : hn::Add(lanes.k0, sum);
+  }
+  float sums[4];
+  store_sums(lanes, sums);
+  const float alpha = exp_nonpositive(state->max - new_max);
+  state->sum = state->sum * alpha + sums[0];
+  state->max = new_max;
+  if (alpha == 1.0f) return;  // the product would change no bit
+  const LaneVec scale = hn::Set(d, alpha);
+  for (int64_t c = 0; c < cols; c += kVec) {
+    hn::StoreU(hn::Mul(hn::LoadU(d, acc + c), scale), d, acc + c);
+  }
+}
+
+// acc, state <- the softmax over the list of (acc, state) followed by the list of (other_acc,
+// other): both scaled to the larger maximum.
+HWY_INLINE void merge_rows(const float* HWY_RESTRICT other_acc, const RowState& other, int64_t cols,
+                           float* HWY_RESTRICT acc, RowState* state) {
+  const LaneTag d;
+  const float new_max = std::fmax(state->max, other.max);
+  const float a = exp_nonpositive(state->max - new_max), b = exp_nonpositive(other.max - new_max);
+  state->sum = state->sum * a + other.sum * b;
+  state->max = new_max;
+  const LaneVec va = hn::Set(d, a), vb = hn::Set(d, b);
+  for (int64_t c = 0; c < cols; c += kVec) {
+    const LaneVec scaled = hn::Mul(hn::LoadU(d, acc + c), va);
+    hn::StoreU(hn::MulAdd(hn::LoadU(d, other_acc + c), vb, scaled), d, acc + c);
+  }
+}
+
+// out[0 .. cols) = acc / sum.
+HWY_INLINE void finish_row(const float* HWY_RESTRICT acc, const RowState& state, int64_t cols,
+                           float* HWY_RESTRICT out) {
+  const LaneTag d;
+  const float inverse = 1.0f / state.sum;
+  const LaneVec scale = hn::Set(d, inverse);
+  int64_t c = 0;
+  for (; c + kVec <= cols; c += kVec) {
+    hn::StoreU(hn::Mul(hn::LoadU(d, acc + c), scale), d, out + c);
+  }
+  for (; c < cols; ++c) out[c] = acc[c] * inverse;
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace tamis
+HWY_AFTER_NAMESPACE();
+#endif  // HWY_SCALAR
+
+#endif  // per-target include guard
