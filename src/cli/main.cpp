@@ -25,6 +25,7 @@ int run(int argc, char** argv) {
   app.get_formatter()->column_width(34);
   CommandBody chosen;
   add_info(app, chosen);
+  add_convert(app, chosen);
   add_render(app, chosen);
   add_tokenize(app, chosen);
   add_trace(app, chosen);
