@@ -15,6 +15,7 @@ using CommandBody = std::function<int()>;
 
 void add_info(CLI::App& app, CommandBody& chosen);
 void add_convert(CLI::App& app, CommandBody& chosen);
+void add_generate(CLI::App& app, CommandBody& chosen);
 void add_render(CLI::App& app, CommandBody& chosen);
 void add_tokenize(CLI::App& app, CommandBody& chosen);
 void add_trace(CLI::App& app, CommandBody& chosen);

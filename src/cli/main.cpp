@@ -26,6 +26,7 @@ int run(int argc, char** argv) {
   CommandBody chosen;
   add_info(app, chosen);
   add_convert(app, chosen);
+  add_generate(app, chosen);
   add_render(app, chosen);
   add_tokenize(app, chosen);
   add_trace(app, chosen);

@@ -241,7 +241,7 @@ void record_cache(const Tracer& tracer, const LoadedModel& model, int64_t n, Tra
       std::memcpy(&scale, page + kPageTokens * c.index_dim + slot * 4, sizeof scale);
       scales.push_back(scale);
     }
-    trace[prefix + "index_k_scale"] = make_floats({n}, std::move(scales));
+    trace[prefix + "index_k_scale"] = make_floats({n, 1}, std::move(scales));
   }
 }
 

@@ -46,6 +46,13 @@ void head(LayerContext& c, const ModelWeights& w) {
   float* y = part_of(c, rows, v, c.batch.logits);
   linear(c.kernels, {x, d, rows, w.head, y, w.head.rows});
   gather_columns(c, y, rows, v, c.batch.logits);
+  for (int64_t r = 0; r < rows; ++r) {
+    float sum = 0;  // 0 * x is 0 for every finite x, NaN for the rest
+    for (int64_t i = 0; i < v; ++i) sum += 0.0F * c.batch.logits[r * v + i];
+    const int32_t token = c.batch.logit_rows[static_cast<size_t>(r)];
+    int32_t& failed = c.batch.failed_layer[c.batch.tokens.sequence[token]];
+    if (sum != 0.0F && failed < 0) failed = static_cast<int32_t>(c.config.num_layers());
+  }
 }
 
 void check_batch(const ModelConfig& config, const Batch& b) {
