@@ -24,11 +24,13 @@ class StrictSax : public nlohmann::detail::json_sax_dom_parser<J> {
   bool start_object(std::size_t n) {
     enter();
     keys_.emplace_back();
+    key_counts_.push_back(0);
     return Base::start_object(n);
   }
   bool end_object() {
     --depth_;
     keys_.pop_back();
+    key_counts_.pop_back();
     return Base::end_object();
   }
   bool start_array(std::size_t n) {
@@ -40,6 +42,10 @@ class StrictSax : public nlohmann::detail::json_sax_dom_parser<J> {
     return Base::end_array();
   }
   bool key(typename J::string_t& name) {
+    if (++key_counts_.back() > limits_.max_object_keys) {
+      throw InputError(where_ + ": an object has more than " +
+                       std::to_string(limits_.max_object_keys) + " keys");
+    }
     if (!limits_.allow_duplicate_keys && !keys_.back().insert(name).second) {
       throw InputError(where_ + ": duplicate key \"" + printable(name) + "\"");
     }
@@ -64,6 +70,7 @@ class StrictSax : public nlohmann::detail::json_sax_dom_parser<J> {
   const std::string& where_;
   int depth_ = 0;
   std::vector<std::unordered_set<std::string>> keys_;
+  std::vector<int64_t> key_counts_;
 };
 
 template <typename J>

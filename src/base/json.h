@@ -1,6 +1,7 @@
 // Strict JSON: what a checkpoint or a client sends is read with these limits, once, here.
 #pragma once
 
+#include <cstdint>
 #include <nlohmann/json_fwd.hpp>  // forward declarations only; the full header stays in .cpp files
 #include <string>
 #include <string_view>
@@ -15,6 +16,8 @@ struct JsonLimits {
   bool allow_duplicate_keys = false;
   // Integers past 64 bits become a binary value of their digits instead of a rounded double.
   bool long_integers_as_binary = false;
+  // Of one object. An OrderedJson searches its keys one by one, so hostile input needs a bound.
+  int64_t max_object_keys = INT64_MAX;
 };
 
 // Parses the whole text. InputError "WHERE: ..." on a syntax error, invalid UTF-8, a duplicate key

@@ -77,6 +77,20 @@ bool strip_prefix_eos(const std::vector<ChatMessage>& messages, std::vector<Prom
   return true;
 }
 
+std::vector<PromptPiece> join_unknown_markers(const std::vector<PromptPiece>& pieces,
+                                              FunctionRef<bool(std::string_view)> known) {
+  std::vector<PromptPiece> joined;
+  for (const PromptPiece& piece : pieces) {
+    const bool special = piece.special && known(piece.text);
+    if (!special && !joined.empty() && !joined.back().special) {
+      joined.back().text += piece.text;
+    } else {
+      joined.push_back({piece.text, special});
+    }
+  }
+  return joined;
+}
+
 bool starts_in_thinking(const std::vector<PromptPiece>& pieces) {
   for (auto piece = pieces.rbegin(); piece != pieces.rend(); ++piece) {
     if (piece->special) return piece->text == chat::kThinkStart;

@@ -11,6 +11,8 @@
 #include <string_view>
 #include <vector>
 
+#include "base/function_ref.h"
+
 namespace tamis {
 
 enum class ChatFormat {
@@ -92,6 +94,11 @@ std::string render_chat(ChatFormat format, const std::vector<ChatMessage>& messa
 // closing marker, so that the model continues the text. Returns whether there was one.
 bool strip_prefix_eos(const std::vector<ChatMessage>& messages, std::vector<PromptPiece>& pieces);
 
+// Special pieces that `known` does not accept become plain text, joined to their neighbours: for a
+// tokenizer that lacks a marker of the format, such as ｜DSML｜.
+std::vector<PromptPiece> join_unknown_markers(const std::vector<PromptPiece>& pieces,
+                                              FunctionRef<bool(std::string_view)> known);
+
 // True if what the model writes next begins inside <think>.
 bool starts_in_thinking(const std::vector<PromptPiece>& pieces);
 
@@ -105,10 +112,10 @@ ChatFormat detect_chat_format(const std::string& model_dir);
 
 // What detect_chat_format looks at. Texts are empty where a file is absent.
 struct ChatFormatClues {
-  std::string template_text;
-  std::string model_type;        // of config.json
-  std::string encoding_script;   // name of encoding/encoding_*.py
-  std::string tokenizer_config;  // the whole file
+  std::string template_text = {};
+  std::string model_type = {};        // of config.json
+  std::string encoding_script = {};   // name of encoding/encoding_*.py
+  std::string tokenizer_config = {};  // the whole file
 };
 ChatFormat recognise_chat_format(const ChatFormatClues& clues, const std::string& where);
 

@@ -111,6 +111,7 @@ OrderedJson parse_python_json(std::string_view text, const std::string& where,
   JsonLimits limits;
   limits.allow_duplicate_keys = allow_duplicate_keys;
   limits.long_integers_as_binary = true;
+  limits.max_object_keys = 1024;
   return parse_ordered_json(text, where, limits);
 }
 

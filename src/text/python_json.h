@@ -11,7 +11,7 @@ namespace tamis {
 
 // Strict JSON with two liberties of Python: integers of any length keep their digits (as a binary
 // value, which only python_json_dump understands), and arguments written by a model may repeat a
-// key (the last value wins, at the first one's place).
+// key (the last value wins, at the first one's place). An object has at most 1024 keys.
 OrderedJson parse_python_json(std::string_view text, const std::string& where,
                               bool allow_duplicate_keys = false);
 

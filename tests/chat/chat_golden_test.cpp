@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "text/chat.h"
+#include "text/completion.h"
 
 namespace tamis {
 namespace {
@@ -71,6 +72,35 @@ TEST(ChatGolden, OfficialEncodingTest) {
     OrderedJson official = cases.at("official_encoding_test");
     official["format"] = "v3.2";
     expect_render(official.at("messages"), official);
+  }
+}
+
+void expect_completion(const Completion& got, const OrderedJson& message) {
+  EXPECT_EQ(got.content, message.at("content").get<std::string>());
+  EXPECT_EQ(got.reasoning_content, message.at("reasoning_content").get<std::string>());
+  const OrderedJson& calls = message.at("tool_calls");
+  ASSERT_EQ(got.tool_calls.size(), calls.size());
+  for (size_t i = 0; i < calls.size(); ++i) {
+    const OrderedJson& function = calls[i].at("function");
+    EXPECT_EQ(got.tool_calls[i].name, function.at("name").get<std::string>());
+    EXPECT_EQ(got.tool_calls[i].arguments, function.at("arguments").get<std::string>());
+  }
+}
+
+TEST(ChatGolden, CompletionsParseAsTheOfficialParserDoes) {
+  for (const std::string& path : case_files()) {
+    const OrderedJson file = read_cases(path);
+    if (!file.contains("v3.2_parse")) continue;
+    for (const OrderedJson& c : file.at("v3.2_parse")) {
+      const auto text = c.at("text").get<std::string>();
+      SCOPED_TRACE(text);
+      const bool thinking = c.at("thinking_mode") == "thinking";
+      if (c.contains("error")) {
+        EXPECT_THROW(parse_completion(ChatFormat::kV32, thinking, text), InputError);
+      } else {
+        expect_completion(parse_completion(ChatFormat::kV32, thinking, text), c.at("message"));
+      }
+    }
   }
 }
 
