@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include <chrono>
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -251,9 +251,9 @@ TEST(ChatRender, ManyMessagesTakeLinearTime) {
   }
   json += "]}";
   for (int i = 0; i < kCalls; ++i) json += R"(, {"role": "tool", "content": "r"})";
-  const auto start = std::chrono::steady_clock::now();
+  const std::clock_t start = std::clock();
   EXPECT_GT(render(ChatFormat::kV32, json + "]").size(), 1000000u);
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(2));
+  EXPECT_LT(std::clock() - start, 2 * CLOCKS_PER_SEC);
 }
 
 TEST(ChatFormatNames, RoundTrip) {
