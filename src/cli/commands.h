@@ -13,6 +13,7 @@ namespace tamis::cli {
 // Returns the exit code: 0 done, 1 the input was wrong, 2 wrong usage, 3 the machine failed.
 using CommandBody = std::function<int()>;
 
+void add_bench(CLI::App& app, CommandBody& chosen);
 void add_info(CLI::App& app, CommandBody& chosen);
 void add_convert(CLI::App& app, CommandBody& chosen);
 void add_generate(CLI::App& app, CommandBody& chosen);

@@ -24,6 +24,7 @@ int run(int argc, char** argv) {
   app.require_subcommand(1);
   app.get_formatter()->column_width(34);
   CommandBody chosen;
+  add_bench(app, chosen);
   add_info(app, chosen);
   add_convert(app, chosen);
   add_generate(app, chosen);
