@@ -113,12 +113,14 @@ function(tamis_mpi_test)
   add_test(NAME ${name} COMMAND ${expect} "${MPIEXEC_EXECUTABLE}" ${MPIEXEC_NUMPROC_FLAG}
     ${T_RANKS} "${program}" ${T_COMMAND})
   # The variables of Open MPI for: root may run (containers), more ranks than cores, ranks not tied
-  # to one core each, and no copying between processes by a system call that containers refuse.
+  # to one core each, and no copying between processes by a system call that containers refuse;
+  # without that call, messages in pieces of 1 MiB, as each piece waits for the other rank's turn.
   # Leaks: Open MPI keeps its tables until the end.
   set_tests_properties(${name} PROPERTIES LABELS dist TIMEOUT 120 PROCESSORS ${T_RANKS}
     ENVIRONMENT "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1;\
 OMPI_MCA_rmaps_base_oversubscribe=1;OMPI_MCA_hwloc_base_binding_policy=none;\
-OMPI_MCA_btl_vader_single_copy_mechanism=none;ASAN_OPTIONS=detect_leaks=0")
+OMPI_MCA_btl_vader_single_copy_mechanism=none;OMPI_MCA_btl_vader_max_send_size=1048576;\
+ASAN_OPTIONS=detect_leaks=0")
 endfunction()
 
 function(tamis_library)
