@@ -6,7 +6,7 @@
 // threads or on what else is in the call: a row gets the same bits alone and in a batch.
 // The reference sums in double. The vector implementation, on every instruction set with fma:
 //   columns in chunks of 512; in a chunk eight lanes, lane l = fma over columns l, l+8, l+16, ..
-//   (absent columns count as 0 * 0 up to a multiple of 8);
+//   (absent columns count as 0 * 0 up to a multiple of 32);
 //   the chunk's sum ((l0+l4) + (l2+l6)) + ((l1+l5) + (l3+l7)); chunk sums added in order.
 #pragma once
 

@@ -35,14 +35,15 @@ constexpr int64_t kTileX = 3;          // rows of x in a register tile
 constexpr int64_t kBlockX = 132;       // most rows of x of a task
 constexpr int64_t kDirectRows = 8;     // most rows of x of the direct path
 constexpr int64_t kTaskBytes = 32768;  // weights of a direct task
+constexpr int64_t kTaskRows = 16;      // fewest rows of W of a direct task
 static_assert(kPanelRows % kQuadRows == 0 && kBlockX % kTileX == 0);
 
 // Rows [row, row + rows) of W times rows [m, m + count) of x.
 struct LinearTask {
   const LinearArgs* args;
   int64_t row, rows, m, count;
-  float* panel;   // kPanelRows * kChunk floats
-  float* packed;  // kBlockX * kChunk floats
+  float* packed;  // direct: x as pack_direct leaves it; blocked: room for kBlockX * kChunk floats
+  float* panel;   // blocked: room for kPanelRows * kChunk floats
 };
 
 }  // namespace
@@ -60,90 +61,102 @@ void run_linear_task(const LinearTask&) { throw_no_vectors(); }
 
 // ---- direct
 
-// Up to M rows of x; the last is repeated where there are fewer. tail holds the columns after the
-// last whole step, padded with zeros.
-template <int M>
-struct XRows {
-  const float* row[M];
-  float tail[M][kStep];
-};
-
-template <int M>
-XRows<M> x_rows(const LinearArgs& a) {
-  XRows<M> x = {};
-  const int64_t whole = a.w.cols / kStep * kStep;
-  for (int64_t m = 0; m < M; ++m) {
-    x.row[m] = a.x + std::min(m, a.m - 1) * a.x_stride;
-    std::copy(x.row[m] + whole, x.row[m] + a.w.cols, x.tail[m]);
-  }
-  return x;
-}
-
+// One step of 32 columns of R rows of W with M rows of x. Row after row of W within 8 columns, so
+// that fma that wait for each other (4 cycles) stand far apart.
 template <typename Row, int M, int R>
-HWY_INLINE void direct_chunk(const LinearArgs& a, const Row* rows, const int64_t* r,
-                             const XRows<M>& x, int64_t begin, int64_t ahead, F8* acc) {
-  const int64_t end = std::min(begin + kChunk, a.w.cols);
-  const int64_t whole = begin + (end - begin) / kStep * kStep;
-  TAMIS_UNROLL for (int i = 0; i < R * M; ++i) acc[i] = zero8();
-  for (int64_t c = begin; c < whole; c += kStep) {
+HWY_INLINE void direct_step(const Row* rows, int64_t c, const F8* scale,
+                            const float* HWY_RESTRICT x, F8* acc) {
+  TAMIS_UNROLL for (int64_t j = 0; j < kStepF8; ++j) {
     TAMIS_UNROLL for (int i = 0; i < R; ++i) {
-      F8 w[kStepF8];
-      rows[i].load32(c, w);
-      rows[i].prefetch(c, ahead);
-      TAMIS_UNROLL for (int j = 0; j < kStepF8; ++j) {
-        TAMIS_UNROLL for (int m = 0; m < M; ++m) {
-          acc[i * M + m] = fma8(w[j], load8(x.row[m] + c + j * kLanes), acc[i * M + m]);
-        }
-      }
-    }
-  }
-  if (whole == end) return;
-  for (int i = 0; i < R; ++i) {
-    F8 w[kStepF8];
-    const int64_t vectors = load_tail(a.w, r[i], whole, end - whole, w);
-    for (int64_t j = 0; j < vectors; ++j) {
-      for (int m = 0; m < M; ++m) {
-        acc[i * M + m] = fma8(w[j], load8(x.tail[m] + j * kLanes), acc[i * M + m]);
+      const F8 w = rows[i].get(c, j, scale[i]);
+      TAMIS_UNROLL for (int m = 0; m < M; ++m) {
+        acc[i * M + m] = fma8(w, load8(x + (j * M + m) * kLanes), acc[i * M + m]);
       }
     }
   }
 }
 
-// Rows row .. row + R - 1 of W, fewer at the end of the matrix.
+// The same for one row and columns that its reader does not take.
+template <int M>
+HWY_INLINE void special_step(const Weight& w, int64_t r, int64_t c, int64_t count, const float* x,
+                             F8* acc) {
+  F8 values[kStepF8];
+  special32(w, r, c, count, values);
+  TAMIS_UNROLL for (int64_t j = 0; j < kStepF8; ++j) {
+    TAMIS_UNROLL for (int m = 0; m < M; ++m) {
+      acc[m] = fma8(values[j], load8(x + (j * M + m) * kLanes), acc[m]);
+    }
+  }
+}
+
+// Columns [begin, end) of one chunk of the rows r[0..R) of W; the sums, four at a time, to acc.
 template <typename Row, int M, int R>
-void direct_rows(const LinearArgs& a, int64_t row, const XRows<M>& x) {
+HWY_INLINE void direct_chunk(const Weight& w, Row* rows, const int64_t* r, int64_t begin,
+                             int64_t end, const float* x, F8* acc) {
+  const int64_t whole = w.cols / kStep * kStep, ahead = R * w.row_bytes;
+  TAMIS_UNROLL for (int i = 0; i < R * M; ++i) acc[i] = zero8();
+  for (int64_t c = begin; c < end; c += kStep, x += M * kStep) {
+    F8 scale[R];
+    bool special = c >= whole;
+    if (HWY_LIKELY(!special)) {
+      TAMIS_UNROLL for (int i = 0; i < R; ++i) {
+        special |= rows[i].prepare(c, scale[i]);
+        prefetch32<Row::kBits>(rows[i].p, c, ahead);
+      }
+    }
+    if (HWY_LIKELY(!special)) {
+      direct_step<Row, M, R>(rows, c, scale, x, acc);
+      continue;
+    }
+    TAMIS_UNROLL for (int i = 0; i < R; ++i) {
+      special_step<M>(w, r[i], c, std::min(kStep, end - c), x, acc + i * M);
+    }
+  }
+}
+
+// Rows [row, row + R) of W, fewer at the end of the matrix; chunks [first, last).
+template <typename Row, int M, int R>
+HWY_INLINE void direct_rows(const LinearTask& task, int64_t row, int64_t first, int64_t last) {
   static_assert(R * M % 4 == 0, "sums are taken four at a time");
+  const LinearArgs& a = *task.args;
   const int64_t count = std::min<int64_t>(R, a.w.rows - row);
-  Row rows[R];
   int64_t r[R];
-  for (int i = 0; i < R; ++i) {
+  Row rows[R];
+  TAMIS_UNROLL for (int i = 0; i < R; ++i) {
     r[i] = row + std::min<int64_t>(i, count - 1);
     rows[i] = Row(a.w, r[i]);
   }
-  const int64_t ahead = R * a.w.row_bytes;
   HWY_ALIGN float total[R * M] = {};
-  for (int64_t begin = 0; begin < a.w.cols; begin += kChunk) {
+  for (int64_t chunk = first; chunk < last; ++chunk) {
+    const int64_t begin = chunk * kChunk;
     F8 acc[R * M];
-    direct_chunk<Row, M, R>(a, rows, r, x, begin, ahead, acc);
+    direct_chunk<Row, M, R>(a.w, rows, r, begin, std::min(begin + kChunk, a.w.cols),
+                            task.packed + begin * M, acc);
     TAMIS_UNROLL for (int i = 0; i < R * M; i += 4) {
       const QuadTag q;
       Quad sum = sum4(acc[i], acc[i + 1], acc[i + 2], acc[i + 3]);
-      if (begin != 0) sum = hn::Add(hn::Load(q, total + i), sum);
+      if (chunk != first) sum = hn::Add(hn::Load(q, total + i), sum);
       hn::Store(sum, q, total + i);
     }
   }
   for (int64_t i = 0; i < count; ++i) {
     for (int64_t m = 0; m < std::min<int64_t>(M, a.m); ++m) {
-      a.y[m * a.y_stride + row + i] = total[i * M + m];
+      float& y = a.y[m * a.y_stride + row + i];
+      y = first == 0 ? total[i * M + m] : y + total[i * M + m];
     }
   }
 }
 
+// Row after row streams W best. With 8 rows of x, however, all of x would pass through L1 for every
+// row of W, so there it is chunk after chunk.
 template <typename Row, int M, int R>
 void direct(const LinearTask& task) {
-  const XRows<M> x = x_rows<M>(*task.args);
-  for (int64_t r = task.row; r < task.row + task.rows; r += R) {
-    direct_rows<Row, M, R>(*task.args, r, x);
+  const int64_t chunks = (task.args->w.cols + kChunk - 1) / kChunk;
+  const int64_t at_once = M < 8 ? chunks : 1;
+  for (int64_t first = 0; first < chunks; first += at_once) {
+    for (int64_t r = task.row; r < task.row + task.rows; r += R) {
+      direct_rows<Row, M, R>(task, r, first, first + at_once);
+    }
   }
 }
 
@@ -161,35 +174,37 @@ void fill_panel(const Weight& w, int64_t row, int64_t last, int64_t begin, int64
       for (int64_t s = 0; s < steps; ++s) store8(zero8(), out + s * kStride);
       continue;
     }
-    const Row reader(w, row + i);
+    Row reader(w, row + i);
     F8 v[kStepF8];
     int64_t c = 0;
     for (; c + kStep <= cols; c += kStep) {
-      reader.load32(begin + c, v);
-      reader.prefetch(begin + c, kPanelRows * w.row_bytes);
+      load32(w, reader, row + i, begin + c, v);
+      prefetch32<Row::kBits>(reader.p, begin + c, kPanelRows * w.row_bytes);
       TAMIS_UNROLL for (int64_t j = 0; j < kStepF8; ++j) {
         store8(v[j], out + (c / kLanes + j) * kStride);
       }
     }
     if (c == cols) continue;
-    const int64_t vectors = load_tail(w, row + i, begin + c, cols - c, v);
-    for (int64_t j = 0; j < vectors; ++j) store8(v[j], out + (c / kLanes + j) * kStride);
+    special32(w, row + i, begin + c, cols - c, v);
+    for (int64_t j = 0; j < kStepF8; ++j) store8(v[j], out + (c / kLanes + j) * kStride);
   }
 }
 
 // One row of x into a group of `stride / 8` rows: [steps of 8 columns][rows][8 columns], zeros
-// after the end.
-void pack_row(const float* x, int64_t next, int64_t cols, int64_t stride, float* out) {
-  constexpr int64_t kLineFloats = 16;
+// after the end. The row `next` floats further on is fetched meanwhile.
+void pack_row(const float* x, int64_t next, int64_t cols, int64_t steps, int64_t stride,
+              float* out) {
+  constexpr int64_t kLineVectors = 2;
   const int64_t whole = cols / kLanes;
   for (int64_t s = 0; s < whole; ++s) {
-    if (s % (kLineFloats / kLanes) == 0) hwy::Prefetch(x + next + s * kLanes);
+    if (s % kLineVectors == 0) hwy::Prefetch(x + next + s * kLanes);
     store8(load8(x + s * kLanes), out + s * stride);
   }
-  if (cols % kLanes == 0) return;
+  if (whole == steps) return;
   float tail[kLanes] = {};
   std::copy(x + whole * kLanes, x + cols, tail);
   store8(load8(tail), out + whole * stride);
+  for (int64_t s = whole + 1; s < steps; ++s) store8(zero8(), out + s * stride);
 }
 
 // One register tile: G rows of x, 4 rows of W. y [G, valid] is set by the first chunk of columns
@@ -245,8 +260,8 @@ void pack_x(const LinearTask& task, const XGroups& groups, int64_t begin, int64_
   for (int64_t g = 0; g < groups.count(); ++g) {
     const int64_t size = groups.size(g), row = groups.begin(g);
     for (int64_t i = 0; i < size; ++i) {
-      pack_row(a.x + (task.m + row + i) * a.x_stride + begin, a.x_stride, cols, size * kLanes,
-               task.packed + (row * steps + i) * kLanes);
+      pack_row(a.x + (task.m + row + i) * a.x_stride + begin, a.x_stride, cols, steps,
+               size * kLanes, task.packed + (row * steps + i) * kLanes);
     }
   }
 }
@@ -280,7 +295,7 @@ void blocked(const LinearTask& task) {
   const int64_t last = task.row + task.rows;
   for (int64_t begin = 0; begin < w.cols; begin += kChunk) {
     const int64_t cols = std::min(kChunk, w.cols - begin);
-    const int64_t steps = (cols + kLanes - 1) / kLanes;
+    const int64_t steps = (cols + kStep - 1) / kStep * kStepF8;
     pack_x(task, groups, begin, cols, steps);
     for (int64_t row = task.row; row < last; row += kPanelRows) {
       fill_panel<Row>(w, row, last, begin, cols, steps, task.panel);
@@ -320,6 +335,7 @@ HWY_EXPORT(run_linear_task);
 // block of W is read again while it is still in the cache.
 struct Cut {
   int64_t first_task, rows, x_rows, x_blocks, tasks;
+  int64_t packed;  // direct: where its x begins among all packed x, floats
 };
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -331,13 +347,13 @@ int64_t even_part(int64_t total, int64_t wanted, int64_t unit) {
 }
 
 Cut cut_product(const LinearArgs& a, int64_t blocked_rows, int64_t first_task) {
-  if (a.m == 0 || a.w.rows == 0 || a.w.cols == 0) return {first_task, 1, 1, 1, 0};
+  if (a.m == 0 || a.w.rows == 0 || a.w.cols == 0) return {first_task, 1, 1, 1, 0, 0};
   const bool direct = a.m <= kDirectRows;
-  const int64_t wanted = direct ? std::max(kQuadRows, kTaskBytes / a.w.row_bytes) : blocked_rows;
+  const int64_t wanted = direct ? std::max(kTaskRows, kTaskBytes / a.w.row_bytes) : blocked_rows;
   const int64_t rows = even_part(a.w.rows, wanted, direct ? kQuadRows : kPanelRows);
   const int64_t x_rows = direct ? a.m : even_part(a.m, kBlockX, kTileX);
   const int64_t x_blocks = ceil_div(a.m, x_rows);
-  return {first_task, rows, x_rows, x_blocks, ceil_div(a.w.rows, rows) * x_blocks};
+  return {first_task, rows, x_rows, x_blocks, ceil_div(a.w.rows, rows) * x_blocks, 0};
 }
 
 // Rows of W in a task of the blocked path: many, because x is packed once per task, but not so
@@ -355,6 +371,56 @@ void fill_zero(const LinearArgs& a) {
   for (int64_t m = 0; m < a.m; ++m) std::fill_n(a.y + m * a.y_stride, a.w.rows, 0.0f);
 }
 
+// The rows of x that run() gives the direct path for m rows.
+int64_t direct_rows_of(int64_t m) { return m > 4 ? 8 : m > 2 ? 4 : m; }
+
+int64_t direct_floats(const LinearArgs& a) {
+  constexpr int64_t kStepColumns = 32;
+  return direct_rows_of(a.m) * ceil_div(a.w.cols, kStepColumns) * kStepColumns;
+}
+
+bool same_x(const LinearArgs& a, const LinearArgs& b) {
+  return a.x == b.x && a.m == b.m && a.x_stride == b.x_stride && a.w.cols == b.w.cols;
+}
+
+// x of the direct path as [steps of 8 columns][rows][8 columns], zeros where there is nothing: one
+// stream, whatever the stride of x (a power of two would put its rows into the same cache sets).
+void pack_direct(const LinearArgs& a, float* out) {
+  constexpr int64_t kWidth = 8;
+  const int64_t stride = direct_rows_of(a.m) * kWidth;
+  if (direct_floats(a) != a.m * a.w.cols) std::fill_n(out, direct_floats(a), 0.0f);
+  const int64_t whole = a.w.cols / kWidth;
+  for (int64_t m = 0; m < a.m; ++m) {
+    const float* x = a.x + m * a.x_stride;
+    for (int64_t s = 0; s < whole; ++s)
+      std::copy_n(x + s * kWidth, kWidth, out + s * stride + m * kWidth);
+    std::copy(x + whole * kWidth, x + a.w.cols, out + whole * stride + m * kWidth);
+  }
+}
+
+// Packs the x of every direct product; products of the same x, one after the other, share it.
+float* pack_all_direct(KernelContext& context, std::span<const LinearArgs> args, Cut* cuts) {
+  int64_t floats = 0, last = -1;
+  const auto products = static_cast<int64_t>(args.size());
+  for (int64_t i = 0; i < products; ++i) {
+    const LinearArgs& a = args[static_cast<size_t>(i)];
+    if (a.m > kDirectRows || cuts[i].tasks == 0) continue;
+    const bool again = last >= 0 && same_x(args[static_cast<size_t>(last)], a);
+    cuts[i].packed = again ? cuts[last].packed : floats;
+    if (!again) floats += direct_floats(a);
+    last = i;
+  }
+  float* packed = context.scratch(0, 2, floats);
+  int64_t done = 0;
+  for (int64_t i = 0; i < products; ++i) {
+    const LinearArgs& a = args[static_cast<size_t>(i)];
+    if (a.m > kDirectRows || cuts[i].tasks == 0 || cuts[i].packed < done) continue;
+    pack_direct(a, packed + cuts[i].packed);
+    done = cuts[i].packed + direct_floats(a);
+  }
+  return packed;
+}
+
 }  // namespace
 
 void linears_simd(KernelContext& context, const std::span<const LinearArgs>& args) {
@@ -368,20 +434,24 @@ void linears_simd(KernelContext& context, const std::span<const LinearArgs>& arg
     if (a.w.cols == 0) fill_zero(a);
     tasks += (new (cuts + i) Cut(cut_product(a, blocked_rows, tasks)))->tasks;
   }
+  float* direct_x = pack_all_direct(context, args, cuts);
   context.pool().run(tasks, [&](int64_t index, int thread) {
     const auto starts_after = [](int64_t task, const Cut& c) { return task < c.first_task; };
     const Cut& cut = *(std::upper_bound(cuts, cuts + products, index, starts_after) - 1);
     const LinearArgs& a = args[static_cast<size_t>(&cut - cuts)];
     const int64_t row = (index - cut.first_task) / cut.x_blocks * cut.rows;
     const int64_t m = (index - cut.first_task) % cut.x_blocks * cut.x_rows;
-    const bool direct = a.m <= kDirectRows;
-    const LinearTask task = {&a,
-                             row,
-                             std::min(cut.rows, a.w.rows - row),
-                             m,
-                             std::min(cut.x_rows, a.m - m),
-                             direct ? nullptr : context.scratch(thread, 0, kPanelRows * kChunk),
-                             direct ? nullptr : context.scratch(thread, 1, kBlockX * kChunk)};
+    LinearTask task = {&a,
+                       row,
+                       std::min(cut.rows, a.w.rows - row),
+                       m,
+                       std::min(cut.x_rows, a.m - m),
+                       direct_x + cut.packed,
+                       nullptr};
+    if (a.m > kDirectRows) {
+      task.packed = context.scratch(thread, 0, kBlockX * kChunk);
+      task.panel = context.scratch(thread, 1, kPanelRows * kChunk);
+    }
     HWY_DYNAMIC_DISPATCH(run_linear_task)(task);
   });
 }

@@ -183,6 +183,28 @@ TEST_P(LinearTest, NanCodesOfFp8AreNan) {
   }
 }
 
+// Scales at which the vector conversions take another way.
+TEST_P(LinearTest, ExtremeScales) {
+  for (const DType dtype : {DType::kF8E4M3, DType::kI8, DType::kI4}) {
+    for (const float scale : {0x1p-126f, 0x1p-98f, 0x1p-90f, 0x1p-30f, 127.0f, 0x1p7f, 0x1p100f}) {
+      TestWeight t = test_weight(dtype, 5, 64, 18);
+      const uint16_t half = float_to_bf16(scale);
+      for (size_t i = 0; i < t.scales.size() / 4; ++i) {
+        if (dtype == DType::kF8E4M3) std::memcpy(&t.scales[i * 4], &scale, 4);
+        if (dtype != DType::kF8E4M3) std::memcpy(&t.scales[i * 2], &half, 2);
+      }
+      for (const int64_t m : {1, 64}) {
+        Floats x(static_cast<size_t>(m * 64));
+        for (int64_t i = 0; i < m; ++i) x[i * 65] = 1;
+        const Floats y = product(context_, t.w, x, m);
+        for (int64_t i = 0; i < m; ++i) {
+          for (int64_t r = 0; r < 5; ++r) ASSERT_EQ(y[i * 5 + r], t.row(r)[i]) << scale;
+        }
+      }
+    }
+  }
+}
+
 // Rows alone, in batches of every size up to 70, among other products, with 1 to 3 threads.
 TEST_P(LinearTest, BitsDoNotDependOnTheBatch) {
   KernelContext one(1), three(3);
@@ -220,7 +242,7 @@ float ordered_dot(const Floats& w, const float* x) {
   for (size_t begin = 0; begin < w.size(); begin += kChunk) {
     std::array<float, 8> lane = {};
     const size_t end = std::min(begin + kChunk, w.size());
-    for (size_t c = begin; c < (end + 7) / 8 * 8; ++c) {
+    for (size_t c = begin; c < (end + 31) / 32 * 32; ++c) {
       float& l = lane[c % 8];
       l = c < end ? std::fma(w[c], x[c], l) : std::fma(0.0f, 0.0f, l);
     }

@@ -1,7 +1,11 @@
-// Readers of one weight row for every format of weight.h: 32 columns at a time, as float, with the
-// bits of dequantize_row. Included once per target by x_simd.cpp files.
+// Readers of one weight row for every format of weight.h, as float with the bits of
+// dequantize_row. Included once per target by x_simd.cpp files. A reader works in steps of 32
+// columns, c a multiple of 32, c + 32 <= w.cols:
 //
-//   Row row(w, r);   row.load32(c, out)    c a multiple of 32, c + 32 <= w.cols
+//   Row row(w, r);
+//   F8 scale;
+//   if (row.prepare(c, scale)) ..       scale of the step; true: this step is special, use
+//   special32 F8 w = row.get(c, j, scale);        columns c + 8j .. c + 8j + 7
 //
 // A slice whose groups of scales would split a step of 32 columns is read by AnyRow.
 #if defined(TAMIS_KERNELS_SIMD_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -13,6 +17,7 @@
 
 #include <hwy/cache_control.h>
 
+#include <cmath>
 #include <cstring>
 
 #include "kernels/simd/lanes-inl.h"
@@ -49,15 +54,15 @@ struct F32Row {
   const std::byte* p = nullptr;
   F32Row() = default;
   F32Row(const Weight& w, int64_t r) : p(row_begin(w, r)) {}
-  HWY_INLINE void prefetch(int64_t c, int64_t ahead) const { prefetch32<kBits>(p, c, ahead); }
-  HWY_INLINE void load32(int64_t c, F8* out) const {
-    TAMIS_UNROLL for (int64_t j = 0; j < kStepF8; ++j) {
-      TAMIS_UNROLL for (int64_t i = 0; i < kParts; ++i) {
-        const std::byte* q = p + (c + j * kLanes + i * kPartLanes) * 4;
-        out[j].part[i] = hn::BitCast(
-            FloatTag(), hn::LoadU(hn::Repartition<uint8_t, FloatTag>(), at<uint8_t>(q)));
-      }
+  HWY_INLINE bool prepare(int64_t, F8&) const { return false; }
+  HWY_INLINE F8 get(int64_t c, int64_t j, F8) const {
+    const hn::Repartition<uint8_t, FloatTag> u8;
+    F8 out;
+    TAMIS_UNROLL for (int64_t i = 0; i < kParts; ++i) {
+      const std::byte* q = p + (c + j * kLanes + i * kPartLanes) * 4;
+      out.part[i] = hn::BitCast(FloatTag(), hn::LoadU(u8, at<uint8_t>(q)));
     }
+    return out;
   }
 };
 
@@ -66,17 +71,17 @@ struct Bf16Row {
   const std::byte* p = nullptr;
   Bf16Row() = default;
   Bf16Row(const Weight& w, int64_t r) : p(row_begin(w, r)) {}
-  HWY_INLINE void prefetch(int64_t c, int64_t ahead) const { prefetch32<kBits>(p, c, ahead); }
-  HWY_INLINE void load32(int64_t c, F8* out) const {
+  HWY_INLINE bool prepare(int64_t, F8&) const { return false; }
+  HWY_INLINE F8 get(int64_t c, int64_t j, F8) const {
     const hn::RebindToUnsigned<FloatTag> u32;
     const hn::Rebind<uint16_t, FloatTag> u16;
-    TAMIS_UNROLL for (int64_t j = 0; j < kStepF8; ++j) {
-      TAMIS_UNROLL for (int64_t i = 0; i < kParts; ++i) {
-        const std::byte* q = p + (c + j * kLanes + i * kPartLanes) * 2;
-        const auto bits = hn::PromoteTo(u32, hn::LoadU(u16, at<uint16_t>(q)));
-        out[j].part[i] = hn::BitCast(FloatTag(), hn::ShiftLeft<16>(bits));
-      }
+    F8 out;
+    TAMIS_UNROLL for (int64_t i = 0; i < kParts; ++i) {
+      const std::byte* q = p + (c + j * kLanes + i * kPartLanes) * 2;
+      const auto bits = hn::PromoteTo(u32, hn::LoadU(u16, at<uint16_t>(q)));
+      out.part[i] = hn::BitCast(FloatTag(), hn::ShiftLeft<16>(bits));
     }
+    return out;
   }
 };
 
@@ -85,24 +90,26 @@ struct F16Row {
   const std::byte* p = nullptr;
   F16Row() = default;
   F16Row(const Weight& w, int64_t r) : p(row_begin(w, r)) {}
-  HWY_INLINE void prefetch(int64_t c, int64_t ahead) const { prefetch32<kBits>(p, c, ahead); }
-  HWY_INLINE void load32(int64_t c, F8* out) const {
+  HWY_INLINE bool prepare(int64_t, F8&) const { return false; }
+  HWY_INLINE F8 get(int64_t c, int64_t j, F8) const {
     const hn::Rebind<uint16_t, FloatTag> u16;
     const hn::Rebind<hwy::float16_t, FloatTag> f16;
-    TAMIS_UNROLL for (int64_t j = 0; j < kStepF8; ++j) {
-      TAMIS_UNROLL for (int64_t i = 0; i < kParts; ++i) {
-        const std::byte* q = p + (c + j * kLanes + i * kPartLanes) * 2;
-        const auto bits = hn::LoadU(u16, at<uint16_t>(q));
-        out[j].part[i] = hn::PromoteTo(FloatTag(), hn::BitCast(f16, bits));
-      }
+    F8 out;
+    TAMIS_UNROLL for (int64_t i = 0; i < kParts; ++i) {
+      const std::byte* q = p + (c + j * kLanes + i * kPartLanes) * 2;
+      const auto bits = hn::LoadU(u16, at<uint16_t>(q));
+      out.part[i] = hn::PromoteTo(FloatTag(), hn::BitCast(f16, bits));
     }
+    return out;
   }
 };
 
-// e4m3 widened to float16 keeps its bits: sign, exponent (biased by 7 instead of 15), mantissa. The
-// conversion of float16 then normalises subnormals, and 2^8 repairs the bias inside the scale.
+// The seven low bits of an e4m3 byte, moved to the exponent and mantissa of a float, are its value
+// times 2^-120 (subnormals too: they become subnormal floats); the scale repairs that. Special are
+// the NaN code, which does not carry over, and scales too large for the repair.
 struct Fp8Row {
   static constexpr int64_t kBits = 8;
+  static constexpr float kRepair = 0x1p120f, kLargestScale = 0x1p7f;
   const std::byte* p = nullptr;
   const std::byte* scales = nullptr;
   int64_t col_offset = 0;
@@ -111,58 +118,40 @@ struct Fp8Row {
       : p(row_begin(w, r)),
         scales(w.scales + (r + w.row_offset) / kFp8Block * w.scale_stride * 4),
         col_offset(w.col_offset) {}
-  HWY_INLINE void prefetch(int64_t c, int64_t ahead) const { prefetch32<kBits>(p, c, ahead); }
-  HWY_INLINE void load32(int64_t c, F8* out) const {
+  HWY_INLINE bool prepare(int64_t c, F8& scale) const {
     float s;
     std::memcpy(&s, scales + (c + col_offset) / kFp8Block * 4, sizeof(s));
-    const F8 scale = set8(s * 256.0f);
-    const hn::Rebind<uint16_t, FloatTag> u16;
-    const hn::Rebind<uint8_t, FloatTag> u8;
-    const hn::Rebind<int16_t, FloatTag> i16;
-    const hn::Rebind<hwy::float16_t, FloatTag> f16;
-    TAMIS_UNROLL for (int64_t j = 0; j < kStepF8; ++j) {
-      TAMIS_UNROLL for (int64_t i = 0; i < kParts; ++i) {
-        const std::byte* q = p + c + j * kLanes + i * kPartLanes;
-        const auto high = hn::ShiftLeft<8>(hn::PromoteTo(u16, hn::LoadU(u8, at<uint8_t>(q))));
-        const auto spread = hn::ShiftRight<1>(hn::BitCast(i16, high));  // sign, sign, exponent, ..
-        auto bits = hn::And(hn::BitCast(u16, spread), hn::Set(u16, 0xBF80));
-        const auto is_nan = hn::VecFromMask(u16, hn::ShiftLeft<1>(bits) == hn::Set(u16, 0x7F00));
-        bits = hn::Or(bits, hn::And(is_nan, hn::Set(u16, 0x7E00)));
-        out[j].part[i] = hn::PromoteTo(FloatTag(), hn::BitCast(f16, bits));
-      }
-      out[j] = mul8(out[j], scale);
+    scale = set8(s * kRepair);
+    const hn::CappedTag<uint8_t, kStep> u8;
+    const auto code = hn::Set(u8, 0x7F);
+    auto is_nan = hn::And(hn::LoadU(u8, at<uint8_t>(p + c)), code) == code;
+    TAMIS_UNROLL for (int64_t i = 1; i < kParts; ++i) {
+      const auto bytes = hn::LoadU(u8, at<uint8_t>(p + c + i * kStep / kParts));
+      is_nan = hn::Or(is_nan, hn::And(bytes, code) == code);
     }
+    return !(hn::AllFalse(u8, is_nan) && std::fabs(s) < kLargestScale);
+  }
+  HWY_INLINE F8 get(int64_t c, int64_t j, F8 scale) const {
+    const hn::RebindToSigned<FloatTag> i32;
+    const hn::Rebind<int8_t, FloatTag> i8;
+    F8 out;
+    TAMIS_UNROLL for (int64_t i = 0; i < kParts; ++i) {
+      const auto q = hn::LoadU(i8, at<int8_t>(p + c + j * kLanes + i * kPartLanes));
+      const auto moved = hn::ShiftLeft<20>(hn::PromoteTo(i32, q));  // the sign fills bits 27 to 31
+      const auto kept = hn::And(moved, hn::Set(i32, static_cast<int32_t>(0x87F00000u)));
+      out.part[i] = hn::BitCast(FloatTag(), kept);
+    }
+    return mul8(out, scale);
   }
 };
 
-HWY_INLINE void scaled_bytes(const int8_t* q, float scale, F8* out) {
-  const hn::RebindToSigned<FloatTag> i32;
-  const hn::Rebind<int8_t, FloatTag> i8;
-  const F8 s = set8(scale);
-  TAMIS_UNROLL for (int64_t j = 0; j < kStepF8; ++j) {
-    TAMIS_UNROLL for (int64_t i = 0; i < kParts; ++i) {
-      const auto ints = hn::PromoteTo(i32, hn::LoadU(i8, q + j * kLanes + i * kPartLanes));
-      out[j].part[i] = hn::ConvertTo(FloatTag(), ints);
-    }
-    out[j] = mul8(out[j], s);
-  }
-}
-
-// Scales of I8 and I4 in either of the formats a Weight may have.
+// The BF16 scales of I8 and I4.
 struct GroupScales {
   const std::byte* p = nullptr;
-  bool is_f32 = false;
   GroupScales() = default;
-  GroupScales(const Weight& w, int64_t r) : is_f32(w.scale_dtype == DType::kF32) {
-    const int64_t first = (r + w.row_offset) * w.scale_stride + w.col_offset / kIntGroup;
-    p = w.scales + first * (is_f32 ? 4 : 2);
-  }
+  GroupScales(const Weight& w, int64_t r)
+      : p(w.scales + ((r + w.row_offset) * w.scale_stride + w.col_offset / kIntGroup) * 2) {}
   HWY_INLINE float at_column(int64_t c) const {
-    if (is_f32) {
-      float s;
-      std::memcpy(&s, p + c / kIntGroup * 4, sizeof(s));
-      return s;
-    }
     uint16_t s;
     std::memcpy(&s, p + c / kIntGroup * 2, sizeof(s));
     return bf16_to_float(s);
@@ -175,50 +164,65 @@ struct I8Row {
   GroupScales scales;
   I8Row() = default;
   I8Row(const Weight& w, int64_t r) : p(row_begin(w, r)), scales(w, r) {}
-  HWY_INLINE void prefetch(int64_t c, int64_t ahead) const { prefetch32<kBits>(p, c, ahead); }
-  HWY_INLINE void load32(int64_t c, F8* out) const {
-    scaled_bytes(at<int8_t>(p + c), scales.at_column(c), out);
+  HWY_INLINE bool prepare(int64_t c, F8& scale) const {
+    scale = set8(scales.at_column(c));
+    return false;
+  }
+  HWY_INLINE F8 get(int64_t c, int64_t j, F8 scale) const {
+    const hn::RebindToSigned<FloatTag> i32;
+    const hn::Rebind<int8_t, FloatTag> i8;
+    F8 out;
+    TAMIS_UNROLL for (int64_t i = 0; i < kParts; ++i) {
+      const auto q = hn::LoadU(i8, at<int8_t>(p + c + j * kLanes + i * kPartLanes));
+      out.part[i] = hn::ConvertTo(FloatTag(), hn::PromoteTo(i32, q));
+    }
+    return mul8(out, scale);
   }
 };
 
+// Eight values are four bytes, value l in bits 4l: shifted to the top and masked they are the value
+// times 2^28; the scale repairs that. Special are scales so small that the repair would round.
 struct I4Row {
   static constexpr int64_t kBits = 4;
+  static constexpr float kRepair = 0x1p-28f, kSmallestScale = 0x1p-90f;
   const std::byte* p = nullptr;
   GroupScales scales;
   I4Row() = default;
   I4Row(const Weight& w, int64_t r) : p(row_begin(w, r)), scales(w, r) {}
-  HWY_INLINE void prefetch(int64_t c, int64_t ahead) const { prefetch32<kBits>(p, c, ahead); }
-  HWY_INLINE void load32(int64_t c, F8* out) const {
-    const hn::FixedTag<uint8_t, 16> u8;
-    const hn::FixedTag<uint16_t, 8> u16;
-    HWY_ALIGN static constexpr uint8_t kSigned[16] = {0,   1,   2,   3,   4,   5,   6,   7,
-                                                      248, 249, 250, 251, 252, 253, 254, 255};
-    const auto table = hn::Load(u8, kSigned);
-    const auto mask = hn::Set(u8, 15);
-    const auto packed = hn::LoadU(u8, at<uint8_t>(p + c / 2));
-    const auto shifted = hn::BitCast(u8, hn::ShiftRight<4>(hn::BitCast(u16, packed)));
-    const auto even = hn::TableLookupBytes(table, hn::And(packed, mask));
-    const auto odd = hn::TableLookupBytes(table, hn::And(shifted, mask));
-    HWY_ALIGN uint8_t q[kStep];
-    hn::Store(hn::InterleaveLower(u8, even, odd), u8, q);
-    hn::Store(hn::InterleaveUpper(u8, even, odd), u8, q + 16);
-    scaled_bytes(reinterpret_cast<const int8_t*>(q), scales.at_column(c), out);
+  HWY_INLINE bool prepare(int64_t c, F8& scale) const {
+    const float s = scales.at_column(c);
+    scale = set8(s * kRepair);
+    return std::fabs(s) < kSmallestScale;
+  }
+  HWY_INLINE F8 get(int64_t c, int64_t j, F8 scale) const {
+    const hn::RebindToSigned<FloatTag> i32;
+    int32_t packed;
+    std::memcpy(&packed, p + c / 2 + j * 4, sizeof(packed));
+    F8 out;
+    TAMIS_UNROLL for (int64_t i = 0; i < kParts; ++i) {
+      const auto lane = hn::Iota(i32, static_cast<int32_t>(i * kPartLanes));
+      const auto up = hn::Set(i32, packed) << (hn::Set(i32, 28) - hn::ShiftLeft<2>(lane));
+      const auto kept = hn::And(up, hn::Set(i32, static_cast<int32_t>(0xF0000000u)));
+      out.part[i] = hn::ConvertTo(FloatTag(), kept);
+    }
+    return mul8(out, scale);
   }
 };
 
 // Slices whose scale groups begin inside a step of 32 columns, and odd formats: any weight.
 struct AnyRow {
   static constexpr int64_t kBits = 32;
+  const std::byte* p = nullptr;
   const Weight* w = nullptr;
   int64_t r = 0;
+  float values[kStep] = {};
   AnyRow() = default;
-  AnyRow(const Weight& weight, int64_t row) : w(&weight), r(row) {}
-  HWY_INLINE void prefetch(int64_t, int64_t) const {}
-  HWY_INLINE void load32(int64_t c, F8* out) const {
-    float values[kStep];
+  AnyRow(const Weight& weight, int64_t row) : p(row_begin(weight, row)), w(&weight), r(row) {}
+  HWY_INLINE bool prepare(int64_t c, F8&) {
     dequantize_row(*w, r, c, kStep, values);
-    for (int64_t j = 0; j < kStepF8; ++j) out[j] = load8(values + j * kLanes);
+    return false;
   }
+  HWY_INLINE F8 get(int64_t, int64_t j, F8) const { return load8(values + j * kLanes); }
 };
 
 // Calls f.template operator()<Row>() with the reader of w.
@@ -236,22 +240,30 @@ HWY_INLINE void with_row_reader(const Weight& w, const F& f) {
       if (w.scale_dtype != DType::kF32) return f.template operator()<AnyRow>();
       return f.template operator()<Fp8Row>();
     case DType::kI8:
+      if (w.scale_dtype != DType::kBF16) return f.template operator()<AnyRow>();
       return f.template operator()<I8Row>();
     case DType::kI4:
+      if (w.scale_dtype != DType::kBF16) return f.template operator()<AnyRow>();
       return f.template operator()<I4Row>();
     default:
       return f.template operator()<AnyRow>();
   }
 }
 
-// Columns [c, c + count), count < 32, of row r, padded with zeros to a multiple of 8; returns how
-// many vectors of 8 that are.
-HWY_INLINE int64_t load_tail(const Weight& w, int64_t r, int64_t c, int64_t count, F8* out) {
+// Columns [c, c + count), count <= 32, of row r by the definition, padded with zeros to a step: the
+// end of a row, and special steps.
+HWY_INLINE void special32(const Weight& w, int64_t r, int64_t c, int64_t count, F8* out) {
   float values[kStep] = {};
   dequantize_row(w, r, c, count, values);
-  const int64_t vectors = (count + kLanes - 1) / kLanes;
-  for (int64_t j = 0; j < vectors; ++j) out[j] = load8(values + j * kLanes);
-  return vectors;
+  TAMIS_UNROLL for (int64_t j = 0; j < kStepF8; ++j) out[j] = load8(values + j * kLanes);
+}
+
+// Columns [c, c + 32) of row r.
+template <typename Row>
+HWY_INLINE void load32(const Weight& w, Row& row, int64_t r, int64_t c, F8* out) {
+  F8 scale;
+  if (HWY_UNLIKELY(row.prepare(c, scale))) return special32(w, r, c, kStep, out);
+  TAMIS_UNROLL for (int64_t j = 0; j < kStepF8; ++j) out[j] = row.get(c, j, scale);
 }
 
 }  // namespace HWY_NAMESPACE
