@@ -121,20 +121,16 @@ struct Source {
   int64_t begin;
 };
 
-// One token's heads against a tile of n entries. The next tile's rows are asked for between the
-// register tiles: their latency hides behind the arithmetic.
+// One token's heads against a tile of n entries. The next tile's rows are asked for between blocks
+// of this one: their latency hides behind the arithmetic.
 void attend_tile(const MlaSparseArgs& a, const Sizes& s, const Buffers& b, int64_t heads,
                  const float* q, int64_t n, const Source& source, float* acc, RowState* states) {
-  const int64_t ahead = round_up((kTile * 3 + heads - 1) / heads, 2);
-  int64_t next = source.begin + kTile;
-  const int64_t next_end = next + kTile;
-  for (int64_t h = 0; h < heads;) {
-    const int64_t group = row_group(heads - h);
-    prefetch_rows(a, *source.seq, source.list, next, std::min(next + ahead, next_end));
-    next += ahead;
-    dot_rows(q + h * s.dim, s.dim, group, b.tile, s.row_stride, n, s.dim, b.scores + h * kTile,
-             kTile);
-    h += group;
+  constexpr int64_t kBlock = 8;
+  for (int64_t i = 0; i < n; i += kBlock) {
+    const int64_t next = source.begin + kTile + i;
+    prefetch_rows(a, *source.seq, source.list, next, next + kBlock);
+    dot_rows(q, s.dim, heads, b.tile + i * s.row_stride, s.row_stride, std::min(kBlock, n - i),
+             s.dim, b.scores + i, kTile);
   }
   for (int64_t h = 0; h < heads; ++h) {
     softmax_tile(b.scores + h * kTile, n, s.cols, acc + h * s.cols, states + h);

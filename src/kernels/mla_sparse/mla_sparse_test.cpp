@@ -1,6 +1,7 @@
 #include "kernels/mla_sparse/mla_sparse.h"
 
 #include <gtest/gtest.h>
+#include <hwy/targets.h>
 
 #include <cmath>
 #include <set>
@@ -205,6 +206,18 @@ TEST(MlaSparse, AllVisibleAsIndicesOrNotGivesTheSameBits) {
       }
     }
   }
+}
+
+// AVX-512 against AVX2; on a machine without AVX-512 there is but one to compare.
+TEST(MlaSparse, EveryInstructionSetGivesTheSameBits) {
+  const int64_t supported = hwy::SupportedTargets();
+  if ((supported & HWY_AVX2) == 0) return;
+  const Problem problem({16, 512, 64, 600}, KvFormat::kFP8);
+  const auto widest = problem.all("simd");
+  hwy::GetChosenTarget().Update(HWY_AVX2);
+  const auto narrower = problem.all("simd");
+  hwy::GetChosenTarget().Update(supported);
+  EXPECT_TRUE(same_bits(widest, narrower));
 }
 
 // The comparison above can fail: the same set in another order gives other bits.
