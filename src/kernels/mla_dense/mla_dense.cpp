@@ -1,11 +1,13 @@
 #include "kernels/mla_dense/mla_dense.h"
 
 #include "kernels/mla_dense/mla_dense_impl.h"
+#include "kernels/simd/targets.h"
 
 namespace tamis {
 namespace {
 
 constexpr Implementation<MlaDenseArgs> kList[] = {
+    {"simd", [](const MlaDenseArgs&) { return vectors_available(); }, mla_dense_simd},
     {"reference", [](const MlaDenseArgs&) { return true; }, mla_dense_reference},
 };
 

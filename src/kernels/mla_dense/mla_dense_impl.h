@@ -6,5 +6,6 @@
 namespace tamis {
 
 void mla_dense_reference(KernelContext& context, const MlaDenseArgs& args);
+void mla_dense_simd(KernelContext& context, const MlaDenseArgs& args);
 
 }  // namespace tamis

@@ -1,0 +1,169 @@
+// Attention in the expanded form, vectorised: the tiles and the softmax of mla_sparse_simd.cpp with
+// queries in the place of heads. A task is one head and a block of queries; the keys and values of
+// a tile are gathered once (1/30 of the arithmetic) so that their rows lie close together.
+#include "kernels/simd/targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/mla_dense/mla_dense_simd.cpp"
+#include "hwy/foreach_target.h"  // must come before highway.h
+// foreach_target.h reads this file once per instruction set: what follows is not in alphabetical
+// order on purpose.
+#include <algorithm>
+
+#include "hwy/highway.h"
+#include "kernels/mla_dense/mla_dense_impl.h"
+#include "kernels/simd/softmax-inl.h"
+#include "kernels/simd/tiles-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace tamis {
+namespace HWY_NAMESPACE {
+namespace {
+
+#if HWY_TARGET == HWY_SCALAR
+
+void run(KernelContext&, const MlaDenseArgs&) { throw_no_vectors(); }
+
+#else
+
+constexpr int64_t kBlock = 30;  // queries of a task: whole groups of three rows
+constexpr int kQ = 0, kKeys = 1, kValues = 2, kScores = 3, kAcc = 4, kStates = 5;  // scratch
+
+// An odd number of cache lines: a column of a tile spreads over all sets of the L1.
+int64_t odd_lines(int64_t floats) { return floats + (floats / kDotLanes % 2 == 0 ? kDotLanes : 0); }
+
+struct Sizes {
+  explicit Sizes(const MlaDenseArgs& a)
+      : dim(round_up(a.nope + a.rope, kDotLanes)),
+        cols(round_up(a.v_dim, kDotLanes)),
+        key_stride(odd_lines(dim)),
+        value_stride(odd_lines(cols)) {}
+  int64_t dim, cols, key_stride, value_stride;
+};
+
+// Queries [t0, t1) of one head, with the thread's buffers.
+struct Task {
+  int64_t head, t0, t1;
+  float *q, *keys, *values, *scores, *acc;
+  RowState* states;
+  int64_t rows() const { return t1 - t0; }
+};
+
+void load_queries(const MlaDenseArgs& a, const Sizes& s, const Task& task) {
+  const int64_t width = a.nope + a.rope;
+  for (int64_t t = task.t0; t < task.t1; ++t) {
+    const float* in = a.q + (t * a.heads + task.head) * width;
+    float* out = task.q + (t - task.t0) * s.dim;
+    for (int64_t i = 0; i < width; ++i) out[i] = in[i] * a.softmax_scale;
+    std::fill(out + width, out + s.dim, 0.0f);
+  }
+}
+
+void load_tile(const MlaDenseArgs& a, const Sizes& s, const Task& task, int64_t begin, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float* kv = a.kv + ((begin + i) * a.heads + task.head) * (a.nope + a.v_dim);
+    float* key = task.keys + i * s.key_stride;
+    float* value = task.values + i * s.value_stride;
+    std::copy_n(kv, a.nope, key);
+    std::copy_n(a.k_pe + (begin + i) * a.rope, a.rope, key + a.nope);
+    std::fill(key + a.nope + a.rope, key + s.dim, 0.0f);
+    std::copy_n(kv + a.nope, a.v_dim, value);
+    std::fill(value + a.v_dim, value + s.cols, 0.0f);
+  }
+  for (int64_t i = n; i % kKeyGroup != 0; ++i) {
+    std::fill_n(task.keys + i * s.key_stride, s.dim, 0.0f);
+  }
+}
+
+// How many positions of the tile at `begin` query t sees.
+int64_t visible(const MlaDenseArgs& a, int64_t t, int64_t begin) {
+  return std::clamp<int64_t>(a.position[t] + 1 - begin, 0, kTile);
+}
+
+// The value product of rows that see different numbers of positions: together as far as all see,
+// then each alone. A weight of 0 instead would let a NaN of a position it does not see into a row.
+void add_values(const MlaDenseArgs& a, const Sizes& s, const Task& task, int64_t begin) {
+  for (int64_t r = 0; r < task.rows();) {
+    const int64_t group = std::min<int64_t>(3, task.rows() - r);
+    int64_t common = kTile;
+    for (int64_t i = r; i < r + group; ++i) {
+      common = std::min(common, visible(a, task.t0 + i, begin));
+    }
+    value_rows(task.scores + r * kTile, kTile, group, task.values, s.value_stride, common, a.v_dim,
+               task.acc + r * s.cols, s.cols);
+    for (int64_t i = r; i < r + group; ++i) {
+      value_rows(task.scores + i * kTile + common, kTile, 1, task.values + common * s.value_stride,
+                 s.value_stride, visible(a, task.t0 + i, begin) - common, a.v_dim,
+                 task.acc + i * s.cols, s.cols);
+    }
+    r += group;
+  }
+}
+
+void attend_tile(const MlaDenseArgs& a, const Sizes& s, const Task& task, int64_t begin,
+                 int64_t end) {
+  const int64_t n = std::min(kTile, end - begin);
+  load_tile(a, s, task, begin, n);
+  dot_rows(task.q, s.dim, task.rows(), task.keys, s.key_stride, n, s.dim, task.scores, kTile);
+  bool all_see_all = true;
+  for (int64_t r = 0; r < task.rows(); ++r) {
+    const int64_t seen = visible(a, task.t0 + r, begin);
+    all_see_all &= seen == n;
+    if (seen == 0) continue;
+    softmax_tile(task.scores + r * kTile, seen, s.cols, task.acc + r * s.cols, task.states + r);
+  }
+  if (all_see_all) {
+    value_rows(task.scores, kTile, task.rows(), task.values, s.value_stride, n, a.v_dim, task.acc,
+               s.cols);
+  } else {
+    add_values(a, s, task, begin);
+  }
+}
+
+void attend(const MlaDenseArgs& a, const Sizes& s, const Task& task) {
+  load_queries(a, s, task);
+  std::fill(task.acc, task.acc + task.rows() * s.cols, 0.0f);
+  std::fill(task.states, task.states + task.rows(), RowState());
+  const int64_t end = *std::max_element(a.position + task.t0, a.position + task.t1) + 1;
+  for (int64_t begin = 0; begin < end; begin += kTile) attend_tile(a, s, task, begin, end);
+  for (int64_t r = 0; r < task.rows(); ++r) {
+    finish_row(task.acc + r * s.cols, task.states[r], a.v_dim,
+               a.out + ((task.t0 + r) * a.heads + task.head) * a.v_dim);
+  }
+}
+
+void run(KernelContext& context, const MlaDenseArgs& a) {
+  const Sizes s(a);
+  const int64_t blocks = (a.tokens + kBlock - 1) / kBlock;
+  context.pool().run(blocks * a.heads, [&](int64_t i, int thread) {
+    // From the end: the last queries see most.
+    const int64_t block = blocks - 1 - i / a.heads;
+    attend(a, s,
+           {i % a.heads, block * kBlock, std::min((block + 1) * kBlock, a.tokens),
+            context.scratch(thread, kQ, kBlock * s.dim),
+            context.scratch(thread, kKeys, kTile * s.key_stride),
+            context.scratch(thread, kValues, kTile * s.value_stride),
+            context.scratch(thread, kScores, kBlock * kTile),
+            context.scratch(thread, kAcc, kBlock * s.cols),
+            reinterpret_cast<RowState*>(context.scratch(thread, kStates, 2 * kBlock))});
+  });
+}
+
+#endif  // HWY_SCALAR
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace tamis
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace tamis {
+
+HWY_EXPORT(run);
+
+void mla_dense_simd(KernelContext& context, const MlaDenseArgs& args) {
+  HWY_DYNAMIC_DISPATCH(run)(context, args);
+}
+
+}  // namespace tamis
+#endif  // HWY_ONCE
