@@ -1,5 +1,6 @@
 #include "text/completion.h"
 
+#include <algorithm>
 #include <array>
 #include <set>
 
