@@ -28,19 +28,19 @@ def listed(sizes):
     return ','.join(map(str, sizes))
 
 
-def json_of(command):
+def output_of(command):
     print('+ ' + ' '.join(command), file=sys.stderr)
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout)
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def time_llama(args, path):
     """{what: {size: tokens per second}}, the better of flash attention off and on."""
     best = {'prefill': {}, 'decode': {}}
     for flash in args.flash.split(','):
-        result = json_of([args.python, os.path.join(os.path.dirname(__file__), 'llama_bench.py'),
-                          path, '--threads', str(args.threads), '--flash', flash,
-                          '--prefill', listed(args.prefill), '--decode', listed(args.decode)])
+        result = json.loads(output_of(
+            [args.python, os.path.join(os.path.dirname(__file__), 'llama_bench.py'), path,
+             '--threads', str(args.threads), '--flash', flash,
+             '--prefill', listed(args.prefill), '--decode', listed(args.decode)]))
         for what, rates in best.items():
             for size, rate in result[what].items():
                 rates[int(size)] = max(rate, rates.get(int(size), 0.0))
@@ -48,11 +48,14 @@ def time_llama(args, path):
 
 
 def time_tamis(args, folder):
-    common = ['-m', folder, '--threads', str(args.threads), '--json']
-    decode = json_of([args.tamis, 'bench', 'decode', '--depth', listed(args.decode), *common])
-    prefill = json_of([args.tamis, 'bench', 'prefill', '--tokens', listed(args.prefill), *common])
-    return {'decode': {row['depth']: row['tokens_per_s'] for row in decode['rows']},
-            'prefill': {row['tokens']: row['tokens_per_s'] for row in prefill['rows']}}
+    """As time_llama; the cache in 16 bits, as llama.cpp has it."""
+    rates = {}
+    for what, flag, key, wanted in (('prefill', '--length', 'tokens', args.prefill),
+                                    ('decode', '--depth', 'depth', args.decode)):
+        lines = output_of([args.tamis, 'bench', what, '-m', folder, '--threads', str(args.threads),
+                           '--cache-type', 'bf16', '--json', flag, listed(wanted)]).splitlines()
+        rates[what] = {row[key]: row['tokens_per_s'] for row in map(json.loads, lines)}
+    return rates
 
 
 def sizes(text):
