@@ -10,6 +10,7 @@
 // Tasks are blocks of rows of W (and, in the blocked path, of x): outputs only, so threads do not
 // change bits.
 #include <algorithm>
+#include <cstring>
 #include <new>
 
 #include "kernels/linear/linear_impl.h"
@@ -392,8 +393,9 @@ void pack_direct(const LinearArgs& a, float* out) {
   const int64_t whole = a.w.cols / kWidth;
   for (int64_t m = 0; m < a.m; ++m) {
     const float* x = a.x + m * a.x_stride;
-    for (int64_t s = 0; s < whole; ++s)
-      std::copy_n(x + s * kWidth, kWidth, out + s * stride + m * kWidth);
+    for (int64_t s = 0; s < whole; ++s) {
+      std::memcpy(out + s * stride + m * kWidth, x + s * kWidth, kWidth * sizeof(float));
+    }
     std::copy(x + whole * kWidth, x + a.w.cols, out + whole * stride + m * kWidth);
   }
 }

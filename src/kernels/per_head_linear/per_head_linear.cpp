@@ -1,11 +1,13 @@
 #include "kernels/per_head_linear/per_head_linear.h"
 
 #include "kernels/per_head_linear/per_head_linear_impl.h"
+#include "kernels/simd/targets.h"
 
 namespace tamis {
 namespace {
 
 constexpr Implementation<PerHeadLinearArgs> kList[] = {
+    {"simd", [](const PerHeadLinearArgs&) { return vectors_available(); }, per_head_linear_simd},
     {"reference", [](const PerHeadLinearArgs&) { return true; }, per_head_linear_reference},
 };
 

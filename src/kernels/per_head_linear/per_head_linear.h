@@ -4,7 +4,8 @@
 //   forward     y[t,h,:] = W_h x[t,h,:]      x [t,h,cols] -> y [t,h,rows]     (o = W_UV õ)
 //   transposed  y[t,h,:] = W_hᵀ x[t,h,:]     x [t,h,rows] -> y [t,h,cols]     (q̃ = W_UKᵀ q_nope)
 //
-// Same promise as linear: the bits of a row do not depend on its neighbours.
+// Same promise as linear: the bits of a row do not depend on its neighbours. Vector code sums the
+// forward direction in the order of linear.h, the transposed one by fma over the rows in order.
 #pragma once
 
 #include <cstdint>
