@@ -33,6 +33,8 @@ void route(LayerContext& c, const MoeWeights& w, int64_t layer) {
   float* logits = c.act.router.get(n * m.num_experts);
   // float32 in every precision: a rounding here changes which experts run.
   linear(c.kernels, {c.act.normed.data(), m.hidden_size, n, w.router, logits, m.num_experts});
+  // An expert whose score is not a number is never chosen: without this check nobody would notice.
+  check_finite(c, logits, m.num_experts, layer);
   MoeGateArgs g;
   g.logits = logits;
   g.bias = w.bias.data();

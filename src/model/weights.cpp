@@ -166,6 +166,10 @@ class Loader {
     MoeWeights m;
     m.router = matrix(p + "gate.weight", c.num_experts, c.hidden_size);
     m.bias = vector(p + "gate.e_score_correction_bias", c.num_experts);
+    for (const float b : m.bias) {
+      // It only orders experts, so a bad one would change the model without a trace.
+      if (!std::isfinite(b)) throw InputError(p + "gate.e_score_correction_bias: not finite");
+    }
     const Share own = share(c.num_experts, "n_routed_experts");
     m.first_expert = own.begin;
     for (int64_t e = own.begin; e < own.begin + own.count; ++e) {
