@@ -2,6 +2,9 @@
 
 #include <algorithm>
 
+#include "kernels/moe_permute/moe_permute_impl.h"
+#include "kernels/simd/targets.h"
+
 namespace tamis {
 namespace {
 
@@ -21,6 +24,8 @@ void moe_permute_reference(KernelContext& context, const MoePermuteArgs& a) {
   });
 }
 
+}  // namespace
+
 void moe_combine_reference(KernelContext& context, const MoeCombineArgs& a) {
   context.pool().run(a.tokens, [&](int64_t t, int) {
     float* y = a.y + t * a.width;
@@ -35,10 +40,13 @@ void moe_combine_reference(KernelContext& context, const MoeCombineArgs& a) {
   });
 }
 
+namespace {
+
 constexpr Implementation<MoePermuteArgs> kPermute[] = {
     {"reference", [](const MoePermuteArgs&) { return true; }, moe_permute_reference},
 };
 constexpr Implementation<MoeCombineArgs> kCombine[] = {
+    {"simd", [](const MoeCombineArgs&) { return vectors_available(); }, moe_combine_simd},
     {"reference", [](const MoeCombineArgs&) { return true; }, moe_combine_reference},
 };
 

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "kernels/rms_norm/rms_norm_impl.h"
+#include "kernels/simd/targets.h"
 #include "tensor/convert.h"
 
 namespace tamis {
@@ -25,11 +27,16 @@ void norm_row(const RmsNormArgs& a, int64_t row) {
   for (int64_t i = 0; i < a.width; ++i) x[i] = round_to_bf16(x[i]);
 }
 
+}  // namespace
+
 void rms_norm_reference(KernelContext& context, const RmsNormArgs& a) {
   context.pool().run(a.rows, [&](int64_t row, int) { norm_row(a, row); });
 }
 
+namespace {
+
 constexpr Implementation<RmsNormArgs> kList[] = {
+    {"simd", [](const RmsNormArgs&) { return vectors_available(); }, rms_norm_simd},
     {"reference", [](const RmsNormArgs&) { return true; }, rms_norm_reference},
 };
 

@@ -2,8 +2,10 @@
 
 #include <cmath>
 
+#include "kernels/simd/targets.h"
+#include "kernels/swiglu/swiglu_impl.h"
+
 namespace tamis {
-namespace {
 
 void swiglu_reference(KernelContext& context, const SwigluArgs& a) {
   context.pool().run(a.rows, [&](int64_t r, int) {
@@ -13,7 +15,10 @@ void swiglu_reference(KernelContext& context, const SwigluArgs& a) {
   });
 }
 
+namespace {
+
 constexpr Implementation<SwigluArgs> kList[] = {
+    {"simd", [](const SwigluArgs&) { return vectors_available(); }, swiglu_simd},
     {"reference", [](const SwigluArgs&) { return true; }, swiglu_reference},
 };
 

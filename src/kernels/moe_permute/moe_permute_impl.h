@@ -1,0 +1,11 @@
+// The implementations of moe_combine, for moe_permute.cpp and its test.
+#pragma once
+
+#include "kernels/moe_permute/moe_permute.h"
+
+namespace tamis {
+
+void moe_combine_simd(KernelContext& context, const MoeCombineArgs& args);
+void moe_combine_reference(KernelContext& context, const MoeCombineArgs& args);
+
+}  // namespace tamis
