@@ -92,6 +92,7 @@ class Problem {
   int64_t tokens() const { return tokens_.size(); }
   int64_t visible(int64_t t) const { return tokens_.position[static_cast<size_t>(t)] + 1; }
   float* q(int64_t t) { return q_.data() + t * shape_.heads * shape_.dim; }
+  float* w(int64_t t) { return w_.data() + t * shape_.heads; }
   const PagedCache& cache() const { return cache_; }
 
  private:
@@ -132,6 +133,25 @@ TEST(IndexerLogits, AgreesWithTheReference) {
                 << "heads " << shape.heads << " dim " << shape.dim << " token " << t << " at " << s;
           }
         }
+      }
+    }
+  }
+}
+
+// A query that picks one dimension shows the key's values as they were decoded, bit for bit.
+TEST(IndexerLogits, DecodesKeysAsReadIndexKeyDoes) {
+  for (const KvFormat format : kFormats) {
+    Problem problem({1, 33}, format);
+    const int64_t last = problem.tokens() - 1;
+    std::vector<float> key(33);
+    for (int64_t d = 0; d < 33; ++d) {
+      std::fill_n(problem.q(last), 33, 0.0f);
+      problem.q(last)[d] = 1;
+      problem.w(last)[0] = 1;
+      const Scores got = problem.logits("simd", last, last + 1);
+      for (int64_t s = 0; s < problem.visible(last); ++s) {
+        read_index_key(problem.cache().layer(), problem.cache().sequences()[4], s, key.data());
+        ASSERT_EQ(got.row(0)[s], std::max(0.0f, key[static_cast<size_t>(d)])) << d << " at " << s;
       }
     }
   }
