@@ -29,6 +29,7 @@ struct Tokenizer::State {
                                                               : kNoToken;
   }
   void set_bytes(int32_t id, std::string_view key);
+  std::optional<int32_t> whole_word(std::string_view word, bool plain) const;
 
   UnicodeClasses classes;
   SplitRule split;
@@ -62,6 +63,15 @@ Tokenizer::State::State(TokenizerSpec spec)
     added.add(token.content, token.id);
     (token.normalized ? second_pass : first_pass).add(token.content, token.id);
   }
+}
+
+// The token that is this word, for files that ask for whole words before merges.
+std::optional<int32_t> Tokenizer::State::whole_word(std::string_view word, bool plain) const {
+  if (!ignore_merges) return std::nullopt;
+  std::string key;
+  for (const char c : word) utf8_append(key, alphabet.character(static_cast<uint8_t>(c)));
+  const std::optional<int32_t> id = vocab.find(key);
+  return id && plain && kind(*id) != kOrdinary ? std::nullopt : id;
 }
 
 // A key with a character outside the alphabet stands for itself: added tokens mostly do.
@@ -167,27 +177,18 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, SpecialTokens mode
   const bool plain = mode == SpecialTokens::kPlain;
   std::vector<int32_t> ids;
   WordEncoder words(s.bpe, plain, ids);
-  std::string key;
-  const auto whole_token = [&](std::string_view word) {
-    key.clear();
-    for (const char c : word) {
-      utf8_append(key, s.alphabet.character(static_cast<uint8_t>(c)));
-    }
-    const std::optional<int32_t> id = s.vocab.find(key);
-    if (!id || (plain && s.kind(*id) != State::kOrdinary)) return false;
-    ids.push_back(*id);
-    return true;
+  const auto add_id = [&](int32_t id) { ids.push_back(id); };
+  const auto add_word = [&](std::string_view word) {
+    const std::optional<int32_t> whole = s.whole_word(word, plain);
+    return whole ? add_id(*whole) : words.encode(word);
   };
   const auto add_text = [&](std::string_view part) {
-    split_words(s.split, s.classes, part, [&](std::string_view word) {
-      if (!s.ignore_merges || !whole_token(word)) words.encode(word);
-    });
+    split_words(s.split, s.classes, part, add_word);
   };
   if (plain) {
     add_text(text);
     return ids;
   }
-  const auto add_id = [&](int32_t id) { ids.push_back(id); };
   for_each_part(
       s.first_pass, text,
       [&](std::string_view part) { for_each_part(s.second_pass, part, add_text, add_id); }, add_id);

@@ -115,14 +115,15 @@ class SpecReader {
                                             printable(type)));
     const Field list = member(pre, "pretokenizers");
     if (list.value == nullptr || !list.value->is_array()) wrong_type(list, "an array");
-    const std::string_view patterns[] = {kDigitsPattern, kCjkPattern, kTextPattern};
-    const size_t count = std::size(patterns);
-    require(list.value->size() == count + 1,
-            fmt::format("{}: {} steps, want 3 times Split, then ByteLevel", list.name,
+    std::vector<std::string_view> patterns = {kDigitsPattern, kCjkPattern, kTextPattern};
+    const bool one_split = list.value->size() == 2;
+    if (one_split) patterns = {kGlm4Pattern};
+    require(list.value->size() == patterns.size() + 1,
+            fmt::format("{}: {} steps, want 1 or 3 times Split, then ByteLevel", list.name,
                         list.value->size()));
-    for (size_t i = 0; i < count; ++i) read_split(item(list, i), patterns[i]);
-    read_byte_level(item(list, count), /*use_regex=*/false);
-    return SplitRule::kDeepSeekV3;
+    for (size_t i = 0; i < patterns.size(); ++i) read_split(item(list, i), patterns[i]);
+    read_byte_level(item(list, patterns.size()), /*use_regex=*/false);
+    return one_split ? SplitRule::kGlm4 : SplitRule::kDeepSeekV3;
   }
 
   Field item(const Field& list, size_t i) const {

@@ -148,6 +148,13 @@ TEST(TokenizerJson, UnknownFeatures) {
       {"pretokenizers[1].type: want \"Split\"",
        [](Json& j) { split_step(j, 1)["type"] = "Digits"; }},
       {"pretokenizers: 3 steps", [](Json& j) { j["pre_tokenizer"]["pretokenizers"].erase(1); }},
+      {"pretokenizers: 0 steps",
+       [](Json& j) { j["pre_tokenizer"]["pretokenizers"] = Json::array(); }},
+      {"pretokenizers[0].pattern.Regex: the pattern \"\\p{N}{1,3}\" is not a known one",
+       [](Json& j) {
+         j["pre_tokenizer"]["pretokenizers"].erase(1);
+         j["pre_tokenizer"]["pretokenizers"].erase(1);
+       }},
       {"pretokenizers[3].use_regex: want false",
        [](Json& j) { split_step(j, 3)["use_regex"] = true; }},
       {"pretokenizers[3].add_prefix_space: want false",

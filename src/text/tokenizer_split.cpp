@@ -84,18 +84,67 @@ size_t match_text(const Reader& in, size_t pos) {
   return is_space(c) ? match_space(in, pos, /*newline_rule=*/true) : pos;
 }
 
+bool is_other(const Char& c) { return !is_space(c) && !is_letter(c) && !is_number(c); }
+
+// ASCII lower case when `fold`; the long s folds to an s, alone outside ASCII to fold to a letter
+// of a contraction.
+char32_t folded(char32_t c, bool fold) {
+  if (!fold) return c;
+  if (c == 0x17F) return 's';
+  return c >= 'A' && c <= 'Z' ? c + ('a' - 'A') : c;
+}
+
 // End of one of 's 't 're 've 'm 'll 'd at pos; pos if there is none.
-size_t match_contraction(std::string_view text, size_t pos) {
-  const std::string_view rest = text.substr(pos, 3);
-  if (rest.size() < 2 || rest[0] != '\'') return pos;
-  if (std::string_view("stmd").find(rest[1]) != std::string_view::npos) return pos + 2;
-  const std::string_view two = rest.substr(1);
-  return two == "re" || two == "ve" || two == "ll" ? pos + 3 : pos;
+size_t match_contraction(const Reader& in, size_t pos, bool ignore_case) {
+  if (in.at(pos).code != '\'') return pos;
+  const Char first = in.at(pos + 1);
+  const size_t after = pos + 1 + first.length;
+  const Char second = in.at(after);
+  switch (folded(first.code, ignore_case)) {
+    case 's':
+    case 't':
+    case 'm':
+    case 'd':
+      return after;
+    case 'r':
+    case 'v':
+      return folded(second.code, ignore_case) == 'e' ? after + second.length : pos;
+    case 'l':
+      return folded(second.code, ignore_case) == 'l' ? after + second.length : pos;
+    default:
+      return pos;
+  }
+}
+
+size_t match_digits(const Reader& in, size_t pos) {
+  for (int n = 0; n < 3; ++n) {
+    const Char c = in.at(pos);
+    if (c.length == 0 || !is_number(c)) break;
+    pos += c.length;
+  }
+  return pos;
+}
+
+// One match of kGlm4Pattern at pos, its end. Every character is matched by some alternative.
+size_t match_glm4(const Reader& in, size_t pos) {
+  const size_t contraction = match_contraction(in, pos, /*ignore_case=*/true);
+  if (contraction != pos) return contraction;
+  const Char c = in.at(pos);
+  const size_t after = pos + c.length;
+  if (is_letter(c)) return in.skip_while(after, is_letter);
+  if (is_number(c)) return match_digits(in, pos);
+  if (!is_newline(c) && is_letter(in.at(after))) return in.skip_while(after, is_letter);
+  const size_t signs = c.code == ' ' ? after : pos;
+  const Char first = in.at(signs);
+  if (first.length != 0 && is_other(first)) {
+    return in.skip_while(in.skip_while(signs, is_other), is_newline);
+  }
+  return match_space(in, pos, /*newline_rule=*/true);
 }
 
 // One match of kGpt2Pattern at pos, its end. Every character is matched by some alternative.
 size_t match_gpt2(const Reader& in, size_t pos) {
-  const size_t contraction = match_contraction(in.text(), pos);
+  const size_t contraction = match_contraction(in, pos, /*ignore_case=*/false);
   if (contraction != pos) return contraction;
   const Char c = in.at(pos);
   const size_t start = c.code == ' ' ? pos + 1 : pos;
@@ -103,8 +152,7 @@ size_t match_gpt2(const Reader& in, size_t pos) {
   if (first.length == 0 || is_space(first)) return match_space(in, pos, /*newline_rule=*/false);
   if (is_letter(first)) return in.skip_while(start, is_letter);
   if (is_number(first)) return in.skip_while(start, is_number);
-  return in.skip_while(
-      start, [](const Char& x) { return !is_space(x) && !is_letter(x) && !is_number(x); });
+  return in.skip_while(start, is_other);
 }
 
 // The library's Split with behaviour Isolated: every match is a piece, and so is every stretch
@@ -123,15 +171,6 @@ void split_isolated(const Reader& in, Match match, Emit emit) {
     gap = pos = end;
   }
   if (gap < in.size()) emit(in.text().substr(gap));
-}
-
-size_t match_digits(const Reader& in, size_t pos) {
-  for (int n = 0; n < 3; ++n) {
-    const Char c = in.at(pos);
-    if (c.length == 0 || !is_number(c)) break;
-    pos += c.length;
-  }
-  return pos;
 }
 
 template <typename Emit>
@@ -155,12 +194,16 @@ void split_deepseek(const UnicodeClasses& classes, std::string_view text, Emit e
 
 void split_words(SplitRule rule, const UnicodeClasses& classes, std::string_view text,
                  FunctionRef<void(std::string_view)> emit) {
-  if (rule == SplitRule::kDeepSeekV3) {
-    split_deepseek(classes, text, emit);
-  } else {
-    const Reader in(classes, text);
-    split_isolated(
-        in, [&](size_t pos) { return match_gpt2(in, pos); }, emit);
+  const Reader in(classes, text);
+  switch (rule) {
+    case SplitRule::kDeepSeekV3:
+      return split_deepseek(classes, text, emit);
+    case SplitRule::kGlm4:
+      return split_isolated(
+          in, [&](size_t pos) { return match_glm4(in, pos); }, emit);
+    case SplitRule::kGpt2:
+      return split_isolated(
+          in, [&](size_t pos) { return match_gpt2(in, pos); }, emit);
   }
 }
 

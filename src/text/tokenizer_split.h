@@ -16,10 +16,11 @@ namespace tamis {
 
 enum class SplitRule {
   kDeepSeekV3,  // three Splits: kDigitsPattern, kCjkPattern, kTextPattern
+  kGlm4,        // one Split: kGlm4Pattern (GLM-4 and later)
   kGpt2,        // ByteLevel with use_regex: kGpt2Pattern
 };
 
-// The patterns as tokenizer.json spells them. \r and \n inside are the bytes themselves.
+// The patterns as tokenizer.json spells them. In kTextPattern \r and \n are the bytes themselves.
 inline constexpr std::string_view kDigitsPattern = R"(\p{N}{1,3})";
 inline constexpr std::string_view kCjkPattern = "[\u4E00-\u9FA5\u3040-\u309F\u30A0-\u30FF]+";
 inline constexpr std::string_view kTextPattern =
@@ -28,6 +29,9 @@ inline constexpr std::string_view kTextPattern =
     "| ?[\\p{P}\\p{S}]+[\r\n]*"
     "|\\s*[\r\n]+"
     R"(|\s+(?!\S)|\s+)";
+inline constexpr std::string_view kGlm4Pattern =
+    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|)"
+    R"( ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 inline constexpr std::string_view kGpt2Pattern =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 

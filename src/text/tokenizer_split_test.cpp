@@ -107,6 +107,7 @@ struct Rule {
 
 std::vector<Rule> rules() {
   return {{SplitRule::kDeepSeekV3, {kDigitsPattern, kCjkPattern, kTextPattern}},
+          {SplitRule::kGlm4, {kGlm4Pattern}},
           {SplitRule::kGpt2, {kGpt2Pattern}}};
 }
 
@@ -137,12 +138,40 @@ rc::Gen<std::string> border_text() {
 }
 
 TEST(TokenizerSplit, EdgesEqualPcre2) {
-  for (const char* text :
-       {"",        "a",           " ",       "  ",          "\n",      " \n",     "\n ",
-        "  \n  x", " x",          "  x",     "\t\tx",       "x  ",     "1",       "123",
-        "1234",    "a1b",         "don't",   "DON'T",       "'",       "''s",     "!abc",
-        "!!abc",   " !\r\n\r\nx", "e\u0301", "\u0301e",     " \u0301", "1\u0301", "ア・イ",
-        "中a中",   "龥龦",        "\u200Da", "\u200D\u200D"}) {
+  for (const char* text : {"",
+                           "a",
+                           " ",
+                           "  ",
+                           "\n",
+                           " \n",
+                           "\n ",
+                           "  \n  x",
+                           " x",
+                           "  x",
+                           "\t\tx",
+                           "x  ",
+                           "1",
+                           "123",
+                           "1234",
+                           "a1b",
+                           "don't",
+                           "DON'T",
+                           "'RE'Ve'lL'lx're",
+                           "'\u017F",
+                           "'",
+                           "''s",
+                           "!abc",
+                           "!!abc",
+                           " !\r\n\r\nx",
+                           "e\u0301",
+                           "\u0301e",
+                           " \u0301",
+                           "1\u0301",
+                           "ア・イ",
+                           "中a中",
+                           "龥龦",
+                           "\u200Da",
+                           "\u200D\u200D"}) {
     SCOPED_TRACE(text);
     expect_same(text);
   }

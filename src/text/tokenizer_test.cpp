@@ -11,6 +11,7 @@
 #include "base/json.h"
 #include "base/utf8.h"
 #include "text/tokenizer_fixture.h"
+#include "text/tokenizer_split.h"
 
 namespace tamis {
 namespace {
@@ -91,6 +92,15 @@ TEST(Tokenizer, SplitRuleOfTheFile) {
     j["pre_tokenizer"] = {{"type", "ByteLevel"}, {"add_prefix_space", false}};
   };
   EXPECT_EQ(parse(small(join_gpt2), "!a"), (Ids{'!', 'a'}));
+  // GLM-4's keeps "!a" together too.
+  const auto join_glm = [&](Json& j) {
+    join(j);
+    Json& steps = j["pre_tokenizer"]["pretokenizers"];
+    steps.erase(1);
+    steps.erase(1);
+    steps[0]["pattern"]["Regex"] = std::string(kGlm4Pattern);
+  };
+  EXPECT_EQ(parse(small(join_glm), "!a"), Ids{263});
 }
 
 TEST(Tokenizer, LooksUpTokens) {

@@ -5,7 +5,7 @@ use:  python3 -m venv V && V/bin/pip install tokenizers==0.23.2
       V/bin/python tests/tools/tokenizer_diff.py --tamis build/release/tamis \\
           --tokenizer models/tamis-mini/tokenizer.json [--count 100000] [--seed 1]
 
-Every tokenizer is tried as it is, with ignore_merges, and with GPT-2's split rule. Strings go to
+Every tokenizer is tried as it is, with ignore_merges, and with GPT-2's and GLM-4's split rules. Strings go to
 tamis in batches, joined by a special token that no string contains: text is never split or merged
 across one. Ends with the number of mismatches; exit code 1 if there is any.
 """
@@ -21,6 +21,8 @@ import tempfile
 from tokenizers import Tokenizer
 
 BATCH = 2000
+GLM4 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 ALPHABETS = [
     [chr(c) for c in range(32, 127)],
     list("aAbBzZ  \n\r\t'.,!?-_^0123456789"),
@@ -68,6 +70,13 @@ def variants(source):
     spec["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
                              "use_regex": True}
     yield "gpt2", spec
+    spec = json.loads(source)
+    split_step = {"type": "Split", "pattern": {"Regex": GLM4}, "behavior": "Isolated",
+                  "invert": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+                  "use_regex": False}
+    spec["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split_step, byte_level]}
+    yield "glm4", spec
 
 
 def tamis(options, path, text, *flags):
