@@ -50,18 +50,18 @@ uint16_t scale_for(float amax, float steps) {
 }
 
 uint16_t int4_group(const float* w, int64_t n, float* q) {
-  float smallest = 0, largest = 0;
+  float below = 0, above = 0;  // never -0, whose bits would pass for a large scale
   for (int64_t i = 0; i < n; ++i) {
-    smallest = std::min(smallest, w[i]);
-    largest = std::max(largest, w[i]);
+    below = std::max(below, -w[i]);
+    above = std::max(above, w[i]);
   }
-  const float amax = std::max(largest, -smallest);
+  const float amax = std::max(above, below);
   if (amax == 0) {
     std::fill_n(q, n, 0.0f);
     return kBf16One;
   }
   const uint16_t even = scale_for(amax, 7);
-  const uint16_t uneven = std::max(scale_for(largest, 7), scale_for(-smallest, 8));
+  const uint16_t uneven = std::max(scale_for(above, 7), scale_for(below, 8));
   std::array<float, kIntGroup> other;
   const float even_squares = try_scale(w, n, bf16_to_float(even), q);
   if (uneven == even || try_scale(w, n, bf16_to_float(uneven), other.data()) >= even_squares) {
