@@ -1,6 +1,7 @@
 // Attention in the expanded form, vectorised: the tiles and the softmax of mla_sparse_simd.cpp with
 // queries in the place of heads. A task is one head and a block of queries; the keys and values of
-// a tile are gathered once (1/30 of the arithmetic) so that their rows lie close together.
+// a tile are gathered once (1/30 of the arithmetic) so that their rows lie close together. A
+// selection only masks here: this form serves prefills about as short as the selection.
 #include "kernels/simd/targets.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -9,6 +10,7 @@
 // foreach_target.h reads this file once per instruction set: what follows is not in alphabetical
 // order on purpose.
 #include <algorithm>
+#include <cmath>
 
 #include "hwy/highway.h"
 #include "kernels/mla_dense/mla_dense_impl.h"
@@ -80,6 +82,22 @@ int64_t visible(const MlaDenseArgs& a, int64_t t, int64_t begin) {
   return std::clamp<int64_t>(a.position[t] + 1 - begin, 0, kTile);
 }
 
+// Leaves of query t's scores in the tile those of its selection, the others become -inf. False if
+// none is left: then all become 0, the weights of a tile that adds nothing. The same set gives the
+// same bits with indices and without.
+bool keep_selected(const MlaDenseArgs& a, int64_t t, int64_t begin, float* scores) {
+  if (a.indices == nullptr) return true;
+  const int32_t* row = a.indices + t * a.k;
+  const int32_t* end = std::partition_point(row, row + a.k, [](int32_t i) { return i >= 0; });
+  const int32_t* next = std::lower_bound(row, end, static_cast<int32_t>(begin));
+  const bool any = next != end && *next < begin + kTile;
+  float kept[kTile];
+  std::fill_n(kept, kTile, any ? -HUGE_VALF : 0.0f);
+  for (; next != end && *next < begin + kTile; ++next) kept[*next - begin] = scores[*next - begin];
+  std::copy_n(kept, kTile, scores);
+  return any;
+}
+
 // The value product of rows that see different numbers of positions: together as far as all see,
 // then each alone. A weight of 0 instead would let a NaN of a position it does not see into a row.
 void add_values(const MlaDenseArgs& a, const Sizes& s, const Task& task, int64_t begin) {
@@ -109,7 +127,7 @@ void attend_tile(const MlaDenseArgs& a, const Sizes& s, const Task& task, int64_
   for (int64_t r = 0; r < task.rows(); ++r) {
     const int64_t seen = visible(a, task.t0 + r, begin);
     all_see_all &= seen == n;
-    if (seen == 0) continue;
+    if (seen == 0 || !keep_selected(a, task.t0 + r, begin, task.scores + r * kTile)) continue;
     softmax_tile(task.scores + r * kTile, seen, s.cols, task.acc + r * s.cols, task.states + r);
   }
   if (all_see_all) {

@@ -43,6 +43,8 @@ class Problem {
     a.position = position_.data() + begin;
     a.kv = kv_.data();
     a.k_pe = k_pe_.data();
+    a.indices = indices_.empty() ? nullptr : indices_.data() + begin * k_;
+    a.k = k_;
     a.softmax_scale = scale();
     a.out = out.data();
     mla_dense(context, a);
@@ -78,6 +80,18 @@ class Problem {
     return v * (2 * (score_error + exp_error) + (n + n / 16 + 40) * kUnitF32);
   }
 
+  // k random positions that each query sees, or all if it sees fewer.
+  void select(int64_t k) {
+    std::mt19937 random(5);
+    k_ = k;
+    indices_.assign(static_cast<size_t>(tokens() * k), -1);
+    for (int64_t t = 0; t < tokens(); ++t) {
+      std::vector<int32_t> seen(static_cast<size_t>(position_[static_cast<size_t>(t)] + 1));
+      std::iota(seen.begin(), seen.end(), 0);
+      std::sample(seen.begin(), seen.end(), indices_.begin() + t * k, k, random);
+    }
+  }
+
   void poison_position(int64_t s) {
     const int64_t width = shape_.heads * (shape_.nope + shape_.v_dim);
     std::fill_n(kv_.begin() + s * width, width, NAN);
@@ -92,7 +106,8 @@ class Problem {
   Shape shape_;
   int64_t positions_;
   std::vector<float> q_, kv_, k_pe_;
-  std::vector<int32_t> position_;
+  std::vector<int32_t> position_, indices_;
+  int64_t k_ = 0;
 };
 
 bool same_bits(const float* a, const float* b, int64_t n) {
@@ -116,6 +131,25 @@ TEST(MlaDense, AgreesWithTheReference) {
       for (size_t i = 0; i < want.size(); ++i) {
         ASSERT_NEAR(got[i], want[i], tolerance) << "nope " << shape.nope << " tokens " << tokens;
       }
+    }
+  }
+}
+
+TEST(MlaDense, AttendsToTheSelectionAlone) {
+  for (const Shape& shape : kShapes) {
+    for (const int64_t k : {1, 3, 64, 100}) {
+      Problem problem(shape, 70, 300);
+      const auto dense = problem.all("simd");
+      const double tolerance = problem.tolerance();
+      problem.select(k);
+      const auto want = problem.all("reference"), got = problem.all("simd");
+      for (size_t i = 0; i < want.size(); ++i) {
+        ASSERT_NEAR(got[i], want[i], tolerance) << "nope " << shape.nope << " k " << k;
+      }
+      EXPECT_FALSE(same_bits(got.data(), dense.data(), static_cast<int64_t>(got.size())));
+      problem.select(300);
+      const auto all = problem.all("simd");
+      EXPECT_TRUE(same_bits(all.data(), dense.data(), static_cast<int64_t>(all.size())));
     }
   }
 }
