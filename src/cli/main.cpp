@@ -1,23 +1,45 @@
 // tamis: DeepSeek Sparse Attention, from a checkpoint to an answer. See `tamis --help`.
 #include <CLI/CLI.hpp>
+#include <cstdio>
 #include <exception>
 #include <iostream>
 #include <new>
+#include <string>
 
 #include "base/error.h"
 #include "cli/commands.h"
+#include "comm/group.h"
+#include "comm/launcher.h"
 
 namespace tamis::cli {
 namespace {
 
 constexpr int kInputWrong = 1, kUsageWrong = 2, kMachineFailed = 3;
 
+// Says what went wrong, then ends the other ranks, if any, before a Group of this one unwinds.
 int report(const char* kind, const std::exception& e, int code) {
-  std::cerr << "tamis: " << kind << e.what() << "\n";
+  std::string line = "tamis: ";
+  if (!launcher_variable().empty()) line += "rank " + std::to_string(launcher_rank()) + ": ";
+  std::cerr << line + kind + e.what() + "\n" << std::flush;
+  abandon_world(code);
   return code;
 }
 
+// Of several ranks only rank 0 answers.
+void quiet_other_ranks() {
+  if (launcher_rank() > 0 && std::freopen("/dev/null", "w", stdout) == nullptr) {
+    std::cerr << "tamis: cannot open /dev/null\n";
+  }
+}
+
+// Commands that run no model are done by rank 0 alone: two ranks would write the same files.
+bool is_for_rank_0_only(const CLI::App& app) {
+  const std::string name = app.get_subcommands().front()->get_name();
+  return name == "convert" || name == "info" || name == "render" || name == "tokenize";
+}
+
 int run(int argc, char** argv) {
+  quiet_other_ranks();
   CLI::App app("DeepSeek Sparse Attention: run, verify and convert DeepSeek-V3.2-family models.\n");
   app.name("tamis");
   app.set_version_flag("--version", "tamis " TAMIS_VERSION);
@@ -37,6 +59,7 @@ int run(int argc, char** argv) {
     const int code = app.exit(e);
     return code == 0 ? 0 : kUsageWrong;
   }
+  if (launcher_rank() > 0 && is_for_rank_0_only(app)) return 0;
   try {
     return chosen();
   } catch (const InputError& e) {

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "base/error.h"
+#include "comm/launcher.h"
 
 namespace tamis::cli {
 
@@ -52,7 +53,8 @@ LoadOptions ModelFlags::load_options() const {
 std::unique_ptr<LoadedModel> ModelFlags::load(bool with_mtp) const {
   LoadOptions o = load_options();
   o.with_mtp = with_mtp;
-  return std::make_unique<LoadedModel>(folder, o, single_group());
+  if (world == nullptr) world = world_group();
+  return std::make_unique<LoadedModel>(folder, o, world);
 }
 
 SelectionPolicy ModelFlags::policy(const ModelConfig& config) const {
@@ -89,7 +91,7 @@ CacheOptions ModelFlags::cache_options() const {
 }
 
 void ModelFlags::explain(const KernelContext& context) const {
-  if (!explain_kernels) return;
+  if (!explain_kernels || launcher_rank() > 0) return;
   for (const std::string& line : context.explain()) std::cerr << line << "\n";
 }
 

@@ -25,6 +25,7 @@ struct ModelFlags {
   uint64_t selection_seed = 0;
   bool follow_links = false;
   bool explain_kernels = false;
+  mutable std::shared_ptr<Group> world;  // set by load()
 
   void add_folder(CLI::App& app);  // -m alone
   void add_to(CLI::App& app);      // all of them
@@ -32,7 +33,8 @@ struct ModelFlags {
   // The back end, with TAMIS_OP applied.
   std::unique_ptr<KernelContext> make_context() const;
   LoadOptions load_options() const;
-  // This process's ranks (mpirun), or the group of one.
+  // With this process's ranks (mpirun), or the group of one. The ranks stay in `world` until the
+  // flags go: an error must reach main(), which reports it, before the group of a rank ends.
   std::unique_ptr<LoadedModel> load(bool with_mtp = false) const;
   // "auto" is sparse where the model has an indexer and dense where not; asking for sparse
   // attention of a model without an indexer is a UsageError.

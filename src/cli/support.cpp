@@ -10,10 +10,14 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "comm/launcher.h"
 
 namespace tamis::cli {
 
 std::string read_stdin() {
+  if (launcher_rank() > 0) {
+    throw UsageError("standard input reaches rank 0 only: name a file instead of -");
+  }
   std::string text;
   char buffer[1 << 16];
   size_t n;
@@ -52,7 +56,7 @@ std::optional<Tokenizer> load_tokenizer(const std::string& folder) {
 Progress::Progress(std::string what, int64_t total, bool enabled)
     : what_(std::move(what)),
       total_(total),
-      enabled_(enabled),
+      enabled_(enabled && launcher_rank() == 0),
       terminal_(::isatty(STDERR_FILENO) == 1),
       start_(std::chrono::steady_clock::now()),
       last_(start_) {}

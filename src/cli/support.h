@@ -12,7 +12,8 @@
 
 namespace tamis::cli {
 
-// Reads all of stdin; DeviceError if reading fails.
+// Reads all of stdin; DeviceError if reading fails. UsageError in a rank that mpirun gives no
+// stdin.
 std::string read_stdin();
 
 // A JSON array of token ids; InputError naming the file and the entry. "-" is stdin.
@@ -25,7 +26,7 @@ std::vector<int32_t> parse_ids(std::string_view json, const std::string& where =
 std::optional<Tokenizer> load_tokenizer(const std::string& folder);
 
 // A line on stderr that shows how far a long job is, from its second second on: in place on a
-// terminal, a new line every few seconds elsewhere.
+// terminal, a new line every few seconds elsewhere. Of several ranks only rank 0 shows it.
 class Progress {
  public:
   Progress(std::string what, int64_t total, bool enabled);

@@ -29,7 +29,8 @@ int run(const Flags& f) {
   const CacheOptions cache = f.model.cache_options();
   options.latent_format = cache.latent_format;
   options.index_format = cache.index_format;
-  write_trace(record_trace(*context, *model, ids, options), f.out);
+  const Trace trace = record_trace(*context, *model, ids, options);
+  if (model->group().rank() == 0) write_trace(trace, f.out);
   f.model.explain(*context);
   return 0;
 }

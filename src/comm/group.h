@@ -101,6 +101,10 @@ std::unique_ptr<Group> single_group();
 // build has no MPI; DeviceError if MPI fails.
 std::unique_ptr<Group> world_group();
 
+// What abandon of the world does, for main(), which has no Group at hand when an error reaches it.
+// Returns when MPI is not up.
+void abandon_world(int exit_code);
+
 // Runs body on `ranks` threads, each with its rank's Group; for tests and for comparing with MPI.
 // When a rank throws, the calls of the others throw too and the first exception is rethrown here.
 // Ranks that wait for each other for ever get a UsageError that says what each waits for.

@@ -267,4 +267,11 @@ std::unique_ptr<Group> world_group() {
   return std::make_unique<MpiGroup>(std::move(session), world, true);
 }
 
+void abandon_world(int exit_code) {
+  int up = 0, down = 0;
+  MPI_Initialized(&up);
+  MPI_Finalized(&down);
+  if (up != 0 && down == 0) MPI_Abort(MPI_COMM_WORLD, exit_code);
+}
+
 }  // namespace tamis

@@ -15,4 +15,6 @@ std::unique_ptr<Group> world_group() {
   return single_group();
 }
 
+void abandon_world(int) {}
+
 }  // namespace tamis

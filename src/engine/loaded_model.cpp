@@ -18,7 +18,7 @@ ModelConfig configure(const Checkpoint& checkpoint, const LoadOptions& options) 
 }  // namespace
 
 LoadedModel::LoadedModel(const std::string& folder, const LoadOptions& options,
-                         std::unique_ptr<Group> group)
+                         std::shared_ptr<Group> group)
     : group_(std::move(group)),
       checkpoint_(Checkpoint::open(folder, {options.follow_links})),
       config_(configure(checkpoint_, options)),

@@ -21,7 +21,7 @@ struct LoadOptions {
 class LoadedModel {
  public:
   // InputError for a folder that is not a model, UsageError if the ranks do not divide it.
-  LoadedModel(const std::string& folder, const LoadOptions& options, std::unique_ptr<Group> group);
+  LoadedModel(const std::string& folder, const LoadOptions& options, std::shared_ptr<Group> group);
 
   const Checkpoint& checkpoint() const { return checkpoint_; }
   const ModelConfig& config() const { return model_->config(); }
@@ -30,7 +30,7 @@ class LoadedModel {
   Group& group() const { return *group_; }
 
  private:
-  std::unique_ptr<Group> group_;
+  std::shared_ptr<Group> group_;
   Checkpoint checkpoint_;
   ModelConfig config_;
   ModelWeights weights_;

@@ -108,13 +108,14 @@ void expert_down(LayerContext& c, const MoeWeights& w, std::vector<LinearArgs>& 
   }
 }
 
-// Each row of `down` was computed by one rank; adding zeros elsewhere shares it exactly.
+// Each row of `down` was computed by one rank; adding zeros elsewhere shares it exactly. Negative
+// zeros: x + -0 is x for every x, while -0 + 0 is 0.
 void share_rows(LayerContext& c, const RowRange& own, int64_t pairs) {
   if (c.group.size() == 1) return;
   const int64_t d = c.config.hidden_size;
   float* down = c.act.down.data();
-  std::fill_n(down, own.first * d, 0.0F);
-  std::fill(down + own.last * d, down + pairs * d, 0.0F);
+  std::fill_n(down, own.first * d, -0.0F);
+  std::fill(down + own.last * d, down + pairs * d, -0.0F);
   c.group.all_reduce({down, static_cast<size_t>(pairs * d)});
 }
 

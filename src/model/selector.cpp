@@ -102,6 +102,7 @@ class RandomSelector final : public Selector {
 class OracleSelector final : public Selector {
  public:
   explicit OracleSelector(int64_t k) : k_(k) {}
+  bool sees_own_heads_only() const override { return true; }
   void select(KernelContext& context, const SelectorInput& in, int32_t* indices,
               uint8_t* has_nan) const override {
     const int64_t n = in.tokens.num_tokens;

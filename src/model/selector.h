@@ -35,6 +35,9 @@ class Selector {
   virtual ~Selector() = default;
   // Everything visible is selected: there is nothing to run.
   virtual bool selects_all() const { return false; }
+  // Chooses by the attention of this rank's heads alone. Over several ranks that is another choice
+  // on each, so the model refuses it there.
+  virtual bool sees_own_heads_only() const { return false; }
   // Needs the indexer's queries.
   virtual bool uses_indexer() const { return false; }
   // indices [tokens, topk]: ascending, padded with -1; at least one each. has_nan [tokens] is set

@@ -64,6 +64,13 @@ void check_batch(const ModelConfig& config, const Batch& b) {
   }
 }
 
+void check_selector(const Group& group, const Selector& selector) {
+  if (group.size() > 1 && selector.sees_own_heads_only()) {
+    throw UsageError("this attention (oracle) ranks positions by all heads: one rank only, not " +
+                     std::to_string(group.size()));
+  }
+}
+
 }  // namespace
 
 Transformer::Transformer(const ModelConfig& config, const ModelWeights& weights, Group& group,
@@ -78,6 +85,7 @@ Transformer::Transformer(const ModelConfig& config, const ModelWeights& weights,
 void Transformer::forward(KernelContext& context, const Batch& batch, const Selector& selector,
                           Activations& act, Observer* observer) const {
   check_batch(config_, batch);
+  check_selector(group_, selector);
   LayerContext c{context, config_, options_, numerics_, group_, batch, selector, act, observer};
   prepare(c, inv_freq_);
   embed(c, weights_, act.x.data());
@@ -97,6 +105,7 @@ void Transformer::forward_mtp(KernelContext& context, const Batch& batch, int64_
                               const float* hidden, const Selector& selector, Activations& act,
                               Observer* observer) const {
   check_batch(config_, batch);
+  check_selector(group_, selector);
   const MtpWeights& w = weights_.mtp.at(static_cast<size_t>(index));
   LayerContext c{context, config_, options_, numerics_, group_, batch, selector, act, observer};
   prepare(c, inv_freq_);

@@ -10,7 +10,7 @@ void embedding_reference(KernelContext& context, const EmbeddingArgs& a) {
     const int64_t row = a.ids[t] - a.first_id;
     float* y = a.y + t * a.w.cols;
     if (row < 0 || row >= a.w.rows) {
-      std::fill_n(y, a.w.cols, 0.0f);
+      std::fill_n(y, a.w.cols, -0.0F);  // x + -0 is x for every x
     } else {
       dequantize_row(a.w, row, 0, a.w.cols, y);
     }

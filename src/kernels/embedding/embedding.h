@@ -9,8 +9,8 @@
 namespace tamis {
 
 struct EmbeddingArgs {
-  Weight w;                      // [vocabulary (or a slice of it), width]
-  int64_t first_id = 0;          // the id of row 0: ids outside the slice give zeros
+  Weight w;              // [vocabulary (or a slice of it), width]
+  int64_t first_id = 0;  // the id of row 0: ids outside the slice give -0, which adds nothing
   const int32_t* ids = nullptr;  // [tokens]
   int64_t tokens = 0;
   float* y = nullptr;  // [tokens, width]
