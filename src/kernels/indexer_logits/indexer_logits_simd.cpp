@@ -60,6 +60,16 @@ void load_keys(const IndexerArgs& a, const KvSequence& seq, int64_t begin, int64
   }
 }
 
+// Asks for the keys of the next tile, which lie in one page: a tile is half of one.
+void prefetch_keys(const IndexerArgs& a, const KvSequence& seq, int64_t begin) {
+  const int64_t key_bytes =
+      a.kv.layout.index_dim * (a.kv.layout.index_format == KvFormat::kF32    ? 4
+                               : a.kv.layout.index_format == KvFormat::kBF16 ? 2
+                                                                             : 1);
+  const std::byte* page = index_page(a.kv, seq, begin);
+  prefetch_bytes(page + begin % kPageTokens * key_bytes, kKeys * key_bytes);
+}
+
 // out[0 .. n) = sum over heads in order of w[j] ReLU(dots[j]). A NaN product is not below zero and
 // stays NaN: it must reach the caller, not look like a zero.
 void weigh_heads(const float* HWY_RESTRICT dots, const float* HWY_RESTRICT w, int64_t heads,
@@ -94,6 +104,7 @@ void score_block(KernelContext& context, int thread, const IndexerArgs& a,
   for (int64_t begin = block.begin; begin < block.end; begin += kKeys) {
     const int64_t n = std::min(kKeys, block.end - begin);
     load_keys(a, seq, begin, n, padded, tile);
+    if (begin + kKeys < block.end) prefetch_keys(a, seq, begin + kKeys);
     dot_rows(q, padded, rows, tile, padded, n, padded, dots, kKeys);
     for (int64_t t = block.t0; t < block.t1; ++t) {
       const int64_t visible = std::min<int64_t>(n, a.tokens.position[t] + 1 - begin);

@@ -121,9 +121,9 @@ TEST(MlaDense, AgreesWithTheReference) {
     for (const auto& [tokens, positions] : {std::pair<int64_t, int64_t>{1, 1},
                                             {1, 300},
                                             {3, 64},
-                                            {29, 65},
-                                            {30, 30},
-                                            {31, 129},
+                                            {59, 65},
+                                            {60, 60},
+                                            {61, 129},
                                             {130, 130}}) {
       const Problem problem(shape, tokens, positions);
       const auto want = problem.all("reference"), got = problem.all("simd");
