@@ -15,7 +15,9 @@ using CommandBody = std::function<int()>;
 
 void add_bench(CLI::App& app, CommandBody& chosen);
 void add_info(CLI::App& app, CommandBody& chosen);
+void add_chat(CLI::App& app, CommandBody& chosen);
 void add_convert(CLI::App& app, CommandBody& chosen);
+void add_eval(CLI::App& app, CommandBody& chosen);
 void add_generate(CLI::App& app, CommandBody& chosen);
 void add_render(CLI::App& app, CommandBody& chosen);
 void add_tokenize(CLI::App& app, CommandBody& chosen);

@@ -48,7 +48,9 @@ int run(int argc, char** argv) {
   CommandBody chosen;
   add_bench(app, chosen);
   add_info(app, chosen);
+  add_chat(app, chosen);
   add_convert(app, chosen);
+  add_eval(app, chosen);
   add_generate(app, chosen);
   add_render(app, chosen);
   add_tokenize(app, chosen);

@@ -45,6 +45,7 @@ std::unique_ptr<KernelContext> ModelFlags::make_context() const {
 LoadOptions ModelFlags::load_options() const {
   LoadOptions o;
   o.model.precision = precision_from_name(precision);
+  o.model.swap_index_rope = wrong_index_rope;
   o.index_topk = index_topk;
   o.follow_links = follow_links;
   return o;
