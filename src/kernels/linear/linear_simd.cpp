@@ -35,7 +35,7 @@ constexpr int64_t kPanelRows = 8;      // rows of W converted at a time
 constexpr int64_t kTileX = 3;          // rows of x in a register tile
 constexpr int64_t kBlockX = 132;       // most rows of x of a task
 constexpr int64_t kDirectRows = 8;     // most rows of x of the direct path
-constexpr int64_t kTaskBytes = 32768;  // weights of a direct task
+constexpr int64_t kTaskBytes = 131072;  // weights of a direct task
 constexpr int64_t kTaskRows = 16;      // fewest rows of W of a direct task
 static_assert(kPanelRows % kQuadRows == 0 && kBlockX % kTileX == 0);
 
@@ -94,7 +94,7 @@ HWY_INLINE void special_step(const Weight& w, int64_t r, int64_t c, int64_t coun
 template <typename Row, int M, int R>
 HWY_INLINE void direct_chunk(const Weight& w, Row* rows, const int64_t* r, int64_t begin,
                              int64_t end, const float* x, F8* acc) {
-  const int64_t whole = w.cols / kStep * kStep, ahead = R * w.row_bytes;
+  const int64_t whole = w.cols / kStep * kStep, ahead = std::max<int64_t>(R * w.row_bytes, 16384) / w.row_bytes * w.row_bytes;
   TAMIS_UNROLL for (int i = 0; i < R * M; ++i) acc[i] = zero8();
   for (int64_t c = begin; c < end; c += kStep, x += M * kStep) {
     F8 scale[R];

@@ -94,9 +94,47 @@ void tile(const TransposedTask& task, int64_t t, int64_t c, int64_t count) {
   }
 }
 
+// One token: W is read once, so its rows are read as they lie, four at a time, and y stays in L1.
+// Every element of y sums over the rows in the same order as in tile().
+template <typename Row>
+void single(const TransposedTask& task) {
+  constexpr int64_t kRows = 4;
+  const PerHeadLinearArgs& a = *task.args;
+  const int64_t first = task.head * a.head_rows + a.row_offset;
+  const float* x = a.x + task.head * a.x_head_stride;
+  float* y = a.y + task.head * a.y_head_stride;
+  std::fill(y + task.begin, y + task.end, 0.0f);
+  for (int64_t r = 0; r < a.rows; r += kRows) {
+    const int64_t rows = std::min(kRows, a.rows - r);
+    for (int64_t c = task.begin; c < task.end; c += kStep) {
+      const int64_t count = std::min(kStep, task.end - c);
+      float edge[kStep] = {};
+      float* out = count == kStep ? y + c : edge;
+      if (out == edge) std::copy_n(y + c, count, edge);
+      F8 acc[kStepF8];
+      TAMIS_UNROLL for (int64_t j = 0; j < kStepF8; ++j) acc[j] = load8(out + j * kLanes);
+      for (int64_t i = 0; i < rows; ++i) {
+        F8 v[kStepF8];
+        if (count == kStep) {
+          Row row(a.w, first + r + i);
+          load32(a.w, row, first + r + i, c, v);
+          prefetch32<Row::kBits>(row.p, c, kRows * a.w.row_bytes);
+        } else {
+          special32(a.w, first + r + i, c, count, v);
+        }
+        const F8 xs = set8(x[r + i]);
+        TAMIS_UNROLL for (int64_t j = 0; j < kStepF8; ++j) acc[j] = fma8(v[j], xs, acc[j]);
+      }
+      TAMIS_UNROLL for (int64_t j = 0; j < kStepF8; ++j) store8(acc[j], out + j * kLanes);
+      if (out == edge) std::copy_n(edge, count, y + c);
+    }
+  }
+}
+
 template <typename Row>
 void transposed(const TransposedTask& task) {
   const int64_t tokens = task.args->num_tokens;
+  if (tokens == 1) return single<Row>(task);
   for (int64_t c = task.begin; c < task.end; c += kStep) {
     const int64_t count = std::min(kStep, task.end - c);
     fill_panel<Row>(task, c, count);
@@ -145,10 +183,12 @@ void run_forward(KernelContext& context, const PerHeadLinearArgs& a) {
 
 void run_transposed(KernelContext& context, const PerHeadLinearArgs& a) {
   if (a.num_tokens == 0) return;
-  const int64_t blocks = (a.w.cols + kTaskCols - 1) / kTaskCols;
+  // One token reads whole rows.
+  const int64_t task_cols = a.num_tokens == 1 ? a.w.cols : kTaskCols;
+  const int64_t blocks = (a.w.cols + task_cols - 1) / task_cols;
   context.pool().run(a.num_heads * blocks, [&](int64_t index, int thread) {
-    const int64_t begin = index % blocks * kTaskCols;
-    const TransposedTask task = {&a, index / blocks, begin, std::min(begin + kTaskCols, a.w.cols),
+    const int64_t begin = index % blocks * task_cols;
+    const TransposedTask task = {&a, index / blocks, begin, std::min(begin + task_cols, a.w.cols),
                                  context.scratch(thread, 0, a.rows * kPanelCols)};
     HWY_DYNAMIC_DISPATCH(run_transposed_task)(task);
   });
