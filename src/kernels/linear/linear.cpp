@@ -17,6 +17,7 @@ constexpr Implementation<Batch> kLinear[] = {
 };
 
 constexpr Implementation<LinearFp8Args> kLinearFp8[] = {
+    {"simd", [](const LinearFp8Args&) { return vectors_available(); }, linear_fp8_simd},
     {"reference", [](const LinearFp8Args&) { return true; }, linear_fp8_reference},
 };
 

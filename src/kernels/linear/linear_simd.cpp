@@ -1,7 +1,10 @@
 // linear with Highway. Two paths give the same bits (linear.h states the order of the sum):
 //
-// direct, m <= 8 rows of x: reads W once, converts in registers, 8 accumulators at least so that
-//   the latency of fma (4 cycles, 2 a cycle) is covered. Bound by the bandwidth of W.
+// direct, m <= 8 rows of x: converts W in registers; 4 rows of W and 1 or 2 of x, or 3 of W and 4
+// of
+//   x, are in flight, so that the latency of fma (4 cycles, 2 a cycle) is covered and a loaded x
+//   serves several rows. W is fetched whole rows, about
+//   16 KiB, ahead. Bound by the bandwidth of W while m is small.
 // blocked, m > 8: packs [132 rows of x x 512 columns] once (264 KiB, stays in L2), then converts W
 //   to float 8 rows at a time (16 KiB, stays in L1) and multiplies in tiles of 3 rows of x and 4 of
 //   W along the columns: 12 accumulators, 3 registers of x and 1 of W fill the 16 registers of
@@ -29,14 +32,15 @@
 namespace tamis {
 namespace {
 
-constexpr int64_t kChunk = 512;        // columns summed before the chunks are added up
-constexpr int64_t kQuadRows = 4;       // rows of W in a register tile
-constexpr int64_t kPanelRows = 8;      // rows of W converted at a time
-constexpr int64_t kTileX = 3;          // rows of x in a register tile
-constexpr int64_t kBlockX = 132;       // most rows of x of a task
-constexpr int64_t kDirectRows = 8;     // most rows of x of the direct path
+constexpr int64_t kChunk = 512;         // columns summed before the chunks are added up
+constexpr int64_t kQuadRows = 4;        // rows of W in a register tile
+constexpr int64_t kPanelRows = 8;       // rows of W converted at a time
+constexpr int64_t kTileX = 3;           // rows of x in a register tile
+constexpr int64_t kBlockX = 132;        // most rows of x of a task
+constexpr int64_t kDirectRows = 8;      // most rows of x of the direct path
 constexpr int64_t kTaskBytes = 131072;  // weights of a direct task
-constexpr int64_t kTaskRows = 16;      // fewest rows of W of a direct task
+constexpr int64_t kTaskUnit = 12;       // rows of W of a direct task are a multiple
+constexpr int64_t kAhead = 16384;       // bytes of W fetched ahead in the direct path
 static_assert(kPanelRows % kQuadRows == 0 && kBlockX % kTileX == 0);
 
 // Rows [row, row + rows) of W times rows [m, m + count) of x.
@@ -62,17 +66,17 @@ void run_linear_task(const LinearTask&) { throw_no_vectors(); }
 
 // ---- direct
 
-// One step of 32 columns of R rows of W with M rows of x. Row after row of W within 8 columns, so
-// that fma that wait for each other (4 cycles) stand far apart.
+// One step of 32 columns of R rows of W with M rows of x: M + R loads for M * R fma, and fma that
+// wait for each other (4 cycles) stand far apart.
 template <typename Row, int M, int R>
 HWY_INLINE void direct_step(const Row* rows, int64_t c, const F8* scale,
                             const float* HWY_RESTRICT x, F8* acc) {
   TAMIS_UNROLL for (int64_t j = 0; j < kStepF8; ++j) {
-    TAMIS_UNROLL for (int i = 0; i < R; ++i) {
-      const F8 w = rows[i].get(c, j, scale[i]);
-      TAMIS_UNROLL for (int m = 0; m < M; ++m) {
-        acc[i * M + m] = fma8(w, load8(x + (j * M + m) * kLanes), acc[i * M + m]);
-      }
+    F8 w[R];
+    TAMIS_UNROLL for (int i = 0; i < R; ++i) w[i] = rows[i].get(c, j, scale[i]);
+    TAMIS_UNROLL for (int m = 0; m < M; ++m) {
+      const F8 xs = load8(x + (j * M + m) * kLanes);
+      TAMIS_UNROLL for (int i = 0; i < R; ++i) acc[i * M + m] = fma8(w[i], xs, acc[i * M + m]);
     }
   }
 }
@@ -94,7 +98,8 @@ HWY_INLINE void special_step(const Weight& w, int64_t r, int64_t c, int64_t coun
 template <typename Row, int M, int R>
 HWY_INLINE void direct_chunk(const Weight& w, Row* rows, const int64_t* r, int64_t begin,
                              int64_t end, const float* x, F8* acc) {
-  const int64_t whole = w.cols / kStep * kStep, ahead = std::max<int64_t>(R * w.row_bytes, 16384) / w.row_bytes * w.row_bytes;
+  const int64_t whole = w.cols / kStep * kStep;
+  const int64_t ahead = std::max<int64_t>(R, kAhead / w.row_bytes) * w.row_bytes;
   TAMIS_UNROLL for (int i = 0; i < R * M; ++i) acc[i] = zero8();
   for (int64_t c = begin; c < end; c += kStep, x += M * kStep) {
     F8 scale[R];
@@ -115,12 +120,12 @@ HWY_INLINE void direct_chunk(const Weight& w, Row* rows, const int64_t* r, int64
   }
 }
 
-// Rows [row, row + R) of W, fewer at the end of the matrix; chunks [first, last).
+// Rows [row, row + R) of W, fewer at the end of the task, times M rows of x from row m on, packed.
 template <typename Row, int M, int R>
-HWY_INLINE void direct_rows(const LinearTask& task, int64_t row, int64_t first, int64_t last) {
+HWY_INLINE void direct_rows(const LinearTask& task, int64_t row, int64_t m, const float* packed) {
   static_assert(R * M % 4 == 0, "sums are taken four at a time");
   const LinearArgs& a = *task.args;
-  const int64_t count = std::min<int64_t>(R, a.w.rows - row);
+  const int64_t count = std::min<int64_t>(R, task.row + task.rows - row);
   int64_t r[R];
   Row rows[R];
   TAMIS_UNROLL for (int i = 0; i < R; ++i) {
@@ -128,35 +133,32 @@ HWY_INLINE void direct_rows(const LinearTask& task, int64_t row, int64_t first, 
     rows[i] = Row(a.w, r[i]);
   }
   HWY_ALIGN float total[R * M] = {};
-  for (int64_t chunk = first; chunk < last; ++chunk) {
-    const int64_t begin = chunk * kChunk;
+  for (int64_t begin = 0; begin < a.w.cols; begin += kChunk) {
     F8 acc[R * M];
     direct_chunk<Row, M, R>(a.w, rows, r, begin, std::min(begin + kChunk, a.w.cols),
-                            task.packed + begin * M, acc);
+                            packed + begin * M, acc);
     TAMIS_UNROLL for (int i = 0; i < R * M; i += 4) {
       const QuadTag q;
       Quad sum = sum4(acc[i], acc[i + 1], acc[i + 2], acc[i + 3]);
-      if (chunk != first) sum = hn::Add(hn::Load(q, total + i), sum);
+      if (begin != 0) sum = hn::Add(hn::Load(q, total + i), sum);
       hn::Store(sum, q, total + i);
     }
   }
   for (int64_t i = 0; i < count; ++i) {
-    for (int64_t m = 0; m < std::min<int64_t>(M, a.m); ++m) {
-      float& y = a.y[m * a.y_stride + row + i];
-      y = first == 0 ? total[i * M + m] : y + total[i * M + m];
+    for (int64_t k = 0; k < std::min<int64_t>(M, a.m - m); ++k) {
+      a.y[(m + k) * a.y_stride + row + i] = total[i * M + k];
     }
   }
 }
 
-// Row after row streams W best. With 8 rows of x, however, all of x would pass through L1 for every
-// row of W, so there it is chunk after chunk.
+// With more rows of x than M, the same rows of W are read again while they are in L1.
 template <typename Row, int M, int R>
 void direct(const LinearTask& task) {
-  const int64_t chunks = (task.args->w.cols + kChunk - 1) / kChunk;
-  const int64_t at_once = M < 8 ? chunks : 1;
-  for (int64_t first = 0; first < chunks; first += at_once) {
-    for (int64_t r = task.row; r < task.row + task.rows; r += R) {
-      direct_rows<Row, M, R>(task, r, first, first + at_once);
+  static_assert(kTaskUnit % R == 0);
+  const int64_t padded = (task.args->w.cols + kStep - 1) / kStep * kStep;
+  for (int64_t r = task.row; r < task.row + task.rows; r += R) {
+    for (int64_t m = 0; m < task.args->m; m += M) {
+      direct_rows<Row, M, R>(task, r, m, task.packed + m * padded);
     }
   }
 }
@@ -309,8 +311,7 @@ template <typename Row>
 void run(const LinearTask& task) {
   const int64_t m = task.args->m;
   if (m > kDirectRows) return blocked<Row>(task);
-  if (m > 4) return direct<Row, 8, 1>(task);
-  if (m > 2) return direct<Row, 4, 2>(task);
+  if (m > 2) return direct<Row, 4, 3>(task);
   if (m == 2) return direct<Row, 2, 4>(task);
   direct<Row, 1, 4>(task);
 }
@@ -350,8 +351,8 @@ int64_t even_part(int64_t total, int64_t wanted, int64_t unit) {
 Cut cut_product(const LinearArgs& a, int64_t blocked_rows, int64_t first_task) {
   if (a.m == 0 || a.w.rows == 0 || a.w.cols == 0) return {first_task, 1, 1, 1, 0, 0};
   const bool direct = a.m <= kDirectRows;
-  const int64_t wanted = direct ? std::max(kTaskRows, kTaskBytes / a.w.row_bytes) : blocked_rows;
-  const int64_t rows = even_part(a.w.rows, wanted, direct ? kQuadRows : kPanelRows);
+  const int64_t wanted = direct ? std::max(kTaskUnit, kTaskBytes / a.w.row_bytes) : blocked_rows;
+  const int64_t rows = even_part(a.w.rows, wanted, direct ? kTaskUnit : kPanelRows);
   const int64_t x_rows = direct ? a.m : even_part(a.m, kBlockX, kTileX);
   const int64_t x_blocks = ceil_div(a.m, x_rows);
   return {first_task, rows, x_rows, x_blocks, ceil_div(a.w.rows, rows) * x_blocks, 0};
@@ -372,31 +373,37 @@ void fill_zero(const LinearArgs& a) {
   for (int64_t m = 0; m < a.m; ++m) std::fill_n(a.y + m * a.y_stride, a.w.rows, 0.0f);
 }
 
-// The rows of x that run() gives the direct path for m rows.
-int64_t direct_rows_of(int64_t m) { return m > 4 ? 8 : m > 2 ? 4 : m; }
+// Rows of x that run() gives the direct path at a time.
+int64_t rows_at_once(int64_t m) { return m > 2 ? 4 : m; }
+
+int64_t padded_cols(int64_t cols) {
+  constexpr int64_t kStepColumns = 32;
+  return ceil_div(cols, kStepColumns) * kStepColumns;
+}
 
 int64_t direct_floats(const LinearArgs& a) {
-  constexpr int64_t kStepColumns = 32;
-  return direct_rows_of(a.m) * ceil_div(a.w.cols, kStepColumns) * kStepColumns;
+  const int64_t unit = rows_at_once(a.m);
+  return ceil_div(a.m, unit) * unit * padded_cols(a.w.cols);
 }
 
 bool same_x(const LinearArgs& a, const LinearArgs& b) {
   return a.x == b.x && a.m == b.m && a.x_stride == b.x_stride && a.w.cols == b.w.cols;
 }
 
-// x of the direct path as [steps of 8 columns][rows][8 columns], zeros where there is nothing: one
-// stream, whatever the stride of x (a power of two would put its rows into the same cache sets).
+// x of the direct path as [groups of rows][steps of 8 columns][rows of a group][8 columns], zeros
+// where there is nothing: one stream, whatever the stride of x (a power of two would put its rows
+// into the same cache sets).
 void pack_direct(const LinearArgs& a, float* out) {
   constexpr int64_t kWidth = 8;
-  const int64_t stride = direct_rows_of(a.m) * kWidth;
+  const int64_t unit = rows_at_once(a.m), stride = unit * kWidth, whole = a.w.cols / kWidth;
   if (direct_floats(a) != a.m * a.w.cols) std::fill_n(out, direct_floats(a), 0.0f);
-  const int64_t whole = a.w.cols / kWidth;
   for (int64_t m = 0; m < a.m; ++m) {
     const float* x = a.x + m * a.x_stride;
+    float* to = out + m / unit * unit * padded_cols(a.w.cols) + m % unit * kWidth;
     for (int64_t s = 0; s < whole; ++s) {
-      std::memcpy(out + s * stride + m * kWidth, x + s * kWidth, kWidth * sizeof(float));
+      std::memcpy(to + s * stride, x + s * kWidth, kWidth * sizeof(float));
     }
-    std::copy(x + whole * kWidth, x + a.w.cols, out + whole * stride + m * kWidth);
+    std::copy(x + whole * kWidth, x + a.w.cols, to + whole * stride);
   }
 }
 

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "kernels/linear/linear_impl.h"
+#include "kernels/quantize_fp8/quantize_fp8.h"
 #include "kernels/simd/targets.h"
 #include "kernels/test_weight.h"
 #include "kernels/tolerance.h"
@@ -233,6 +234,65 @@ TEST_P(LinearTest, BitsDoNotDependOnTheBatch) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Implementations, LinearTest, testing::Values("simd", "reference"),
+                         [](const auto& param) { return std::string(param.param); });
+
+class LinearFp8Test : public testing::TestWithParam<const char*> {
+ protected:
+  LinearFp8Test() { context_.force("linear_fp8", GetParam()); }
+  Floats run(const Weight& w, const Floats& x, int64_t m, bool ue8m0) {
+    Floats y(static_cast<size_t>(m * w.rows), -7.0f);
+    linear_fp8(context_, {arguments(w, x, m, y), ue8m0});
+    return y;
+  }
+  KernelContext context_{2};
+};
+
+TEST_P(LinearFp8Test, IsTheProductOfQuantisedRows) {
+  for (const int64_t cols : {1, 100, 128, 129, 520}) {
+    const TestWeight t = test_weight(DType::kF8E4M3, 131, cols, 20);
+    for (const int64_t m : {0, 1, 9}) {
+      for (const bool ue8m0 : {false, true}) {
+        const Floats x = random_floats(m * cols, 21);
+        Floats q(x.size());
+        for (int64_t i = 0; i < m; ++i) {
+          for (int64_t c = 0; c < cols; c += kFp8Block) {
+            const int64_t n = std::min(kFp8Block, cols - c);
+            std::array<uint8_t, kFp8Block> codes;
+            float scale;
+            act_quant_row(&x[i * cols + c], n, ue8m0, codes.data(), &scale);
+            for (int64_t k = 0; k < n; ++k) q[i * cols + c + k] = e4m3_to_float(codes[k]) * scale;
+          }
+        }
+        const Floats y = run(t.w, x, m, ue8m0);
+        expect_close(t.w, q, m, y, shape(DType::kF8E4M3, m, 131, cols));
+        // Quantising matters: the product of the rows as they are is further away.
+        if (m == 0 || cols < 100) continue;
+        double worst = 0;
+        const Floats plain = product(context_, t.w, x, m);
+        for (size_t i = 0; i < y.size(); ++i)
+          worst = std::max(worst, std::fabs(double{y[i]} - plain[i]));
+        EXPECT_GT(worst, dot_tolerance(cols, norm2(q.data(), cols), norm2(t.row(0).data(), cols)));
+      }
+    }
+  }
+}
+
+TEST_P(LinearFp8Test, RefusesOtherWeights) {
+  const TestWeight t = test_weight(DType::kBF16, 4, 8, 22);
+  EXPECT_THROW(run(t.w, Floats(8), 1, false), std::exception);
+}
+
+TEST_P(LinearFp8Test, BitsDoNotDependOnTheBatch) {
+  const TestWeight t = test_weight(DType::kF8E4M3, 40, 300, 23);
+  const Floats x = random_floats(20 * 300, 24);
+  const Floats all = run(t.w, x, 20, true);
+  for (int64_t i = 0; i < 20; ++i) {
+    const Floats y = run(t.w, Floats(&x[i * 300], &x[i * 300] + 300), 1, true);
+    ASSERT_EQ(std::memcmp(y.data(), &all[i * 40], 160), 0);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Implementations, LinearFp8Test, testing::Values("simd", "reference"),
                          [](const auto& param) { return std::string(param.param); });
 
 // The order that linear.h promises, in plain loops.

@@ -192,7 +192,7 @@ struct I4Row {
   HWY_INLINE bool prepare(int64_t c, F8& scale) const {
     const float s = scales.at_column(c);
     scale = set8(s * kRepair);
-    return std::fabs(s) < kSmallestScale;
+    return s != 0 && std::fabs(s) < kSmallestScale;
   }
   HWY_INLINE F8 get(int64_t c, int64_t j, F8 scale) const {
     const hn::RebindToSigned<FloatTag> i32;
