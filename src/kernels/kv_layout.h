@@ -68,7 +68,7 @@ inline std::byte* index_page(const KvLayer& kv, const KvSequence& seq, int64_t p
 void read_latent(const KvLayer& kv, const KvSequence& seq, int64_t position, float* out);
 // One token's indexer key [index_dim] as float (decoded and scaled).
 void read_index_key(const KvLayer& kv, const KvSequence& seq, int64_t position, float* out);
-// The inverse: rounds to the layout's formats (act_quant for FP8 keys, section 6.4 for latents).
+// The inverse: rounds to the layout's formats (act_quant for FP8 keys, kv_quant for FP8 latents).
 void write_latent(const KvLayer& kv, const KvSequence& seq, int64_t position, const float* c_kv,
                   const float* k_pe);
 void write_index_key(const KvLayer& kv, const KvSequence& seq, int64_t position, const float* key,

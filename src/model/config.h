@@ -47,7 +47,7 @@ struct ModelConfig {
   bool norm_topk_prob = true, softmax_scores = false;
 
   float norm_eps = 1e-6F;
-  // q_a_layernorm and kv_a_layernorm use 1e-6 whatever rms_norm_eps says (NUMERICS 8.3).
+  // q_a_layernorm and kv_a_layernorm use 1e-6 whatever rms_norm_eps says (docs/numerics.md 1).
   float lora_norm_eps = 1e-6F;
   double rope_theta = 10000;
   std::optional<YarnConfig> yarn;

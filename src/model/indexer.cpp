@@ -12,7 +12,7 @@
 namespace tamis {
 namespace {
 
-// k_norm is a LayerNorm with its own eps whatever rms_norm_eps says (NUMERICS 4.2).
+// k_norm is a LayerNorm with its own eps whatever rms_norm_eps says (docs/numerics.md 1).
 constexpr float kKeyNormEps = 1e-6F;
 
 RopeLayout layout_of(const LayerContext& c) {

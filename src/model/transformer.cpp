@@ -110,7 +110,7 @@ void Transformer::forward_mtp(KernelContext& context, const Batch& batch, int64_
   LayerContext c{context, config_, options_, numerics_, group_, batch, selector, act, observer};
   prepare(c, inv_freq_);
   const int64_t n = c.tokens(), d = config_.hidden_size;
-  // z = W_eh [enorm(E[next]) ; hnorm(h)], embedding half first (NUMERICS 4.9).
+  // z = W_eh [enorm(E[next]) ; hnorm(h)], embedding half first (docs/numerics.md 5).
   std::vector<float> e(static_cast<size_t>(n * d)), z(static_cast<size_t>(2 * n * d));
   std::vector<float> h(hidden, hidden + n * d);
   embed(c, weights_, e.data());

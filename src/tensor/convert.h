@@ -33,7 +33,7 @@ inline float e8m0_to_float(uint8_t bits) {
   return bits == 0xFF ? std::bit_cast<float>(0x7FC00000u) : std::ldexp(1.0f, bits - 127);
 }
 
-// The smallest power of two that is not below x > 0, found on the bits (NUMERICS: "exponent + 1 if
+// The smallest power of two that is not below x > 0, found on the bits ("exponent + 1 if
 // the mantissa is not 0").
 inline float round_up_to_power_of_two(float x) {
   const uint32_t u = std::bit_cast<uint32_t>(x);

@@ -42,7 +42,7 @@ struct Limit {
   double max_abs, rel_rms;
 };
 
-// NUMERICS 3.2: what two float32 implementations may differ by; decisions must be equal.
+// docs/numerics.md 7: what two float32 implementations may differ by; decisions must be equal.
 constexpr Limit kLimits[] = {
     {"logits", 2e-4, 1e-5},        {"hidden.", 2e-4, 1e-5},       {"attn_out.", 2e-4, 1e-5},
     {"mlp_out.", 2e-4, 1e-5},      {"index_scores.", 1e-4, 1e-5}, {"kv_cache.", 2e-5, 1e-5},

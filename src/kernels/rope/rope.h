@@ -23,7 +23,7 @@ struct YarnConfig {
   bool has_mscale = false;
 };
 
-// inv_freq [dim/2] (NUMERICS 4.4); yarn null means none.
+// inv_freq [dim/2] (docs/numerics.md 2); yarn null means none.
 std::vector<float> rope_inv_freq(int64_t dim, double theta, const YarnConfig* yarn);
 // What cos and sin are multiplied by: g(mscale) / g(mscale_all_dim), 1 without yarn.
 double rope_attention_scaling(const YarnConfig* yarn);
