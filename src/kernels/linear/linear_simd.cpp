@@ -1,10 +1,9 @@
 // linear with Highway. Two paths give the same bits (linear.h states the order of the sum):
 //
 // direct, m <= 8 rows of x: converts W in registers; 4 rows of W and 1 or 2 of x, or 3 of W and 4
-// of
-//   x, are in flight, so that the latency of fma (4 cycles, 2 a cycle) is covered and a loaded x
-//   serves several rows. W is fetched whole rows, about
-//   16 KiB, ahead. Bound by the bandwidth of W while m is small.
+//   of x, are in flight, so that the latency of fma (4 cycles, 2 a cycle) is covered and a loaded x
+//   serves several rows. W is fetched whole rows, about 16 KiB, ahead. Bound by the bandwidth of W
+//   while m is small.
 // blocked, m > 8: packs [132 rows of x x 512 columns] once (264 KiB, stays in L2), then converts W
 //   to float 8 rows at a time (16 KiB, stays in L1) and multiplies in tiles of 3 rows of x and 4 of
 //   W along the columns: 12 accumulators, 3 registers of x and 1 of W fill the 16 registers of
