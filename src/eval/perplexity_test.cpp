@@ -30,7 +30,7 @@ std::vector<int32_t> make_ids(int64_t n) {
 
 class PerplexityTest : public ::testing::Test {
  protected:
-  PerplexityTest() : context_(2), model_(kFolder, {}, single_group()) {
+  PerplexityTest() : context_(1), model_(kFolder, {}, single_group()) {
     options_.policy.topk = model_.config().index_topk;
     options_.context = 48;
     options_.forward = 16;
@@ -168,7 +168,7 @@ class BrokenModel {
 TEST(PerplexityBroken, NamesTheLayerOfANaN) {
   const BrokenModel broken;
   ASSERT_EQ(broken.poisoned, 1);
-  KernelContext context(2);
+  KernelContext context(1);
   const LoadedModel model(broken.folder.string(), {}, single_group());
   PerplexityOptions options;
   options.policy.topk = model.config().index_topk;

@@ -114,7 +114,7 @@ class Tracer {
     return forward(
         ids, observer,
         [&](const Batch& batch) {
-          model_.model().forward(context_, batch, *selector_, act_, observer);
+          model_.model().forward(context_, batch, selector(), act_, observer);
         },
         prefill);
   }
@@ -125,7 +125,7 @@ class Tracer {
     return forward(
         next, observer,
         [&](const Batch& batch) {
-          model_.model().forward_mtp(context_, batch, 0, hidden, *selector_, act_, observer);
+          model_.model().forward_mtp(context_, batch, 0, hidden, selector(), act_, observer);
         },
         true);
   }
@@ -151,6 +151,10 @@ class Tracer {
   KvView view() const { return cache_.view(); }
 
  private:
+  const Selector& selector() const {
+    return options_.selector != nullptr ? *options_.selector : *selector_;
+  }
+
   SelectionPolicy policy() const {
     SelectionPolicy p = options_.policy;
     p.topk = model_.config().index_topk;

@@ -31,11 +31,13 @@ struct TraceOptions {
   int64_t chunk = 0;   // prefill in chunks of this many tokens; 0: in one
   KvFormat latent_format = KvFormat::kF32;
   KvFormat index_format = KvFormat::kF32;
+  // In place of the policy's, if set: verify forces another run's selection.
+  const Selector* selector = nullptr;
   // Moves every cached entry by one position before the greedy steps: a negative control.
   bool shift_cache = false;
 };
 
-// InputError for ids outside the vocabulary or an empty list.
+// InputError for ids outside the vocabulary, an empty list or a result that is not finite.
 Trace record_trace(KernelContext& context, const LoadedModel& model,
                    const std::vector<int32_t>& ids, const TraceOptions& options);
 
