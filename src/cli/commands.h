@@ -22,5 +22,6 @@ void add_generate(CLI::App& app, CommandBody& chosen);
 void add_render(CLI::App& app, CommandBody& chosen);
 void add_tokenize(CLI::App& app, CommandBody& chosen);
 void add_trace(CLI::App& app, CommandBody& chosen);
+void add_verify(CLI::App& app, CommandBody& chosen);
 
 }  // namespace tamis::cli

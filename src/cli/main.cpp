@@ -55,6 +55,7 @@ int run(int argc, char** argv) {
   add_render(app, chosen);
   add_tokenize(app, chosen);
   add_trace(app, chosen);
+  add_verify(app, chosen);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
