@@ -52,6 +52,7 @@ int run(int argc, char** argv) {
   add_convert(app, chosen);
   add_eval(app, chosen);
   add_generate(app, chosen);
+  add_plan(app, chosen);
   add_render(app, chosen);
   add_tokenize(app, chosen);
   add_trace(app, chosen);
