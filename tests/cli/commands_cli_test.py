@@ -84,15 +84,18 @@ class Commands(unittest.TestCase):
 
     def test_folder_that_is_not_there(self):
         missing = self.folder / "none"
+        ids = self.folder / "ids.json"
+        ids.write_text("[1, 2]")
         for command, more in NEED_MODEL.items():
             with self.subTest(command=command):
                 sub, rest = (more[:1], more[1:]) if command == "eval" else ([], more)
+                rest = [ids if command == "trace" and word == "/dev/null" else word for word in rest]
                 self.fails(tamis(command, *sub, "-m", missing, *rest), 1, "none")
         self.fails(tamis("convert", missing, self.folder / "out"), 1, "none")
 
     def test_folder_that_is_no_model(self):
         (self.folder / "config.json").write_text("{")
-        self.fails(tamis("generate", "-m", self.folder, "--prompt", "a"), 1, "config.json")
+        self.fails(tamis("generate", "-m", self.folder, "--prompt", "a"), 1, "model.safetensors")
 
     def test_messages_do_not_pass_on_control_characters(self):
         done = tamis("generate", "-m", self.folder / "\x1b[31mred", "--prompt", "a")
