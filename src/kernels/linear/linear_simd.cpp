@@ -2,8 +2,9 @@
 //
 // direct, m <= 8 rows of x: converts W in registers; 4 rows of W and 1 or 2 of x, or 3 of W and 4
 //   of x, are in flight, so that the latency of fma (4 cycles, 2 a cycle) is covered and a loaded x
-//   serves several rows. W is fetched whole rows, about 16 KiB, ahead. Bound by the bandwidth of W
-//   while m is small.
+//   serves several rows. The rows in flight are a quarter (or third) of the task apart: each reads
+//   one contiguous stream, which the machine's own prefetcher follows; four rows side by side are
+//   streams that end after a row. Bound by the bandwidth of W while m is small.
 // blocked, m > 8: packs [132 rows of x x 512 columns] once (264 KiB, stays in L2), then converts W
 //   to float 8 rows at a time (16 KiB, stays in L1) and multiplies in tiles of 3 rows of x and 4 of
 //   W along the columns: 12 accumulators, 3 registers of x and 1 of W fill the 16 registers of
@@ -39,7 +40,7 @@ constexpr int64_t kBlockX = 132;        // most rows of x of a task
 constexpr int64_t kDirectRows = 8;      // most rows of x of the direct path
 constexpr int64_t kTaskBytes = 131072;  // weights of a direct task
 constexpr int64_t kTaskUnit = 12;       // rows of W of a direct task are a multiple
-constexpr int64_t kAhead = 16384;       // bytes of W fetched ahead in the direct path
+constexpr int64_t kAhead = 512;         // bytes of W fetched ahead in the direct path
 static_assert(kPanelRows % kQuadRows == 0 && kBlockX % kTileX == 0);
 
 // Rows [row, row + rows) of W times rows [m, m + count) of x.
@@ -98,7 +99,6 @@ template <typename Row, int M, int R>
 HWY_INLINE void direct_chunk(const Weight& w, Row* rows, const int64_t* r, int64_t begin,
                              int64_t end, const float* x, F8* acc) {
   const int64_t whole = w.cols / kStep * kStep;
-  const int64_t ahead = std::max<int64_t>(R, kAhead / w.row_bytes) * w.row_bytes;
   TAMIS_UNROLL for (int i = 0; i < R * M; ++i) acc[i] = zero8();
   for (int64_t c = begin; c < end; c += kStep, x += M * kStep) {
     F8 scale[R];
@@ -106,7 +106,7 @@ HWY_INLINE void direct_chunk(const Weight& w, Row* rows, const int64_t* r, int64
     if (HWY_LIKELY(!special)) {
       TAMIS_UNROLL for (int i = 0; i < R; ++i) {
         special |= rows[i].prepare(c, scale[i]);
-        prefetch32<Row::kBits>(rows[i].p, c, ahead);
+        prefetch32<Row::kBits>(rows[i].p, c, kAhead);
       }
     }
     if (HWY_LIKELY(!special)) {
@@ -119,16 +119,17 @@ HWY_INLINE void direct_chunk(const Weight& w, Row* rows, const int64_t* r, int64
   }
 }
 
-// Rows [row, row + R) of W, fewer at the end of the task, times M rows of x from row m on, packed.
+// Rows row, row + apart, .. of W, those that the task has, times M rows of x from row m on, packed.
 template <typename Row, int M, int R>
-HWY_INLINE void direct_rows(const LinearTask& task, int64_t row, int64_t m, const float* packed) {
+HWY_INLINE void direct_rows(const LinearTask& task, int64_t row, int64_t apart, int64_t m,
+                            const float* packed) {
   static_assert(R * M % 4 == 0, "sums are taken four at a time");
   const LinearArgs& a = *task.args;
-  const int64_t count = std::min<int64_t>(R, task.row + task.rows - row);
+  const int64_t end = task.row + task.rows;
   int64_t r[R];
   Row rows[R];
   TAMIS_UNROLL for (int i = 0; i < R; ++i) {
-    r[i] = row + std::min<int64_t>(i, count - 1);
+    r[i] = std::min(row + i * apart, end - 1);
     rows[i] = Row(a.w, r[i]);
   }
   HWY_ALIGN float total[R * M] = {};
@@ -143,9 +144,9 @@ HWY_INLINE void direct_rows(const LinearTask& task, int64_t row, int64_t m, cons
       hn::Store(sum, q, total + i);
     }
   }
-  for (int64_t i = 0; i < count; ++i) {
+  for (int64_t i = 0; i < R && row + i * apart < end; ++i) {
     for (int64_t k = 0; k < std::min<int64_t>(M, a.m - m); ++k) {
-      a.y[(m + k) * a.y_stride + row + i] = total[i * M + k];
+      a.y[(m + k) * a.y_stride + row + i * apart] = total[i * M + k];
     }
   }
 }
@@ -155,9 +156,10 @@ template <typename Row, int M, int R>
 void direct(const LinearTask& task) {
   static_assert(kTaskUnit % R == 0);
   const int64_t padded = (task.args->w.cols + kStep - 1) / kStep * kStep;
-  for (int64_t r = task.row; r < task.row + task.rows; r += R) {
+  const int64_t apart = (task.rows + R - 1) / R;
+  for (int64_t r = task.row; r < task.row + apart; ++r) {
     for (int64_t m = 0; m < task.args->m; m += M) {
-      direct_rows<Row, M, R>(task, r, m, task.packed + m * padded);
+      direct_rows<Row, M, R>(task, r, apart, m, task.packed + m * padded);
     }
   }
 }
