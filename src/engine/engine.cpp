@@ -98,13 +98,31 @@ int64_t Engine::cached_tokens(int64_t request) const {
   return 0;
 }
 
+// Texts of different tenants do not meet, nor those that attend in different ways: their latents
+// differ from the second layer on.
+std::string Engine::root_of(const Request& request) const {
+  const SelectionPolicy& p = options_.policy;
+  std::string root(attention_name(p.kind));
+  if (p.kind != AttentionKind::kDense) root += ' ' + std::to_string(p.topk);
+  if (p.kind == AttentionKind::kRandom) root += ' ' + std::to_string(p.seed);
+  return root + '\n' + request.cache_salt;
+}
+
+std::string Engine::audit() const {
+  std::vector<const CachedSequence*> held;
+  for (const auto* list : {&running_, &waiting_}) {
+    for (const auto& r : *list) held.push_back(&r->cache);
+  }
+  return cache_.audit(held, prefixes_.kept());
+}
+
 // Oldest first, each with all the pages it can come to need, so that a running request never has
 // to be thrown out.
 void Engine::admit() {
   while (!waiting_.empty() && static_cast<int64_t>(running_.size()) < options_.max_sequences) {
     Running& r = *waiting_.front();
     if (options_.prefix_cache && r.cache.pages.empty()) {
-      r.cached = prefixes_.match(r.tokens, r.prompt - 1, r.cache);
+      r.cached = prefixes_.match(root_of(r.request), r.tokens, r.prompt - 1, r.cache);
     }
     const int64_t more = r.prompt + r.request.max_tokens - r.cache.length;
     prefixes_.make_room(pages_for(r.prompt + r.request.max_tokens) -
@@ -114,6 +132,7 @@ void Engine::admit() {
       r.cached = 0;
       return;
     }
+    prefixes_.count(r.prompt, r.cached);
     running_.push_back(std::move(waiting_.front()));
     waiting_.erase(waiting_.begin());
   }
@@ -175,7 +194,8 @@ void Engine::end(Running& r, FinishReason reason) {
   const bool exact = model_.model().options().precision == Precision::kExact;
   const int64_t keep = exact ? r.cache.length : std::min(r.cache.length, r.prompt);
   if (options_.prefix_cache && reason != FinishReason::kError) {
-    prefixes_.insert(std::span(r.tokens).first(static_cast<size_t>(keep)), r.cache);
+    prefixes_.insert(root_of(r.request), std::span(r.tokens).first(static_cast<size_t>(keep)),
+                     r.cache, /*whole=*/true);
   }
   cache_.release(r.cache);
 }
@@ -196,7 +216,7 @@ void Engine::finish_tokens(std::vector<TokenEvent>& events) {
               ? "the final norm or the head gave a result that is not a finite number"
               : "layer " + std::to_string(failed) + " gave a result that is not a finite number";
     } else if (r.logit_row >= 0) {
-      r.sampler.sample(logits_.data() + r.logit_row * vocab, e.token);
+      r.sampler.sample(logits_.data() + r.logit_row * vocab, {}, scratch_, e.token);
       r.tokens.push_back(e.token.id);
       const auto& stops = r.request.stop_ids;
       if (std::find(stops.begin(), stops.end(), e.token.id) != stops.end()) {

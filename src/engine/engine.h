@@ -35,6 +35,9 @@ struct Request {
   SamplingParams sampling;
   int64_t max_tokens = 256;
   std::vector<int64_t> stop_ids;  // end of text; empty: none is obeyed
+  // Only requests with the same salt share cached prefixes: one for each tenant that must not learn
+  // from response times what another has asked.
+  std::string cache_salt;
 };
 
 enum class FinishReason : uint8_t { kNone, kStop, kLength, kError, kCancelled };
@@ -66,10 +69,14 @@ class Engine {
   int64_t cached_tokens(int64_t request) const;
   int64_t max_context() const { return options_.max_context; }
   const PagedCache& cache() const { return cache_; }
+  const PrefixStats& prefix_stats() const { return prefixes_.stats(); }
+  // What is wrong with the books of the cache, empty if nothing. For tests, after any step.
+  std::string audit() const;
 
  private:
   struct Running;
 
+  std::string root_of(const Request& request) const;
   void admit();
   void build_batch();
   void run_batch();
@@ -91,6 +98,7 @@ class Engine {
   std::vector<KvSequence> tables_;
   std::vector<BatchSequence> slices_;
   std::vector<float> logits_;
+  Sampler::Scratch scratch_;
 };
 
 }  // namespace tamis

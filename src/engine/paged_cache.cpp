@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/error.h"
@@ -48,6 +49,7 @@ PagedCache::PagedCache(const ModelConfig& config, const CacheOptions& options) {
     offset += align64(l.page_bytes());
   }
   references_.resize(static_cast<size_t>(options.pages));
+  kept_.resize(static_cast<size_t>(options.pages));
   for (int64_t i = options.pages; i > 0; --i) free_.push_back(static_cast<int32_t>(i - 1));
 }
 
@@ -90,8 +92,62 @@ void PagedCache::release(CachedSequence& s) {
   s.length = 0;
 }
 
+void PagedCache::retain(int32_t page) {
+  int32_t& n = references_[static_cast<size_t>(page)];
+  if (kept(page) && n == 1) --cached_;
+  ++n;
+}
+
 void PagedCache::release_page(int32_t page) {
-  if (--references_[static_cast<size_t>(page)] == 0) free_.push_back(page);
+  int32_t& n = references_[static_cast<size_t>(page)];
+  if (--n == 0) free_.push_back(page);
+  if (kept(page) && n == 1) ++cached_;
+}
+
+void PagedCache::keep(int32_t page) {
+  ++references_[static_cast<size_t>(page)];
+  kept_[static_cast<size_t>(page)] = 1;
+}
+
+void PagedCache::forget(int32_t page) {
+  if (references(page) == 1) --cached_;
+  kept_[static_cast<size_t>(page)] = 0;
+  release_page(page);
+}
+
+std::string PagedCache::audit(std::span<const CachedSequence* const> sequences,
+                              std::span<const int32_t> kept_pages) const {
+  std::vector<int32_t> want(references_.size());
+  for (const CachedSequence* s : sequences) {
+    if (pages_for(s->length) > static_cast<int64_t>(s->pages.size())) {
+      return "a sequence of " + std::to_string(s->length) + " tokens has " +
+             std::to_string(s->pages.size()) + " pages";
+    }
+    for (const int32_t p : s->pages) ++want.at(static_cast<size_t>(p));
+  }
+  std::vector<uint8_t> keep(references_.size());
+  for (const int32_t p : kept_pages) {
+    ++want.at(static_cast<size_t>(p));
+    if (keep.at(static_cast<size_t>(p))++ != 0) return "a page is kept twice";
+  }
+  int64_t cached = 0, free = 0;
+  for (size_t p = 0; p < want.size(); ++p) {
+    if (want[p] != references_[p]) {
+      return "page " + std::to_string(p) + " has " + std::to_string(references_[p]) +
+             " references, " + std::to_string(want[p]) + " are held";
+    }
+    if (keep[p] != kept_[p]) return "page " + std::to_string(p) + ": its mark as kept is wrong";
+    free += want[p] == 0 ? 1 : 0;
+    cached += keep[p] != 0 && want[p] == 1 ? 1 : 0;
+  }
+  std::vector<int32_t> once(free_);
+  std::sort(once.begin(), once.end());
+  if (std::adjacent_find(once.begin(), once.end()) != once.end()) return "a page is free twice";
+  if (free != free_pages())
+    return std::to_string(free) + " pages are free, not " + std::to_string(free_pages());
+  if (cached != cached_)
+    return std::to_string(cached) + " pages are cached, not " + std::to_string(cached_);
+  return "";
 }
 
 }  // namespace tamis

@@ -8,6 +8,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "model/config.h"
@@ -46,8 +48,11 @@ class PagedCache {
 
   KvView view() const { return layers_; }
   int64_t page_bytes() const { return page_bytes_; }
+  // Every page is free, used by a sequence, or cached: kept for later sequences and used by none.
   int64_t total_pages() const { return static_cast<int64_t>(references_.size()); }
   int64_t free_pages() const { return static_cast<int64_t>(free_.size()); }
+  int64_t cached_pages() const { return cached_; }
+  int64_t used_pages() const { return total_pages() - free_pages() - cached_pages(); }
 
   // Makes room for `tokens` more entries after sequence.length. False, and nothing changed, if the
   // pool has too few free pages.
@@ -57,10 +62,17 @@ class PagedCache {
   bool fork(const CachedSequence& from, int64_t length, CachedSequence& to);
   void release(CachedSequence& sequence);
 
-  // References of single pages, for who keeps pages beside the sequences.
-  void retain(int32_t page) { ++references_[static_cast<size_t>(page)]; }
-  void release_page(int32_t page);
+  // Keeps a page that a sequence holds after all sequences have left it; it then counts as cached.
+  // Once a page.
+  void keep(int32_t page);
+  void forget(int32_t page);
   int32_t references(int32_t page) const { return references_[static_cast<size_t>(page)]; }
+  bool kept(int32_t page) const { return kept_[static_cast<size_t>(page)] != 0; }
+
+  // What is wrong with the counts, empty if nothing: every page must be referenced by exactly the
+  // sequences given, and once more if it is in `kept`. For tests; looks at every page.
+  std::string audit(std::span<const CachedSequence* const> sequences,
+                    std::span<const int32_t> kept) const;
 
  private:
   std::byte* page_data(int32_t page) const { return pool_ + page * page_bytes_; }
@@ -68,8 +80,13 @@ class PagedCache {
   std::byte* pool_ = nullptr;
   int64_t page_bytes_ = 0;
   std::vector<KvLayer> layers_;
+  void retain(int32_t page);
+  void release_page(int32_t page);
+
   std::vector<int32_t> references_;
+  std::vector<uint8_t> kept_;
   std::vector<int32_t> free_;
+  int64_t cached_ = 0;
 };
 
 }  // namespace tamis

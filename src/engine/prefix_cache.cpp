@@ -1,102 +1,211 @@
 #include "engine/prefix_cache.h"
 
+#include <xxhash.h>
+
 #include <algorithm>
+#include <random>
 
 namespace tamis {
 namespace {
 
-constexpr uint64_t kRoot = 0x5461'6D69'73ULL;
+// Copying a page for fewer tokens than this costs more than computing them.
+constexpr int64_t kMinShared = 8;
+// Children of one node that a search for a page in common looks at, newest first.
+constexpr size_t kMaxCandidates = 32;
 
-uint64_t chain_key(uint64_t parent, std::span<const int32_t> tokens) {
-  uint64_t h = parent;
-  for (const int32_t t : tokens) {
-    h = (h ^ static_cast<uint32_t>(t)) * 0x9E3779B97F4A7C15ULL;
-    h ^= h >> 29;
-  }
-  return h;
+uint64_t random_seed() {
+  std::random_device device;
+  return static_cast<uint64_t>(device()) << 32 | device();
 }
 
-std::span<const int32_t> page_of(std::span<const int32_t> tokens, int64_t page) {
-  return tokens.subspan(static_cast<size_t>(page * kPageTokens), kPageTokens);
+int64_t shared_length(std::span<const int32_t> a, std::span<const int32_t> b) {
+  return std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first - a.begin();
 }
+
+int64_t pages_of(const CachedSequence& s) { return static_cast<int64_t>(s.pages.size()); }
 
 }  // namespace
 
+PrefixCache::PrefixCache(PagedCache& cache) : cache_(cache), seed_(random_seed()) {}
+
 PrefixCache::~PrefixCache() {
-  for (const auto& [key, node] : nodes_) cache_.release_page(node.page);
+  for (const auto& [hash, node] : nodes_) cache_.forget(node->page);
 }
 
-const PrefixCache::Node* PrefixCache::find(uint64_t key, uint64_t parent,
-                                           std::span<const int32_t> tokens) const {
-  const auto it = nodes_.find(key);
-  if (it == nodes_.end() || it->second.parent != parent) return nullptr;
-  return std::equal(tokens.begin(), tokens.end(), it->second.tokens.begin()) ? &it->second
-                                                                             : nullptr;
+uint64_t PrefixCache::hash_of(const Node* parent, Tokens tokens) const {
+  // Only full pages are searched by hash, so that the parent's own hash stands for all above it.
+  return XXH3_64bits_withSeed(tokens.data(), tokens.size_bytes(), seed_ ^ parent->hash);
 }
 
-int64_t PrefixCache::match(std::span<const int32_t> tokens, int64_t max_tokens,
-                           CachedSequence& sequence) {
-  const int64_t pages =
-      std::min<int64_t>(static_cast<int64_t>(tokens.size()), max_tokens) / kPageTokens;
-  uint64_t parent = kRoot;
-  std::vector<uint64_t> chain;
-  for (int64_t p = 0; p < pages; ++p) {
-    const auto part = page_of(tokens, p);
-    const uint64_t key = chain_key(parent, part);
-    const Node* node = find(key, parent, part);
-    if (node == nullptr) break;
-    cache_.retain(node->page);
-    sequence.pages.push_back(node->page);
-    chain.push_back(key);
-    parent = key;
+PrefixCache::Node* PrefixCache::find(const Node* parent, Tokens tokens, uint64_t hash) const {
+  const auto [begin, end] = nodes_.equal_range(hash);
+  for (auto it = begin; it != end; ++it) {
+    Node* n = it->second.get();
+    if (n->parent == parent && n->count == static_cast<int32_t>(tokens.size()) &&
+        std::equal(tokens.begin(), tokens.end(), n->tokens.begin())) {
+      return n;
+    }
   }
-  touch(chain);
-  sequence.length = static_cast<int64_t>(sequence.pages.size()) * kPageTokens;
+  return nullptr;
+}
+
+PrefixCache::Node* PrefixCache::nearest(const Node& parent, Tokens tokens, int64_t& shared) const {
+  Node* best = nullptr;
+  shared = kMinShared - 1;
+  const size_t n = parent.children.size();
+  for (size_t i = n; i > n - std::min(n, kMaxCandidates); --i) {
+    Node* child = parent.children[i - 1];
+    const int64_t same =
+        shared_length(tokens, Tokens(child->tokens).first(static_cast<size_t>(child->count)));
+    if (same > shared) {
+      shared = same;
+      best = child;
+    }
+  }
+  return best;
+}
+
+int64_t PrefixCache::match(const std::string& root, Tokens tokens, int64_t max_tokens,
+                           CachedSequence& sequence) {
+  const auto found = roots_.find(root);
+  if (found == roots_.end()) return 0;
+  tokens = tokens.first(std::min(tokens.size(), static_cast<size_t>(max_tokens)));
+  Node* at = found->second.get();
+  CachedSequence kept;
+  while (tokens.size() >= kPageTokens) {
+    const Tokens page = tokens.first(kPageTokens);
+    Node* next = find(at, page, hash_of(at, page));
+    if (next == nullptr) break;
+    at = next;
+    kept.pages.push_back(at->page);
+    kept.length += kPageTokens;
+    tokens = tokens.subspan(kPageTokens);
+  }
+  cache_.fork(kept, kept.length, sequence);  // held now, so that making room leaves them
+  int64_t shared = 0;
+  Node* started = nearest(*at, tokens, shared);
+  if (started != nullptr) {
+    touch(started);
+    at = started;
+    kept.pages.push_back(started->page);
+    // The page itself must not go while room for its copy is made.
+    CachedSequence guard;
+    cache_.fork(kept, pages_of(kept) * kPageTokens, guard);
+    make_room(1);
+    CachedSequence copy;
+    if (cache_.fork(kept, kept.length + shared, copy)) {
+      ++stats_.copied_pages;
+      std::swap(sequence, copy);
+    }
+    cache_.release(copy);
+    cache_.release(guard);
+  }
+  touch(at);
   return sequence.length;
 }
 
-void PrefixCache::insert(std::span<const int32_t> tokens, const CachedSequence& sequence) {
-  const int64_t pages =
-      std::min<int64_t>(static_cast<int64_t>(tokens.size()), sequence.length) / kPageTokens;
-  uint64_t parent = kRoot;
-  std::vector<uint64_t> chain;
-  for (int64_t p = 0; p < pages; ++p) {
-    const auto part = page_of(tokens, p);
-    const uint64_t key = chain_key(parent, part);
-    const auto it = nodes_.find(key);
-    if (it == nodes_.end()) {
-      Node node{sequence.pages[static_cast<size_t>(p)], parent, {}, {}};
-      std::copy(part.begin(), part.end(), node.tokens.begin());
-      recent_.push_front(key);
-      node.recent = recent_.begin();
-      cache_.retain(node.page);
-      nodes_.emplace(key, node);
-    } else if (find(key, parent, part) == nullptr) {
-      break;  // another chain has this hash: its page stays, ours is not kept
-    }
-    chain.push_back(key);
-    parent = key;
-  }
-  touch(chain);
+void PrefixCache::count(int64_t tokens, int64_t hit) {
+  ++stats_.lookups;
+  stats_.tokens += tokens;
+  stats_.hit_tokens += hit;
 }
 
-// The last page first, so that a page is never younger than the pages it depends on.
-void PrefixCache::touch(const std::vector<uint64_t>& chain) {
-  for (auto key = chain.rbegin(); key != chain.rend(); ++key) {
-    recent_.splice(recent_.begin(), recent_, nodes_.at(*key).recent);
+PrefixCache::Node* PrefixCache::add(Node& parent, Tokens tokens, int32_t page) {
+  auto node = std::make_unique<Node>();
+  Node* n = node.get();
+  n->parent = &parent;
+  n->page = page;
+  n->count = static_cast<int32_t>(tokens.size());
+  n->hash = hash_of(&parent, tokens);
+  std::copy(tokens.begin(), tokens.end(), n->tokens.begin());
+  recent_.push_front(n);
+  n->recent = recent_.begin();
+  parent.children.push_back(n);
+  cache_.keep(page);
+  nodes_.emplace(n->hash, std::move(node));
+  return n;
+}
+
+// A started page, unless a kept one begins with it.
+bool PrefixCache::add_started(Node& parent, Tokens tokens, int32_t page) {
+  int64_t shared = 0;
+  if (static_cast<int64_t>(tokens.size()) < kMinShared || cache_.kept(page)) return false;
+  if (nearest(parent, tokens, shared) != nullptr && shared == static_cast<int64_t>(tokens.size())) {
+    return false;
   }
+  add(parent, tokens, page);
+  return true;
+}
+
+void PrefixCache::insert(const std::string& root, Tokens tokens, const CachedSequence& sequence,
+                         bool whole) {
+  tokens = tokens.first(std::min(tokens.size(), static_cast<size_t>(sequence.length)));
+  if (static_cast<int64_t>(tokens.size()) < (whole ? kMinShared : kPageTokens)) return;
+  auto& top = roots_[root];
+  if (top == nullptr) {
+    top = std::make_unique<Node>();
+    top->name = root;
+    top->hash = XXH3_64bits_withSeed(root.data(), root.size(), seed_);
+  }
+  Node* at = top.get();
+  size_t p = 0;
+  for (; tokens.size() >= kPageTokens; ++p, tokens = tokens.subspan(kPageTokens)) {
+    const Tokens page = tokens.first(kPageTokens);
+    Node* next = find(at, page, hash_of(at, page));
+    if (next == nullptr) {
+      next = add(*at, page, sequence.pages[p]);
+      drop_continued(*at, page);
+    }
+    at = next;
+  }
+  if (whole && add_started(*at, tokens, sequence.pages[p])) at = at->children.back();
+  touch(at);
+  if (top->children.empty()) roots_.erase(root);
+}
+
+// A started page that a full one continues has nothing more to give.
+void PrefixCache::drop_continued(const Node& parent, Tokens page) {
+  for (size_t i = parent.children.size(), seen = 0; i > 0 && seen < kMaxCandidates; --i, ++seen) {
+    Node* n = parent.children[i - 1];
+    if (n->count < kPageTokens && cache_.references(n->page) == 1 &&
+        std::equal(n->tokens.begin(), n->tokens.begin() + n->count, page.begin())) {
+      remove(n);
+    }
+  }
+}
+
+// From the leaf to the root, so that no node is younger than one it hangs from.
+void PrefixCache::touch(Node* leaf) {
+  for (Node* n = leaf; n->parent != nullptr; n = n->parent) {
+    recent_.splice(recent_.begin(), recent_, n->recent);
+  }
+}
+
+void PrefixCache::remove(Node* node) {
+  Node* parent = node->parent;
+  std::erase(parent->children, node);
+  if (parent->parent == nullptr && parent->children.empty()) roots_.erase(parent->name);
+  recent_.erase(node->recent);
+  cache_.forget(node->page);
+  const auto [begin, end] = nodes_.equal_range(node->hash);
+  nodes_.erase(std::find_if(begin, end, [node](const auto& e) { return e.second.get() == node; }));
 }
 
 void PrefixCache::make_room(int64_t pages) {
   auto it = recent_.end();
-  while (cache_.free_pages() < pages && it != recent_.begin()) {
-    --it;
-    const auto node = nodes_.find(*it);
-    if (cache_.references(node->second.page) != 1) continue;
-    cache_.release_page(node->second.page);
-    nodes_.erase(node);
-    it = recent_.erase(it);
+  while (cache_.free_pages() < pages && cache_.cached_pages() > 0 && it != recent_.begin()) {
+    Node* node = *--it;
+    if (cache_.references(node->page) != 1 || !node->children.empty()) continue;
+    ++it;
+    remove(node);
+    ++stats_.evictions;
   }
+}
+
+std::vector<int32_t> PrefixCache::kept() const {
+  std::vector<int32_t> pages;
+  for (const auto& [hash, node] : nodes_) pages.push_back(node->page);
+  return pages;
 }
 
 }  // namespace tamis

@@ -1,12 +1,18 @@
-// Finished pages that later requests may start from. A page is found by the tokens it and all pages
-// before it hold; tokens are compared on every hit, so a hash collision cannot give another's
-// cache.
+// Pages of finished text that later requests may start from.
+//
+// Kept text is a tree: a node is one page of tokens after all the pages above it. Nodes are found
+// by a hash that is seeded anew in every process, and their tokens and parent are compared, so that
+// nobody can make one text answer with another's cache. A root is a name (tenant and way of
+// attention): texts under different roots never meet.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <list>
+#include <map>
+#include <memory>
 #include <span>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
@@ -14,40 +20,72 @@
 
 namespace tamis {
 
+struct PrefixStats {
+  int64_t lookups = 0;       // sequences that asked
+  int64_t tokens = 0;        // of their text
+  int64_t hit_tokens = 0;    // of these, found
+  int64_t copied_pages = 0;  // started pages copied on a hit
+  int64_t evictions = 0;     // pages given up for room
+};
+
 class PrefixCache {
  public:
-  explicit PrefixCache(PagedCache& cache) : cache_(cache) {}
+  explicit PrefixCache(PagedCache& cache);
   ~PrefixCache();
   PrefixCache(const PrefixCache&) = delete;
   PrefixCache& operator=(const PrefixCache&) = delete;
 
-  // Gives `sequence` (empty) the longest run of kept pages that `tokens` begins with, at most
-  // max_tokens tokens. Returns the number of tokens.
-  int64_t match(std::span<const int32_t> tokens, int64_t max_tokens, CachedSequence& sequence);
+  // Gives `sequence` (empty) the longest kept text that `tokens` begins with, at most max_tokens.
+  // Full pages are shared; of a page that agrees in part, or is not full, a copy is made. Returns
+  // the number of tokens.
+  int64_t match(const std::string& root, std::span<const int32_t> tokens, int64_t max_tokens,
+                CachedSequence& sequence);
 
-  // Keeps the full pages of a sequence that holds `tokens`.
-  void insert(std::span<const int32_t> tokens, const CachedSequence& sequence);
+  // Counts a match that was used in stats().
+  void count(int64_t tokens, int64_t hit);
 
-  // Gives up pages that nobody else uses, least recently used first, until `pages` are free in the
-  // pool or none is left to give.
+  // Keeps the pages of a sequence that holds `tokens`; the started one at the end only if `whole`,
+  // which the caller says when the sequence will write no more.
+  void insert(const std::string& root, std::span<const int32_t> tokens,
+              const CachedSequence& sequence, bool whole);
+
+  // Gives up pages that nobody uses, least recently used first and leaves before what they hang
+  // from, until `pages` are free in the pool or none is left to give.
   void make_room(int64_t pages);
 
   int64_t kept_pages() const { return static_cast<int64_t>(nodes_.size()); }
+  std::vector<int32_t> kept() const;
+  const PrefixStats& stats() const { return stats_; }
 
  private:
-  using PageTokens = std::array<int32_t, kPageTokens>;
   struct Node {
-    int32_t page;
-    uint64_t parent;
-    PageTokens tokens;
-    std::list<uint64_t>::iterator recent;
+    Node* parent = nullptr;  // null for a root
+    int32_t page = -1;
+    int32_t count = 0;  // tokens; less than a page only in a leaf
+    uint64_t hash = 0;
+    std::array<int32_t, kPageTokens> tokens{};
+    std::vector<Node*> children;        // oldest first
+    std::list<Node*>::iterator recent;  // not of a root
+    std::string name;                   // of a root
   };
-  const Node* find(uint64_t key, uint64_t parent, std::span<const int32_t> tokens) const;
-  void touch(const std::vector<uint64_t>& chain);
+  using Tokens = std::span<const int32_t>;
+
+  uint64_t hash_of(const Node* parent, Tokens tokens) const;
+  Node* find(const Node* parent, Tokens tokens, uint64_t hash) const;
+  // The child that shares the most tokens, at least kMinShared; sets `shared`.
+  Node* nearest(const Node& parent, Tokens tokens, int64_t& shared) const;
+  bool add_started(Node& parent, Tokens tokens, int32_t page);
+  Node* add(Node& parent, Tokens tokens, int32_t page);
+  void drop_continued(const Node& parent, Tokens page);
+  void remove(Node* node);
+  void touch(Node* leaf);
 
   PagedCache& cache_;
-  std::unordered_map<uint64_t, Node> nodes_;
-  std::list<uint64_t> recent_;  // most recently used first
+  uint64_t seed_;
+  std::map<std::string, std::unique_ptr<Node>> roots_;
+  std::unordered_multimap<uint64_t, std::unique_ptr<Node>> nodes_;
+  std::list<Node*> recent_;  // most recently used first; a node never before its parent
+  PrefixStats stats_;
 };
 
 }  // namespace tamis

@@ -31,68 +31,108 @@ void SamplingParams::check() const {
   want(min_p >= 0 && min_p <= 1, "min_p", "0 to 1");
   want(repetition_penalty > 0 && repetition_penalty <= 100, "repetition_penalty",
        "above 0, at most 100");
+  want(presence_penalty >= -2 && presence_penalty <= 2, "presence_penalty", "-2 to 2");
+  want(frequency_penalty >= -2 && frequency_penalty <= 2, "frequency_penalty", "-2 to 2");
+  for (const auto& [id, bias] : logit_bias) {
+    want(bias >= -100 && bias <= 100, "logit_bias", "-100 to 100");
+  }
   want(top_logprobs >= 0 && top_logprobs <= 20, "top_logprobs", "0 to 20");
 }
 
 Sampler::Sampler(const SamplingParams& params, int64_t vocab_size,
                  const std::vector<int32_t>& prompt)
-    : params_(params),
-      candidates_(static_cast<size_t>(vocab_size)),
-      seen_(static_cast<size_t>(vocab_size)) {
+    : params_(params), vocab_size_(vocab_size) {
   params_.check();
-  for (const int32_t id : prompt) seen_[static_cast<size_t>(id)] = 1;
+  const auto vocab = static_cast<size_t>(vocab_size);
+  for (const auto& [id, bias] : params_.logit_bias) {
+    want(id >= 0 && id < vocab_size, "logit_bias", "token ids of the vocabulary");
+  }
+  if (params_.repetition_penalty != 1) {
+    seen_.resize(vocab);
+    for (const int32_t id : prompt) seen_[static_cast<size_t>(id)] = 1;
+  }
+  if (params_.presence_penalty != 0 || params_.frequency_penalty != 0) counts_.resize(vocab);
 }
 
-void Sampler::apply_penalty() {
-  if (params_.repetition_penalty == 1) return;
-  for (Candidate& c : candidates_) {
-    if (seen_[static_cast<size_t>(c.id)] == 0) continue;
-    c.logit =
-        c.logit > 0 ? c.logit / params_.repetition_penalty : c.logit * params_.repetition_penalty;
+// All tokens, in the order of their ids, with the bias added; then those of the mask alone.
+void Sampler::gather(const float* logits, TokenBits allowed, Scratch& all) const {
+  all.resize(static_cast<size_t>(vocab_size_));
+  for (size_t i = 0; i < all.size(); ++i) all[i] = {logits[i], static_cast<int32_t>(i)};
+  for (const auto& [id, bias] : params_.logit_bias) all[static_cast<size_t>(id)].logit += bias;
+  penalise(all);
+  if (allowed.empty()) return;
+  std::erase_if(all, [&](const Candidate& c) {
+    return (allowed[static_cast<size_t>(c.id) / 64] >> (c.id % 64) & 1) == 0;
+  });
+  if (all.empty()) throw InputError("the constraint allows no token here");
+}
+
+void Sampler::penalise(Scratch& all) const {
+  const float r = params_.repetition_penalty;
+  for (size_t i = 0; i < seen_.size(); ++i) {
+    if (seen_[i] != 0) all[i].logit = all[i].logit > 0 ? all[i].logit / r : all[i].logit * r;
+  }
+  for (size_t i = 0; i < counts_.size(); ++i) {
+    if (counts_[i] == 0) continue;
+    all[i].logit -=
+        params_.presence_penalty + params_.frequency_penalty * static_cast<float>(counts_[i]);
   }
 }
 
-int32_t Sampler::draw(uint64_t step) {
+// The candidates that top-k, min-p and top-p leave, best first, in front; without these all of
+// them, in the order of their ids. One order for each set of parameters: the draw depends on it.
+int32_t Sampler::draw(Scratch& all) const {
   const auto better = [](const Candidate& a, const Candidate& b) {
     return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
   };
-  if (params_.temperature == 0) {
-    return std::min_element(candidates_.begin(), candidates_.end(), better)->id;
-  }
-  // Sorting all costs little beside the model, and makes the draw a fixed function of the logits.
-  std::sort(candidates_.begin(), candidates_.end(), better);
-  size_t n = candidates_.size();
-  if (params_.top_k > 0) n = std::min(n, static_cast<size_t>(params_.top_k));
-  const double top = candidates_.front().logit;
-  const auto weight = [&](size_t i) {
-    return std::exp((candidates_[i].logit - top) / params_.temperature);
+  const Candidate best = *std::min_element(all.begin(), all.end(), better);
+  if (params_.temperature == 0) return best.id;
+  const auto weight = [&](const Candidate& c) {
+    return std::exp((static_cast<double>(c.logit) - best.logit) / params_.temperature);
   };
-  while (n > 1 && weight(n - 1) < params_.min_p) --n;
-  double total = 0;
-  for (size_t i = 0; i < n; ++i) total += weight(i);
-  double kept = 0;
-  size_t count = 0;
-  while (count < n && kept < params_.top_p * total) kept += weight(count++);
-  double target = uniform(params_.seed, step) * kept;
-  for (size_t i = 0; i + 1 < count; ++i) {
-    target -= weight(i);
-    if (target < 0) return candidates_[i].id;
+  if (params_.top_k > 0 && static_cast<size_t>(params_.top_k) < all.size()) {
+    const auto end = all.begin() + params_.top_k;
+    std::nth_element(all.begin(), end, all.end(), better);
+    all.erase(end, all.end());
+    std::sort(all.begin(), all.end(), better);
   }
-  return candidates_[count - 1].id;
+  if (params_.min_p > 0) {
+    std::erase_if(all, [&](const Candidate& c) { return weight(c) < params_.min_p; });
+  }
+  double kept = 0;
+  for (const Candidate& c : all) kept += weight(c);
+  size_t count = all.size();
+  if (params_.top_p < 1) {
+    // A heap gives the best ones in order; few are needed where the model is sure.
+    const double wanted = params_.top_p * kept;
+    const auto worse = [&](const Candidate& a, const Candidate& b) { return better(b, a); };
+    std::make_heap(all.begin(), all.end(), worse);
+    kept = 0;
+    for (count = 0; count < all.size() && kept < wanted; ++count) {
+      std::pop_heap(all.begin(), all.end() - static_cast<int64_t>(count), worse);
+      kept += weight(all[all.size() - 1 - count]);
+    }
+    std::reverse(all.begin(), all.end());
+  }
+  double target = uniform(params_.seed, step_) * kept;
+  for (size_t i = 0; i + 1 < count; ++i) {
+    target -= weight(all[i]);
+    if (target < 0) return all[i].id;
+  }
+  return all[count - 1].id;
 }
 
-void Sampler::report(const float* logits, SampledToken& out) const {
-  const auto vocab = static_cast<int64_t>(candidates_.size());
-  const double top = *std::max_element(logits, logits + vocab);
+void report_logprobs(const float* logits, int64_t vocab_size, int64_t top, SampledToken& out) {
+  const double best = *std::max_element(logits, logits + vocab_size);
   double sum = 0;
-  for (int64_t v = 0; v < vocab; ++v) sum += std::exp(logits[v] - top);
-  const double log_sum = std::log(sum) + top;
+  for (int64_t v = 0; v < vocab_size; ++v) sum += std::exp(logits[v] - best);
+  const double log_sum = std::log(sum) + best;
   out.logprob = static_cast<float>(logits[out.id] - log_sum);
   out.top.clear();
-  if (params_.top_logprobs == 0) return;
-  std::vector<int32_t> ids(static_cast<size_t>(vocab));
-  for (int64_t v = 0; v < vocab; ++v) ids[static_cast<size_t>(v)] = static_cast<int32_t>(v);
-  const auto n = std::min(params_.top_logprobs, vocab);
+  if (top == 0) return;
+  std::vector<int32_t> ids(static_cast<size_t>(vocab_size));
+  for (int64_t v = 0; v < vocab_size; ++v) ids[static_cast<size_t>(v)] = static_cast<int32_t>(v);
+  const auto n = std::min(top, vocab_size);
   std::partial_sort(ids.begin(), ids.begin() + n, ids.end(), [logits](int32_t a, int32_t b) {
     return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
   });
@@ -102,14 +142,13 @@ void Sampler::report(const float* logits, SampledToken& out) const {
   }
 }
 
-void Sampler::sample(const float* logits, SampledToken& out) {
-  for (size_t i = 0; i < candidates_.size(); ++i) {
-    candidates_[i] = {logits[i], static_cast<int32_t>(i)};
-  }
-  apply_penalty();
-  out.id = draw(step_++);
-  seen_[static_cast<size_t>(out.id)] = 1;
-  report(logits, out);
+void Sampler::sample(const float* logits, TokenBits allowed, Scratch& scratch, SampledToken& out) {
+  gather(logits, allowed, scratch);
+  out.id = draw(scratch);
+  ++step_;
+  if (!seen_.empty()) seen_[static_cast<size_t>(out.id)] = 1;
+  if (!counts_.empty()) ++counts_[static_cast<size_t>(out.id)];
+  report_logprobs(logits, vocab_size_, params_.top_logprobs, out);
 }
 
 }  // namespace tamis

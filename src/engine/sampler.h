@@ -1,10 +1,13 @@
-// From logits to a token: penalties, temperature, top-k, min-p, top-p, then a draw.
+// From logits to a token: bias, penalties, the mask of a constraint, temperature, top-k, min-p,
+// top-p, then a draw.
 //
 // The draw of step i is a function of (seed, i) and the logits alone, so a request gives the same
 // tokens whatever runs beside it.
 #pragma once
 
 #include <cstdint>
+#include <span>
+#include <utility>
 #include <vector>
 
 namespace tamis {
@@ -15,6 +18,9 @@ struct SamplingParams {
   int64_t top_k = 0;             // 0: all
   float min_p = 0;               // drop tokens below min_p times the largest probability
   float repetition_penalty = 1;  // divides positive, multiplies negative logits of seen tokens
+  float presence_penalty = 0;    // subtracted once from tokens of the answer so far
+  float frequency_penalty = 0;   // subtracted for each time a token is in the answer so far
+  std::vector<std::pair<int32_t, float>> logit_bias;  // added to the logits of single tokens
   uint64_t seed = 0;
   int64_t top_logprobs = 0;  // alternatives to report beside each token
 
@@ -33,26 +39,38 @@ struct SampledToken {
   std::vector<TokenLogprob> top;  // best first; ties by lower id
 };
 
+// Fills in the log-probability of out.id and the `top` best ids. logits [vocab_size], finite.
+void report_logprobs(const float* logits, int64_t vocab_size, int64_t top, SampledToken& out);
+
+// A bit for each token: word id / 64, bit id % 64.
+using TokenBits = std::span<const uint64_t>;
+
 class Sampler {
  public:
-  // `prompt` counts as seen for the repetition penalty.
-  Sampler(const SamplingParams& params, int64_t vocab_size, const std::vector<int32_t>& prompt);
-
-  // logits [vocab_size], finite. Allocates nothing unless top_logprobs is set.
-  void sample(const float* logits, SampledToken& out);
-
- private:
   struct Candidate {
     float logit;
     int32_t id;
   };
-  void apply_penalty();
-  int32_t draw(uint64_t step);
-  void report(const float* logits, SampledToken& out) const;
+  // Shared by the samplers of one engine; one entry a token.
+  using Scratch = std::vector<Candidate>;
+
+  // `prompt` counts as seen for the repetition penalty. UsageError from check(), and for a bias on
+  // an id outside the vocabulary.
+  Sampler(const SamplingParams& params, int64_t vocab_size, const std::vector<int32_t>& prompt);
+
+  // logits [vocab_size], finite. Only tokens of `allowed` may come out; empty: all. InputError if
+  // it has none. Allocates nothing after the first call unless top_logprobs is set.
+  void sample(const float* logits, TokenBits allowed, Scratch& scratch, SampledToken& out);
+
+ private:
+  void gather(const float* logits, TokenBits allowed, Scratch& all) const;
+  void penalise(Scratch& all) const;
+  int32_t draw(Scratch& all) const;
 
   SamplingParams params_;
-  std::vector<Candidate> candidates_;
-  std::vector<uint8_t> seen_;
+  int64_t vocab_size_;
+  std::vector<uint8_t> seen_;     // of prompt and answer; empty without a repetition penalty
+  std::vector<uint32_t> counts_;  // in the answer; empty without the other penalties
   uint64_t step_ = 0;
 };
 
