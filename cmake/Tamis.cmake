@@ -35,6 +35,9 @@ endif()
 if(NOT TAMIS_MPI_FOUND)
   message(STATUS "No MPI (TAMIS_MPI=${TAMIS_MPI}): one process only, no tests under mpirun")
 endif()
+if(TAMIS_CUDA)
+  include(TamisCuda)
+endif()
 if(TAMIS_TESTS)
   find_package(GTest REQUIRED)
   find_path(RAPIDCHECK_INCLUDE rapidcheck.h REQUIRED)
@@ -50,14 +53,13 @@ add_library(tamis_flags INTERFACE)
 target_include_directories(tamis_flags INTERFACE "${PROJECT_SOURCE_DIR}/src")
 # -ffp-contract=off: the compiler may not fuse a*b+c on its own, so that a reference and a fast
 # version round where their source says they do. Fused operations are written as such.
-target_compile_options(tamis_flags INTERFACE
-  -Wall -Wextra -Wpedantic $<$<BOOL:${TAMIS_WERROR}>:-Werror> -Wshadow -Wnon-virtual-dtor
-  -Wimplicit-fallthrough
-  -ffp-contract=off)
+set(TAMIS_CXX_FLAGS -Wall -Wextra -Wpedantic $<$<BOOL:${TAMIS_WERROR}>:-Werror> -Wshadow
+  -Wnon-virtual-dtor -Wimplicit-fallthrough -ffp-contract=off)
+target_compile_options(tamis_flags INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${TAMIS_CXX_FLAGS}>")
 # GCC 12 warns of overlapping copies in "text" + std::string at -O3, where there are none:
 # https://gcc.gnu.org/bugzilla/show_bug.cgi?id=105651. Goes when GCC 12 is no longer supported.
 target_compile_options(tamis_flags INTERFACE
-  "$<$<AND:$<CONFIG:Release>,$<CXX_COMPILER_ID:GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-restrict>")
+  "$<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CONFIG:Release>,$<CXX_COMPILER_ID:GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-restrict>")
 target_link_libraries(tamis_flags INTERFACE Threads::Threads)
 if(TAMIS_SANITIZE)
   target_compile_options(tamis_flags INTERFACE -fsanitize=${TAMIS_SANITIZE}
@@ -65,9 +67,22 @@ if(TAMIS_SANITIZE)
   target_link_options(tamis_flags INTERFACE -fsanitize=${TAMIS_SANITIZE})
 endif()
 
-# The sources of this folder and below, split by role: x.cpp, x_test.cpp, x_bench.cpp.
+# The sources of this folder and below, split by role: x.cpp, x.cu, x_test.cpp, x_bench.cpp, and
+# x_cuda_test.cpp, which needs a GPU.
 macro(tamis_glob_sources)
-  file(GLOB_RECURSE _all CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/*.cpp")
+  file(GLOB_RECURSE _all CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/*.cpp"
+    "${CMAKE_CURRENT_SOURCE_DIR}/*.cu")
+  # cuda/no_cuda.cpp stands for everything else in cuda/ and for every .cu file.
+  if(TAMIS_CUDA)
+    list(FILTER _all EXCLUDE REGEX "/cuda/no_cuda\\.cpp$")
+  else()
+    list(FILTER _all EXCLUDE REGEX "/cuda/.*\\.cpp$|\\.cu$|_cuda_test\\.cpp$")
+    file(GLOB_RECURSE _absent CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/cuda/no_cuda.cpp")
+    list(APPEND _all ${_absent})
+  endif()
+  set(_cuda_tests ${_all})
+  list(FILTER _cuda_tests INCLUDE REGEX "_cuda_test\\.(cpp|cu)$")
+  list(FILTER _all EXCLUDE REGEX "_cuda_test\\.(cpp|cu)$")
   set(_tests ${_all})
   list(FILTER _tests INCLUDE REGEX "_test\\.cpp$")
   set(_benches ${_all})
@@ -140,6 +155,11 @@ function(tamis_library)
   endforeach()
   add_library(tamis_${T_NAME} STATIC ${_sources})
   target_link_libraries(tamis_${T_NAME} PUBLIC ${_deps} PRIVATE tamis_flags ${T_LIBS})
+  if(TAMIS_CUDA)
+    tamis_cuda_library(tamis_${T_NAME})
+    tamis_cuda_test(NAME ${T_NAME}_cuda_test SOURCES ${_cuda_tests} DEPS tamis_${T_NAME}
+      LIBS ${T_LIBS})
+  endif()
   if(TAMIS_FUZZ)
     target_compile_options(tamis_${T_NAME} PRIVATE -fsanitize=fuzzer-no-link)
   endif()

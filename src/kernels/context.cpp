@@ -21,15 +21,25 @@ std::string full_name(std::string_view implementation) {
 Backend backend_from_name(std::string_view name) {
   if (name == "reference") return Backend::kReference;
   if (name == "cpu") return Backend::kCpu;
-  throw UsageError("unknown back end '" + printable(name) + "': this build has reference, cpu");
+  if (name == "cuda") return Backend::kCuda;
+  throw UsageError("unknown back end '" + printable(name) + "': want reference, cpu or cuda");
 }
 
 std::string_view backend_name(Backend backend) {
-  return backend == Backend::kReference ? "reference" : "cpu";
+  switch (backend) {
+    case Backend::kReference:
+      return "reference";
+    case Backend::kCpu:
+      return "cpu";
+    case Backend::kCuda:
+      return "cuda";
+  }
+  return "";
 }
 
-KernelContext::KernelContext(int num_threads, Backend backend)
+KernelContext::KernelContext(int num_threads, Backend backend, int ordinal)
     : pool_(num_threads), backend_(backend) {
+  if (backend == Backend::kCuda) device_ = std::make_unique<DeviceContext>(ordinal);
   buffers_.resize(static_cast<size_t>(num_threads) * kSlots);
 }
 
@@ -51,6 +61,7 @@ void KernelContext::force_list(std::string_view list) {
 }
 
 bool KernelContext::allowed(std::string_view op, std::string_view implementation) const {
+  if ((backend_ == Backend::kCuda) != implementation.starts_with("cuda")) return false;
   const auto it = forced_.find(op);
   if (it != forced_.end()) return it->second == implementation;
   return backend_ != Backend::kReference || implementation == "reference";
@@ -84,8 +95,9 @@ std::vector<std::string> KernelContext::explain() const {
   return lines;
 }
 
-void throw_no_implementation(const char* op) {
-  throw UsageError(std::string("[") + op + "] no allowed implementation supports these arguments");
+void throw_no_implementation(const KernelContext& context, const char* op) {
+  throw UsageError(std::string("[") + op + "] no allowed implementation of back end " +
+                   std::string(backend_name(context.backend())) + " supports these arguments");
 }
 
 }  // namespace tamis

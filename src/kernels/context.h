@@ -11,26 +11,32 @@
 #include <vector>
 
 #include "base/thread_pool.h"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 
-enum class Backend { kReference, kCpu };
+enum class Backend { kReference, kCpu, kCuda };
 
-// "reference", "cpu"; UsageError for any other name, saying which exist.
+// "reference", "cpu", "cuda"; UsageError for any other name, saying which exist.
 Backend backend_from_name(std::string_view name);
 std::string_view backend_name(Backend backend);
 
 class KernelContext {
  public:
-  explicit KernelContext(int num_threads, Backend backend = Backend::kCpu);
+  // kCuda: opens the device `ordinal`; DeviceError if that fails. Every pointer that an operation
+  // is then given is a device pointer, and operations return before they have run, in order.
+  explicit KernelContext(int num_threads, Backend backend = Backend::kCpu, int ordinal = 0);
 
   ThreadPool& pool() { return pool_; }
   Backend backend() const { return backend_; }
+  // Null unless the back end is kCuda.
+  DeviceContext* device() const { return device_.get(); }
 
   // Lets only implementation `name` of `op` run, e.g. ("mla_sparse", "reference").
   void force(const std::string& op, const std::string& name);
   // Parses "op:impl[,op:impl...]" (the TAMIS_OP variable); "ref" means "reference".
   void force_list(std::string_view list);
+  // kCuda runs implementations named "cuda..." and nothing else; the others never run those.
   bool allowed(std::string_view op, std::string_view implementation) const;
 
   // At least `floats` floats for `thread` alone, 64-byte aligned, contents undefined. Grows to the
@@ -51,6 +57,7 @@ class KernelContext {
 
   ThreadPool pool_;
   Backend backend_;
+  std::unique_ptr<DeviceContext> device_;
   std::map<std::string, std::string, std::less<>> forced_;
   std::vector<Buffer> buffers_;
   std::vector<std::pair<const char*, const char*>> ran_;
@@ -64,7 +71,7 @@ struct Implementation {
   void (*run)(KernelContext& context, const Args& args);
 };
 
-[[noreturn]] void throw_no_implementation(const char* op);
+[[noreturn]] void throw_no_implementation(const KernelContext& context, const char* op);
 
 // Runs the first implementation of the list that is allowed and supports the arguments.
 template <typename Args>
@@ -77,7 +84,7 @@ void dispatch(KernelContext& context, const char* op, std::span<const Implementa
       return;
     }
   }
-  throw_no_implementation(op);
+  throw_no_implementation(context, op);
 }
 
 }  // namespace tamis

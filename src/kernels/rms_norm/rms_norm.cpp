@@ -36,6 +36,7 @@ void rms_norm_reference(KernelContext& context, const RmsNormArgs& a) {
 namespace {
 
 constexpr Implementation<RmsNormArgs> kList[] = {
+    {"cuda", [](const RmsNormArgs&) { return true; }, rms_norm_cuda},
     {"simd", [](const RmsNormArgs&) { return vectors_available(); }, rms_norm_simd},
     {"reference", [](const RmsNormArgs&) { return true; }, rms_norm_reference},
 };

@@ -5,6 +5,7 @@
 
 namespace tamis {
 
+void rms_norm_cuda(KernelContext& context, const RmsNormArgs& args);
 void rms_norm_simd(KernelContext& context, const RmsNormArgs& args);
 void rms_norm_reference(KernelContext& context, const RmsNormArgs& args);
 

@@ -1,0 +1,56 @@
+# The CUDA language and what .cu files are compiled with. Included with TAMIS_CUDA alone.
+
+if(NOT CMAKE_CUDA_COMPILER)
+  find_program(TAMIS_NVCC nvcc PATHS /usr/local/cuda/bin)
+  if(NOT TAMIS_NVCC)
+    message(FATAL_ERROR "TAMIS_CUDA is on and nvcc is nowhere: install the CUDA toolkit (12.8 or "
+      "later), or name it with -DCMAKE_CUDA_COMPILER=/path/to/nvcc")
+  endif()
+  set(CMAKE_CUDA_COMPILER "${TAMIS_NVCC}")
+endif()
+# Machine code for each capability, and PTX of the last.
+set(CMAKE_CUDA_ARCHITECTURES "")
+foreach(arch ${TAMIS_CUDA_ARCHS})
+  list(APPEND CMAKE_CUDA_ARCHITECTURES "${arch}-real")
+endforeach()
+list(GET TAMIS_CUDA_ARCHS -1 last)
+list(APPEND CMAKE_CUDA_ARCHITECTURES "${last}-virtual")
+enable_language(CUDA)
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.8)
+  message(FATAL_ERROR "nvcc ${CMAKE_CUDA_COMPILER_VERSION}: want 12.8 or later (sm_120)")
+endif()
+# CMake 3.25 does not know that nvcc takes C++20. Goes with CMake 3.26.
+if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+endif()
+set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+if(TAMIS_CCACHE)
+  set(CMAKE_CUDA_COMPILER_LAUNCHER "${TAMIS_CCACHE}")
+endif()
+find_package(CUDAToolkit REQUIRED)
+
+# -fmad=false is the device's
+# -ffp-contract=off: a fused operation is written as fmaf. -lineinfo costs no speed and names lines
+# in compute-sanitizer and the profilers.
+add_library(tamis_cuda_flags INTERFACE)
+target_compile_options(tamis_cuda_flags INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:\
+-fmad=false -lineinfo --expt-relaxed-constexpr -Wno-deprecated-gpu-targets \
+-Xcompiler=-Wall,-Wextra,-ffp-contract=off $<$<BOOL:${TAMIS_WERROR}>:-Werror=all-warnings>>")
+
+function(tamis_cuda_library target)
+  target_link_libraries(${target} PRIVATE tamis_cuda_flags PUBLIC CUDA::cudart_static)
+endfunction()
+
+# A test binary that needs a GPU: built, and run by scripts/test-gpu, never by ctest.
+function(tamis_cuda_test)
+  cmake_parse_arguments(T "" "NAME" "SOURCES;DEPS;LIBS" ${ARGN})
+  if(NOT TAMIS_TESTS OR NOT T_SOURCES)
+    return()
+  endif()
+  add_executable(${T_NAME} ${T_SOURCES})
+  target_include_directories(${T_NAME} PRIVATE "${PROJECT_SOURCE_DIR}/tests")
+  target_compile_definitions(${T_NAME} PRIVATE TAMIS_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+  target_link_libraries(${T_NAME} PRIVATE ${T_DEPS} ${T_LIBS} tamis_flags tamis_cuda_flags
+    GTest::gtest GTest::gtest_main)
+endfunction()

@@ -1,0 +1,70 @@
+// For tests of x_cuda functions: device arrays made from vectors and read back, a fixture that
+// skips without a GPU, and outputs filled with a pattern that no result has.
+//
+//   using RmsNormCuda = CudaTest;
+//   TEST_F(RmsNormCuda, IsTheReference) {
+//     Device<float> x(context(), random_floats(n, 1)), y(context(), n);   // y is poisoned
+//     rms_norm(context(), {.x = x.data(), ...});
+//     expect(y.read(), ...);
+//   }
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "base/error.h"
+#include "kernels/context.h"
+
+namespace tamis {
+
+template <typename T>
+class Device {
+ public:
+  Device(KernelContext& context, const std::vector<T>& values)
+      : Device(context, static_cast<int64_t>(values.size())) {
+    device_.upload(buffer_.data(), values.data(), bytes());
+  }
+  // Every byte 0xFF: NaN as float, -1 as an integer.
+  Device(KernelContext& context, int64_t count)
+      : device_(*context.device()),
+        count_(count),
+        buffer_(device_, count * static_cast<int64_t>(sizeof(T)), "a test") {
+    device_.fill(buffer_.data(), 0xFF, bytes());
+  }
+
+  T* data() const { return reinterpret_cast<T*>(buffer_.data()); }
+  int64_t size() const { return count_; }
+  std::vector<T> read() const {
+    std::vector<T> values(static_cast<size_t>(count_));
+    device_.download(values.data(), buffer_.data(), bytes());
+    return values;
+  }
+
+ private:
+  int64_t bytes() const { return count_ * static_cast<int64_t>(sizeof(T)); }
+
+  DeviceContext& device_;
+  int64_t count_;
+  DeviceBuffer buffer_;
+};
+
+class CudaTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    try {
+      context_ = std::make_unique<KernelContext>(1, Backend::kCuda);
+    } catch (const DeviceError& e) {
+      GTEST_SKIP() << "no GPU: " << e.what();
+    }
+  }
+  KernelContext& context() { return *context_; }
+  // The same operation by the reference, on host memory.
+  KernelContext& reference() { return reference_; }
+
+ private:
+  std::unique_ptr<KernelContext> context_;
+  KernelContext reference_{1, Backend::kReference};
+};
+
+}  // namespace tamis
