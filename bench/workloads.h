@@ -1,22 +1,124 @@
-// Named shapes of the projections, for the operation benchmarks.
+// Named shapes of every operation: the one table that `tamis bench op` and kernels_bench measure.
+//
+// "v32" is DeepSeek-V3.2, "mini" the bundled model, "small" the 0.73B model of
+// bench/make_cpu_model.py. A new shape is a row here; src/kernels/workloads makes operands for it.
 #pragma once
 
 #include <cstdint>
 
 namespace tamis::bench {
 
-// y [m, rows] = x [m, cols] W^T.
+// y [m, rows] = x [m, cols] W^T, for each number of rows of x and each weight format.
 struct LinearShape {
   const char* name;
   int64_t cols, rows;
 };
-
-// The 0.73B model of bench/make_cpu_model.py, and DeepSeek-V3.2.
 constexpr LinearShape kLinearShapes[] = {
-    {"small_q_a", 1024, 512},        {"small_q_b", 512, 3072},       {"small_o", 2048, 1024},
-    {"small_expert_up", 1024, 512},  {"small_dense_up", 1024, 3072}, {"small_head", 1024, 32768},
-    {"v32_q_a", 7168, 1536},         {"v32_q_b", 1536, 24576},       {"v32_expert_up", 7168, 2048},
-    {"v32_expert_down", 2048, 7168},
+    {"v32_q_a", 7168, 1536},         {"v32_q_b", 1536, 24576}, {"v32_expert_up", 7168, 2048},
+    {"v32_expert_down", 2048, 7168}, {"mini_q_b", 128, 768},   {"mini_expert_up", 256, 64},
+    {"mini_head", 256, 8192},        {"small_q_b", 512, 3072}, {"small_expert_up", 1024, 512},
+    {"small_head", 1024, 32768},
+};
+constexpr int64_t kLinearRows[] = {1, 16, 512};
+
+// The matrices of W_UK (transposed) and W_UV: one [rows, cols] a head.
+struct PerHeadShape {
+  const char* name;
+  int64_t tokens, heads, rows, cols;
+};
+constexpr PerHeadShape kPerHeadShapes[] = {
+    {"v32_decode", 1, 128, 128, 512},
+    {"v32_prefill64", 64, 128, 128, 512},
+    {"mini_decode", 1, 4, 128, 512},
+    {"mini_prefill512", 512, 4, 128, 512},
+};
+
+// The last `tokens` of `context` tokens; latent 512 + 64. selected 0: every visible position.
+struct SparseShape {
+  const char* name;
+  int64_t tokens, heads, context, selected;
+};
+constexpr SparseShape kSparseShapes[] = {
+    {"v32_decode_2k_of_32k", 1, 128, 32768, 2048},
+    {"v32_prefill8_2k_of_32k", 8, 128, 32768, 2048},
+    {"mini_decode_256_of_4k", 1, 4, 4096, 256},
+    {"mini_prefill512_256_of_4k", 512, 4, 4096, 256},
+    {"small_decode_2k_of_32k", 1, 16, 32768, 2048},
+    {"small_decode_all_32k", 1, 16, 32768, 0},
+    {"small_batch8_2k_of_32k", 8, 16, 32768, 2048},
+    {"small_prompt512", 512, 16, 512, 0},
+};
+
+// A whole prompt in the expanded form: heads of 128 + 64, values of 128.
+struct DenseShape {
+  const char* name;
+  int64_t tokens, heads;
+};
+constexpr DenseShape kDenseShapes[] = {
+    {"v32_prompt256", 256, 128},
+    {"mini_prompt512", 512, 4},
+    {"mini_prompt2048", 2048, 4},
+    {"small_prompt512", 512, 16},
+};
+
+// Indexer keys of 128.
+struct IndexShape {
+  const char* name;
+  int64_t tokens, heads, context, selected;
+};
+constexpr IndexShape kIndexShapes[] = {
+    {"v32_decode_32k", 1, 64, 32768, 2048},  {"v32_prefill16_32k", 16, 64, 32768, 2048},
+    {"mini_decode_4k", 1, 4, 4096, 256},     {"mini_prefill512_4k", 512, 4, 4096, 256},
+    {"small_decode_32k", 1, 8, 32768, 2048},
+};
+
+// One row of scores.
+struct TopkShape {
+  const char* name;
+  int64_t length, selected;
+};
+constexpr TopkShape kTopkShapes[] = {
+    {"mini_4k", 4096, 256},
+    {"v32_32k", 32768, 2048},
+    {"v32_128k", 131072, 2048},
+};
+
+// Operations on rows alone.
+struct RowShape {
+  const char* op;
+  const char* name;
+  int64_t rows, width;
+};
+constexpr RowShape kRowShapes[] = {
+    {"rms_norm", "v32_decode", 1, 7168},
+    {"rms_norm", "v32_prefill512", 512, 7168},
+    {"rms_norm", "mini_prefill512", 512, 256},
+    {"layer_norm", "v32_prefill512", 512, 128},
+    {"rope", "v32_prefill64", 64 * 128, 64},
+    {"rope", "mini_prefill512", 512 * 4, 64},
+    {"hadamard", "v32_prefill64", 64 * 64, 128},
+    {"hadamard", "mini_prefill512", 512 * 4, 128},
+    {"swiglu", "v32_decode", 8, 2048},
+    {"swiglu", "v32_prefill512", 512, 18432},
+    {"swiglu", "mini_prefill512", 2048, 64},
+    {"quantize_fp8", "v32_prefill64", 64, 7168},
+    {"quantize_fp8", "mini_prefill512", 512, 256},
+    {"embedding", "v32_prefill512", 512, 7168},
+    {"embedding", "mini_prefill512", 512, 256},
+    {"kv_append", "v32_prefill512", 512, 576},
+    {"cross_entropy", "mini_512", 512, 8192},
+    {"cross_entropy", "v32_16", 16, 129280},
+};
+
+// The router and the sorting of tokens by expert.
+struct MoeShape {
+  const char* name;
+  int64_t tokens, experts, groups, topk_group, chosen, width;
+};
+constexpr MoeShape kMoeShapes[] = {
+    {"v32_decode", 1, 256, 8, 4, 8, 7168},
+    {"v32_prefill64", 64, 256, 8, 4, 8, 7168},
+    {"mini_prefill512", 512, 16, 4, 2, 4, 256},
 };
 
 }  // namespace tamis::bench

@@ -1,10 +1,14 @@
-// tamis bench: speed of prefill and decode on this machine.
+// tamis bench: speed of prefill and decode on this machine. bench_op.cpp has the operations.
+#include <fmt/format.h>
+
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "base/json.h"
+#include "cli/bench_page.h"
 #include "cli/commands.h"
 #include "cli/model_flags.h"
 #include "cli/support.h"
@@ -17,6 +21,7 @@ struct Flags {
   ModelFlags model;
   ThroughputOptions options;
   std::vector<int64_t> depths{0, 512, 2048, 8192}, lengths{512, 2048};
+  std::string html;
   bool json = false;
 };
 
@@ -34,30 +39,54 @@ Json to_json(const char* what, const Flags& f, const SelectionPolicy& policy, co
           {"gflops", t.gigaflops}};
 }
 
+std::vector<std::string> cells(const SelectionPolicy& policy, const Throughput& t) {
+  return {std::string(attention_name(policy.kind)),
+          std::to_string(t.depth),
+          std::to_string(t.tokens),
+          std::to_string(t.batch),
+          fmt::format("{:.1f}", t.gigabytes_per_second),
+          fmt::format("{:.1f}", t.gigaflops),
+          fmt::format("{:.1f}", t.tokens_per_second)};
+}
+
+void print_line(const std::vector<std::string>& c) {
+  write_stdout(fmt::format("{:<8} {:>8} {:>8} {:>6} {:>9} {:>9} {:>12}\n", c[0], c[1], c[2], c[3],
+                           c[4], c[5], c[6]));
+}
+
+// The bars compare the rows with the fastest.
+void write_page(BenchPage& page, const std::string& path) {
+  double best = 0;
+  for (const BenchPage::Row& row : page.rows) best = std::max(best, row.bar);
+  for (BenchPage::Row& row : page.rows) row.bar /= std::max(best, 1e-300);
+  write_bench_page(page, path);
+}
+
 int run(const Flags& f, bool decode) {
   const auto context = f.model.make_context();
   const auto model = f.model.load();
   ThroughputOptions o = f.options;
   o.policy = f.model.policy(model->config());
   o.cache = f.model.cache_options();
-  if (!f.json) {
-    std::printf("%-8s %8s %8s %6s %12s %9s %9s\n", decode ? "decode" : "prefill", "depth", "tokens",
-                "batch", "tokens/s", "GB/s", "GFLOP/s");
-  }
+  const char* what = decode ? "decode" : "prefill";
+  BenchPage page;
+  page.title = std::string("tamis bench ") + what;
+  page.notes = {fmt::format("{}; {} threads, {} precision, cache {}.", f.model.folder,
+                            context->pool().num_threads(), f.model.precision, f.model.cache)};
+  page.columns = {what, "depth", "tokens", "batch", "GB/s", "GFLOP/s", "tokens/s"};
+  if (!f.json) print_line(page.columns);
   for (const int64_t n : decode ? f.depths : f.lengths) {
     const Throughput t =
         decode ? measure_decode(*context, *model, n, o) : measure_prefill(*context, *model, n, o);
+    page.rows.push_back({cells(o.policy, t), t.tokens_per_second});
     if (f.json) {
-      write_stdout(to_json(decode ? "decode" : "prefill", f, o.policy, t).dump() + "\n");
+      write_stdout(to_json(what, f, o.policy, t).dump() + "\n");
     } else {
-      std::printf("%-8s %8lld %8lld %6lld %12.1f %9.1f %9.1f\n",
-                  std::string(attention_name(o.policy.kind)).c_str(),
-                  static_cast<long long>(t.depth), static_cast<long long>(t.tokens),
-                  static_cast<long long>(t.batch), t.tokens_per_second, t.gigabytes_per_second,
-                  t.gigaflops);
-      std::fflush(stdout);
+      print_line(page.rows.back().cells);
     }
   }
+  const bool writes = !f.html.empty() && model->group().rank() == 0;
+  if (writes) write_page(page, f.html);
   f.model.explain(*context);
   return 0;
 }
@@ -74,6 +103,7 @@ void add_common(CLI::App& c, Flags& f) {
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   c.add_flag("--json", f.json, "One JSON object a line");
+  c.add_option("--html", f.html, "Also write the results as one page");
 }
 
 }  // namespace
@@ -81,6 +111,7 @@ void add_common(CLI::App& c, Flags& f) {
 void add_bench(CLI::App& app, CommandBody& chosen) {
   CLI::App* bench = app.add_subcommand("bench", "Measure speed on this machine");
   bench->require_subcommand(1);
+  add_bench_op(*bench, chosen);
   for (const bool decode : {false, true}) {
     const auto f = std::make_shared<Flags>();
     CLI::App* c = decode ? bench->add_subcommand("decode", "Tokens per second at depths of context")

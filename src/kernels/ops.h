@@ -1,6 +1,6 @@
 // Every operation of Tamis. Each folder holds x.h (what it computes), x_ref.cpp (the specification
-// in plain loops), faster implementations, x_test.cpp and x_bench.cpp; x.cpp lists the
-// implementations in the order in which they are tried.
+// in plain loops), faster implementations and x_test.cpp; x.cpp lists the implementations in the
+// order in which they are tried. kernels/workloads times them on the shapes of bench/workloads.h.
 #pragma once
 
 #include "kernels/cross_entropy/cross_entropy.h"      // negative log-likelihood

@@ -17,7 +17,7 @@ TAMIS, SOURCE = sys.argv[1], Path(sys.argv[2])
 MODEL = SOURCE / "models/tamis-mini"
 SMALL = SOURCE / "tests/golden/model/b_fp32_sparse_yarn"
 COMMANDS = {
-    "bench": ["decode", "prefill"],
+    "bench": ["decode", "op", "prefill"],
     "chat": [],
     "convert": [],
     "eval": ["perplexity"],
@@ -165,6 +165,46 @@ class Commands(unittest.TestCase):
                      "--json")
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertTrue(json.loads(done.stdout.splitlines()[0]))
+        page = self.folder / "decode.html"
+        done = tamis("bench", "prefill", "-m", SMALL, "--length", "8,16", "--repeat", 1, "--html", page)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(page.read_text().count("<tr"), 3)
+        self.assertNotIn("http", page.read_text())
+
+    def test_bench_op(self):
+        names = tamis("bench", "op", "--list")
+        self.assertEqual(names.returncode, 0, names.stderr)
+        for op in ["linear", "mla_sparse", "mla_dense", "indexer_select", "topk", "rms_norm"]:
+            self.assertRegex(names.stdout, rf"(?m)^{op} +v32_")
+            self.assertRegex(names.stdout, rf"(?m)^{op} +mini_")
+        page = self.folder / "op.html"
+        done = tamis("bench", "op", "--op", "topk,swiglu", "--shape", "mini", "--seconds", 0,
+                     "--threads", 2, "--json", "--html", page)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        machine, *results = map(json.loads, done.stdout.splitlines())
+        self.assertEqual((machine["bench"], machine["threads"]), ("machine", 2))
+        self.assertGreater(machine["read_gb_per_s"], 0.1)
+        self.assertGreater(machine["fma_gflops"], 0.1)
+        self.assertEqual({r["op"] for r in results}, {"topk", "swiglu"})
+        listed = [json.loads(l) for l in tamis(
+            "bench", "op", "--op", "topk,swiglu", "--shape", "mini", "--list", "--json"
+        ).stdout.splitlines()]
+        self.assertEqual([r["shape"] for r in results], [w["shape"] for w in listed])
+        for r, w in zip(results, listed):
+            # The figures follow from the time and the shape.
+            self.assertAlmostEqual(r["gb_per_s"], w["bytes"] / r["us"] * 1e-3, places=6)
+            self.assertAlmostEqual(r["gflops"], w["flops"] / r["us"] * 1e-3, places=6)
+            share = {"memory": r["gb_per_s"] / machine["read_gb_per_s"],
+                     "arithmetic": r["gflops"] / machine["fma_gflops"]}
+            self.assertAlmostEqual(r["share"], max(share.values()), places=6)
+            self.assertAlmostEqual(share[r["limit"]], r["share"], places=6)
+        self.assertEqual(page.read_text().count("<tr"), len(results) + 1)
+        forced = tamis("bench", "op", "--op", "topk", "--shape", "mini_4k.equal", "--seconds", 0,
+                       "--backend", "reference", "--json")
+        self.assertEqual(json.loads(forced.stdout.splitlines()[1])["implementation"], "reference")
+        self.fails(tamis("bench", "op", "--op", "none"), 2, "'none'", "mla_sparse")
+        self.fails(tamis("bench", "op", "--shape", "none"), 2, "'none'")
+        self.fails(tamis("bench", "op", "--op", "topk", "--backend", "tpu"), 2, "tpu")
 
     def test_info(self):
         self.assertIn("deepseek_v32", tamis("info", "-m", MODEL).stdout)
