@@ -3,39 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <map>
-#include <memory>
 
-#include "checkpoint/safetensors.h"
 #include "engine/engine.h"
-#include "eval/trace.h"
-#include "reference/cases.h"
+#include "reference/stored_case.h"
 
 namespace tamis {
 namespace {
-
-struct Error {
-  double max_abs = 0, rel_rms = 0;
-};
-
-// a against b; infinities must stand in the same places.
-Error compare(const TraceTensor& a, const Tensor& b) {
-  Error e;
-  double diff = 0, norm = 0;
-  for (size_t i = 0; i < a.floats.size(); ++i) {
-    const float x = a.floats[i], y = tensor_element(b, static_cast<int64_t>(i));
-    if (std::isinf(y) || std::isinf(x)) {
-      EXPECT_EQ(x, y) << "at " << i;
-      continue;
-    }
-    const double d = static_cast<double>(x) - y;
-    e.max_abs = std::max(e.max_abs, std::abs(d));
-    diff += d * d;
-    norm += static_cast<double>(y) * y;
-  }
-  e.rel_rms = std::sqrt(diff / std::max(norm, 1e-300));
-  return e;
-}
 
 struct Limit {
   const char* prefix;
@@ -49,49 +22,6 @@ constexpr Limit kLimits[] = {
     {"greedy.logits", 2e-4, 1e-5}, {"mtp.", 2e-4, 1e-5},          {"router.", 2e-4, 1e-5},
     {"rope.", 1e-6, 1e-6},         {"softmax_scale", 1e-6, 1e-6},
 };
-
-class Case {
- public:
-  explicit Case(const std::string& name) : folder(*case_folder(name)) {
-    add(folder + "/expected/expected.safetensors");
-    if (std::filesystem::exists(folder + "/expected/train.safetensors")) {
-      add(folder + "/expected/train.safetensors");
-    }
-  }
-  const Tensor* find(const std::string& name) const {
-    const auto it = tensors_.find(name);
-    return it == tensors_.end() ? nullptr : &it->second;
-  }
-  const std::map<std::string, Tensor>& tensors() const { return tensors_; }
-  std::vector<int32_t> ids(const std::string& name = "input_ids") const {
-    const Tensor& t = tensors_.at(name);
-    std::vector<int32_t> out;
-    for (int64_t i = 0; i < t.shape.elements(); ++i) {
-      out.push_back(static_cast<int32_t>(tensor_element(t, i)));
-    }
-    return out;
-  }
-
-  std::string folder;
-
- private:
-  void add(const std::string& path) {
-    files_.push_back(std::make_unique<SafetensorsFile>(path));
-    for (const TensorInfo& info : files_.back()->header().tensors) {
-      tensors_.emplace(info.name, files_.back()->tensor(info));
-    }
-  }
-  std::vector<std::unique_ptr<SafetensorsFile>> files_;
-  std::map<std::string, Tensor> tensors_;
-};
-
-Trace trace_of(const Case& c, Backend backend, const LoadOptions& load, TraceOptions options) {
-  KernelContext context(2, backend);
-  const LoadedModel model(c.folder, load, single_group());
-  const Tensor* greedy = c.find("greedy.ids");
-  if (options.greedy == 0 && greedy != nullptr) options.greedy = greedy->shape[0];
-  return record_trace(context, model, c.ids(), options);
-}
 
 // Every stored float tensor within its limit, every stored integer equal.
 int check_trace(const Case& c, const Trace& trace) {
@@ -206,37 +136,6 @@ TEST(ReferenceBatch, RaggedGreedy) {
     }
   }
   EXPECT_EQ(got, want);
-}
-
-// The official FP8 path against the official run, rounding for rounding.
-TEST(ReferenceNative, OfficialFp8Run) {
-  if (!case_folder("d_fp8")) GTEST_SKIP() << "set TAMIS_FIXTURES to run d_fp8";
-  const Case c("d_fp8");
-  LoadOptions load;
-  load.model.precision = Precision::kNative;
-  TraceOptions options;
-  options.latent_format = KvFormat::kBF16;
-  options.index_format = KvFormat::kFP8;
-  const Trace trace = trace_of(c, Backend::kCpu, load, options);
-  const std::string run = "official.fp8_ue8m0.";
-  const auto error = [&](const std::string& name) {
-    return compare(trace.at(name), *c.find(run + name));
-  };
-  EXPECT_EQ(error("kv_cache.0.c_kv").max_abs, 0);
-  EXPECT_EQ(error("kv_cache.0.k_pe").max_abs, 0);
-  EXPECT_EQ(error("kv_cache.0.index_k").max_abs, 0);
-  EXPECT_EQ(error("kv_cache.0.index_k_scale").max_abs, 0);
-  EXPECT_LE(error("index_scores.0").rel_rms, 5e-3);
-  EXPECT_LE(error("logits").rel_rms, 3e-2);
-  for (const std::string name : {"topk.0", "topk.1"}) {
-    const Tensor& want = *c.find(run + name);
-    int64_t equal = 0;
-    for (int64_t i = 0; i < want.shape.elements(); ++i) {
-      equal += trace.at(name).ints[static_cast<size_t>(i)] ==
-               static_cast<int64_t>(tensor_element(want, i));
-    }
-    EXPECT_GE(static_cast<double>(equal), 0.99 * static_cast<double>(want.shape.elements()));
-  }
 }
 
 // The test must be able to fail: the layout that other engines shipped by mistake.

@@ -7,8 +7,7 @@ namespace tamis {
 namespace {
 
 constexpr Implementation<MlaDenseArgs> kList[] = {
-    {"simd", [](const MlaDenseArgs& a) { return vectors_available() && !a.round_bf16; },
-     mla_dense_simd},
+    {"simd", [](const MlaDenseArgs&) { return vectors_available(); }, mla_dense_simd},
     {"reference", [](const MlaDenseArgs&) { return true; }, mla_dense_reference},
 };
 

@@ -6,7 +6,6 @@
 namespace tamis {
 
 void mla_dense_reference(KernelContext& context, const MlaDenseArgs& args);
-// Not `round_bf16`: the online softmax never has the normalised weights in hand.
 void mla_dense_simd(KernelContext& context, const MlaDenseArgs& args);
 
 }  // namespace tamis

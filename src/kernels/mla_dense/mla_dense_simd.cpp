@@ -2,6 +2,9 @@
 // queries in the place of heads. A task is one head and a block of queries; the keys and values of
 // a tile are gathered once (1/60 of the arithmetic) so that their rows lie close together. A
 // selection only masks here: this form serves prefills about as short as the selection.
+//
+// With `round_bf16` a weight is rounded after its division by the row's sum: all scores of a task's
+// rows are kept, and the tiles are read a second time for the values.
 #include "kernels/simd/targets.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -111,17 +114,18 @@ bool keep_selected(const MlaDenseArgs& a, int64_t t, int64_t begin, float* score
 
 // The value product of rows that see different numbers of positions: together as far as all see,
 // then each alone. A weight of 0 instead would let a NaN of a position it does not see into a row.
-void add_values(const MlaDenseArgs& a, const Sizes& s, const Task& task, int64_t begin) {
+void add_values(const MlaDenseArgs& a, const Sizes& s, const Task& task, int64_t begin,
+                const float* p, int64_t p_stride) {
   for (int64_t r = 0; r < task.rows();) {
     const int64_t group = std::min<int64_t>(3, task.rows() - r);
     int64_t common = kTile;
     for (int64_t i = r; i < r + group; ++i) {
       common = std::min(common, visible(a, task.t0 + i, begin));
     }
-    value_rows(task.scores + r * kTile, kTile, group, task.values, s.value_stride, common, a.v_dim,
+    value_rows(p + r * p_stride, p_stride, group, task.values, s.value_stride, common, a.v_dim,
                task.acc + r * s.cols, s.cols);
     for (int64_t i = r; i < r + group; ++i) {
-      value_rows(task.scores + i * kTile + common, kTile, 1, task.values + common * s.value_stride,
+      value_rows(p + i * p_stride + common, p_stride, 1, task.values + common * s.value_stride,
                  s.value_stride, visible(a, task.t0 + i, begin) - common, a.v_dim,
                  task.acc + i * s.cols, s.cols);
     }
@@ -146,36 +150,89 @@ void attend_tile(const MlaDenseArgs& a, const Sizes& s, const Task& task, int64_
     value_rows(task.scores, kTile, task.rows(), task.values, s.value_stride, n, a.v_dim, task.acc,
                s.cols);
   } else {
-    add_values(a, s, task, begin);
+    add_values(a, s, task, begin, task.scores, kTile);
   }
+}
+
+int64_t last_seen(const MlaDenseArgs& a, const Task& task) {
+  return *std::max_element(a.position + task.t0, a.position + task.t1) + 1;
+}
+
+float* output(const MlaDenseArgs& a, const Task& task, int64_t r) {
+  return a.out + ((task.t0 + r) * a.heads + task.head) * a.v_dim;
 }
 
 void attend(const MlaDenseArgs& a, const Sizes& s, const Task& task) {
-  load_queries(a, s, task);
-  std::fill(task.acc, task.acc + task.rows() * s.cols, 0.0f);
   std::fill(task.states, task.states + task.rows(), RowState());
-  const int64_t end = *std::max_element(a.position + task.t0, a.position + task.t1) + 1;
+  const int64_t end = last_seen(a, task);
   for (int64_t begin = 0; begin < end; begin += kTile) attend_tile(a, s, task, begin, end);
   for (int64_t r = 0; r < task.rows(); ++r) {
-    finish_row(task.acc + r * s.cols, task.states[r], a.v_dim,
-               a.out + ((task.t0 + r) * a.heads + task.head) * a.v_dim);
+    finish_row(task.acc + r * s.cols, task.states[r], a.v_dim, output(a, task, r));
   }
 }
 
+// Of query t's scores those of its selection stay, the others become -inf.
+void mask_unselected(const MlaDenseArgs& a, int64_t t, float* scores) {
+  if (a.indices == nullptr) return;
+  int64_t next = 0;
+  for (const int32_t* i = a.indices + t * a.k; i < a.indices + (t + 1) * a.k && *i >= 0; ++i) {
+    std::fill(scores + next, scores + *i, -HUGE_VALF);
+    next = *i + 1;
+  }
+  std::fill(scores + next, scores + a.position[t] + 1, -HUGE_VALF);
+}
+
+// With rounded weights. scores [rows, stride].
+void attend_rounded(const MlaDenseArgs& a, const Sizes& s, const Task& task, int64_t stride) {
+  const int64_t end = last_seen(a, task);
+  for (int64_t begin = 0; begin < end; begin += kTile) {
+    const int64_t n = std::min(kTile, end - begin);
+    load_tile(a, s, task, begin, n);
+    prefetch_tile(a, task, begin + kTile, end);
+    dot_rows(task.q, s.dim, task.rows(), task.keys, s.key_stride, n, s.dim, task.scores + begin,
+             stride);
+  }
+  for (int64_t r = 0; r < task.rows(); ++r) {
+    mask_unselected(a, task.t0 + r, task.scores + r * stride);
+    softmax_row_bf16(task.scores + r * stride, a.position[task.t0 + r] + 1);
+  }
+  for (int64_t begin = 0; begin < end; begin += kTile) {
+    load_tile(a, s, task, begin, std::min(kTile, end - begin));
+    add_values(a, s, task, begin, task.scores + begin, stride);
+  }
+  for (int64_t r = 0; r < task.rows(); ++r) {
+    std::copy_n(task.acc + r * s.cols, a.v_dim, output(a, task, r));
+  }
+}
+
+// Queries of a task. Rounded weights: fewer where the scores of all would take more than 4 MiB.
+int64_t block_rows(const MlaDenseArgs& a, int64_t score_stride) {
+  constexpr int64_t kScoreFloats = 1 << 20, kGroup = 3;
+  if (!a.round_bf16) return kBlock;
+  return std::clamp(kScoreFloats / score_stride / kGroup * kGroup, kGroup, kBlock);
+}
+
 void run(KernelContext& context, const MlaDenseArgs& a) {
+  if (a.tokens == 0) return;
   const Sizes s(a);
-  const int64_t blocks = (a.tokens + kBlock - 1) / kBlock;
+  const int64_t positions = *std::max_element(a.position, a.position + a.tokens) + 1;
+  const int64_t stride = a.round_bf16 ? round_up(positions, kTile) : kTile;
+  const int64_t rows = block_rows(a, stride), blocks = (a.tokens + rows - 1) / rows;
   context.pool().run(blocks * a.heads, [&](int64_t i, int thread) {
     // From the end: the last queries see most.
     const int64_t block = blocks - 1 - i / a.heads;
-    attend(a, s,
-           {i % a.heads, block * kBlock, std::min((block + 1) * kBlock, a.tokens),
-            context.scratch(thread, kQ, kBlock * s.dim),
-            context.scratch(thread, kKeys, kTile * s.key_stride),
-            context.scratch(thread, kValues, kTile * s.value_stride),
-            context.scratch(thread, kScores, kBlock * kTile),
-            context.scratch(thread, kAcc, kBlock * s.cols),
-            reinterpret_cast<RowState*>(context.scratch(thread, kStates, 2 * kBlock))});
+    const Task task{i % a.heads,
+                    block * rows,
+                    std::min((block + 1) * rows, a.tokens),
+                    context.scratch(thread, kQ, rows * s.dim),
+                    context.scratch(thread, kKeys, kTile * s.key_stride),
+                    context.scratch(thread, kValues, kTile * s.value_stride),
+                    context.scratch(thread, kScores, rows * stride),
+                    context.scratch(thread, kAcc, rows * s.cols),
+                    reinterpret_cast<RowState*>(context.scratch(thread, kStates, 2 * rows))};
+    load_queries(a, s, task);
+    std::fill(task.acc, task.acc + task.rows() * s.cols, 0.0f);
+    a.round_bf16 ? attend_rounded(a, s, task, stride) : attend(a, s, task);
   });
 }
 

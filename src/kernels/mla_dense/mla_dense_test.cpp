@@ -46,6 +46,7 @@ class Problem {
     a.indices = indices_.empty() ? nullptr : indices_.data() + begin * k_;
     a.k = k_;
     a.softmax_scale = scale();
+    a.round_bf16 = round_bf16;
     a.out = out.data();
     mla_dense(context, a);
     return out;
@@ -59,16 +60,14 @@ class Problem {
   // that factor, numerator and denominator alike; then a sum over the positions.
   double tolerance() const {
     const int64_t dim = shape_.nope + shape_.rope;
-    double q = 0, k = 0, pe = 0, v = 0;
+    double q = 0, k = 0, pe = 0;
+    const double v = largest_value();
     for (int64_t r = 0; r < tokens() * shape_.heads; ++r) {
       q = std::max(q, norm2(q_.data() + r * dim, dim));
     }
     for (int64_t r = 0; r < positions_ * shape_.heads; ++r) {
       const float* row = kv_.data() + r * (shape_.nope + shape_.v_dim);
       k = std::max(k, norm2(row, shape_.nope));
-      for (int64_t i = 0; i < shape_.v_dim; ++i) {
-        v = std::max<double>(v, std::fabs(row[shape_.nope + i]));
-      }
     }
     for (int64_t s = 0; s < positions_; ++s) {
       pe = std::max(pe, norm2(k_pe_.data() + s * shape_.rope, shape_.rope));
@@ -79,6 +78,18 @@ class Problem {
     const auto n = static_cast<double>(positions_);
     return v * (2 * (score_error + exp_error) + (n + n / 16 + 40) * kUnitF32);
   }
+
+  double largest_value() const {
+    double v = 0;
+    const int64_t width = shape_.nope + shape_.v_dim;
+    for (size_t i = 0; i < kv_.size(); ++i) {
+      if (static_cast<int64_t>(i) % width >= shape_.nope)
+        v = std::max<double>(v, std::fabs(kv_[i]));
+    }
+    return v;
+  }
+
+  bool round_bf16 = false;
 
   // k random positions that each query sees, or all if it sees fewer.
   void select(int64_t k) {
@@ -168,6 +179,57 @@ TEST(MlaDense, BitsDependOnTheTokenAlone) {
         }
       }
     }
+  }
+}
+
+// As for mla_sparse: rounding moves a weight by two units at most where the reference rounds the
+// other way, and that is rare.
+TEST(MlaDense, RoundedWeightsAgreeWithTheReference) {
+  for (const Shape& shape : kShapes) {
+    for (const int64_t k : {0, 1, 100}) {
+      Problem problem(shape, 130, 200);
+      if (k > 0) problem.select(k);
+      const auto exact = problem.all("reference");
+      problem.round_bf16 = true;
+      const auto want = problem.all("reference"), got = problem.all("simd");
+      const double tolerance = problem.tolerance() + 2 * kUnitBf16 * problem.largest_value();
+      double error = 0, effect = 0;
+      for (size_t i = 0; i < want.size(); ++i) {
+        ASSERT_NEAR(got[i], want[i], tolerance) << "nope " << shape.nope << " k " << k;
+        error += std::pow(static_cast<double>(got[i]) - want[i], 2);
+        effect += std::pow(static_cast<double>(exact[i]) - want[i], 2);
+      }
+      EXPECT_LE(std::sqrt(error), std::sqrt(effect) / 8) << "the weights are not rounded";
+    }
+  }
+}
+
+TEST(MlaDense, BitsOfRoundedWeightsDependOnTheTokenAlone) {
+  for (const Shape& shape : kShapes) {
+    Problem problem(shape, 67, 140);
+    problem.round_bf16 = true;
+    const auto whole = problem.all("simd");
+    problem.select(140);
+    for (const int64_t chunk : {1, 7, 64}) {
+      for (int64_t begin = 0; begin < problem.tokens(); begin += chunk) {
+        const int64_t end = std::min(begin + chunk, problem.tokens());
+        const auto part = problem.run("simd", begin, end, 3);
+        ASSERT_TRUE(same_bits(whole.data() + begin * problem.row(), part.data(),
+                              (end - begin) * problem.row()));
+      }
+    }
+  }
+}
+
+TEST(MlaDense, NanStaysWithTheQueriesThatSeeIt) {
+  Problem problem({2, 16, 8, 16}, 60, 60);
+  problem.round_bf16 = true;
+  const auto clean = problem.all("simd");
+  problem.poison_position(31);
+  const auto got = problem.all("simd");
+  EXPECT_TRUE(same_bits(clean.data(), got.data(), 31 * problem.row()));
+  for (size_t i = static_cast<size_t>(31 * problem.row()); i < got.size(); ++i) {
+    EXPECT_TRUE(std::isnan(got[i])) << i;
   }
 }
 

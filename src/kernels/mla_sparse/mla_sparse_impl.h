@@ -7,9 +7,10 @@ namespace tamis {
 
 void mla_sparse_reference(KernelContext& context, const MlaSparseArgs& args);
 
-// Neither `mass` nor `round_bf16`: both need the normalised weights, which the online softmax
-// never has in hand.
+// Not `mass`: it needs the normalised weights of all heads.
 bool mla_sparse_simd_supports(const MlaSparseArgs& args);
 void mla_sparse_simd(KernelContext& context, const MlaSparseArgs& args);
+// The part of mla_sparse_simd for `round_bf16`.
+void mla_sparse_rounded_simd(KernelContext& context, const MlaSparseArgs& args);
 
 }  // namespace tamis

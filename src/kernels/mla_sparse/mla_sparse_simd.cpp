@@ -12,7 +12,7 @@
 // order on purpose.
 #include "hwy/highway.h"
 #include "kernels/mla_sparse/mla_sparse_impl.h"
-#include "kernels/simd/cache_rows-inl.h"
+#include "kernels/mla_sparse/mla_sparse_rows-inl.h"
 #include "kernels/simd/softmax-inl.h"
 #include "kernels/simd/tiles-inl.h"
 
@@ -29,7 +29,6 @@ void run(KernelContext&, const MlaSparseArgs&) { throw_no_vectors(); }
 
 constexpr int64_t kMinChunk = 256;  // entries
 constexpr int64_t kMaxChunks = 32;  // bounds the partial results of a split list
-constexpr int64_t kMaxRows = 32;    // (token, head) rows of a task: q, sums and tile fit in L2
 constexpr int kQ = 0, kRows = 1, kScores = 2, kAcc = 3, kChunkAcc = 4, kStates = 5;  // scratch
 constexpr int kStarts = 6, kPartials = 7;                                            // of thread 0
 
@@ -40,39 +39,6 @@ int64_t chunk_entries(int64_t length) {
   return chunk;
 }
 
-// What token t attends to, in order.
-struct List {
-  const int32_t* indices = nullptr;  // null: 0, 1, 2 ...
-  int64_t length = 0;
-
-  int64_t operator[](int64_t i) const { return indices == nullptr ? i : indices[i]; }
-};
-
-List list_of(const MlaSparseArgs& a, int64_t t) {
-  if (a.indices == nullptr) return {nullptr, a.tokens.position[t] + 1};
-  const int32_t* row = a.indices + t * a.k;
-  const int32_t* end = std::partition_point(row, row + a.k, [](int32_t i) { return i >= 0; });
-  return {row, end - row};
-}
-
-// Sizes shared by all tasks of a call.
-struct Sizes {
-  explicit Sizes(const MlaSparseArgs& a)
-      : latent(a.kv.layout.kv_lora),
-        dim(round_up(latent + a.kv.layout.rope, kDotLanes)),
-        // An odd number of cache lines: a column of the tile spreads over all sets of the L1.
-        row_stride(dim + (dim / kDotLanes % 2 == 0 ? kDotLanes : 0)),
-        cols(round_up(latent, kDotLanes)) {}
-  int64_t latent, dim, row_stride, cols;
-};
-
-// Tokens [t0, t1), which share their lists' rows, and heads [h0, h1).
-struct Task {
-  int64_t t0 = 0, t1 = 0, h0 = 0, h1 = 0;
-  int64_t heads() const { return h1 - h0; }
-  int64_t rows() const { return (t1 - t0) * heads(); }
-};
-
 struct Buffers {
   Buffers(KernelContext& context, int thread, const Sizes& s, int64_t rows)
       : q(context.scratch(thread, kQ, rows * s.dim)),
@@ -80,39 +46,6 @@ struct Buffers {
         scores(context.scratch(thread, kScores, kMaxRows * kTile)) {}
   float *q, *tile, *scores;
 };
-
-// q [rows, dim]: q_latent and q_pe side by side, scaled, zeros up to dim.
-void load_queries(const MlaSparseArgs& a, const Sizes& s, const Task& task, float* q) {
-  const int64_t rope = a.kv.layout.rope;
-  for (int64_t t = task.t0; t < task.t1; ++t) {
-    for (int64_t h = task.h0; h < task.h1; ++h, q += s.dim) {
-      const float* latent = a.q_latent + (t * a.heads + h) * s.latent;
-      const float* pe = a.q_pe + t * a.q_pe_token_stride + h * a.q_pe_head_stride;
-      for (int64_t i = 0; i < s.latent; ++i) q[i] = latent[i] * a.softmax_scale;
-      for (int64_t i = 0; i < rope; ++i) q[s.latent + i] = pe[i] * a.softmax_scale;
-      std::fill(q + s.latent + rope, q + s.dim, 0.0f);
-    }
-  }
-}
-
-void load_tile(const MlaSparseArgs& a, const Sizes& s, const KvSequence& seq, const List& list,
-               int64_t begin, int64_t n, float* tile) {
-  const int64_t width = s.latent + a.kv.layout.rope;
-  for (int64_t i = 0; i < n; ++i, tile += s.row_stride) {
-    latent_row_to_float(a.kv.layout, latent_row(a.kv, seq, list[begin + i]), tile);
-    std::fill(tile + width, tile + s.dim, 0.0f);
-  }
-  for (int64_t i = n; i % kKeyGroup != 0; ++i, tile += s.row_stride) {
-    std::fill(tile, tile + s.dim, 0.0f);
-  }
-}
-
-void prefetch_rows(const MlaSparseArgs& a, const KvSequence& seq, const List& list, int64_t begin,
-                   int64_t end) {
-  for (int64_t i = begin; i < std::min(end, list.length); ++i) {
-    prefetch_bytes(latent_row(a.kv, seq, list[i]), a.kv.layout.latent_row_bytes());
-  }
-}
 
 // Where the entries of a tile come from, for the prefetch of the next one.
 struct Source {
@@ -278,10 +211,11 @@ namespace tamis {
 HWY_EXPORT(run);
 
 bool mla_sparse_simd_supports(const MlaSparseArgs& args) {
-  return vectors_available() && args.mass == nullptr && !args.round_bf16;
+  return vectors_available() && args.mass == nullptr;
 }
 
 void mla_sparse_simd(KernelContext& context, const MlaSparseArgs& args) {
+  if (args.round_bf16) return mla_sparse_rounded_simd(context, args);
   HWY_DYNAMIC_DISPATCH(run)(context, args);
 }
 

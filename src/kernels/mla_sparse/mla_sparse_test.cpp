@@ -7,6 +7,7 @@
 #include <set>
 #include <string>
 
+#include "kernels/tolerance.h"
 #include "support/paged_cache.h"
 
 namespace tamis {
@@ -63,6 +64,7 @@ class Problem {
     a.indices = all_visible ? nullptr : indices_.data() + begin * shape_.k;
     a.k = shape_.k;
     a.softmax_scale = scale();
+    a.round_bf16 = round_bf16;
     a.out = out.data();
     KernelContext context(threads);
     context.force("mla_sparse", name);
@@ -81,7 +83,8 @@ class Problem {
   double tolerance() const {
     const double u = std::ldexp(1.0, -24);
     const auto dim = static_cast<double>(shape_.kv_lora + shape_.rope);
-    double q = 0, k = 0, v = 0;
+    double q = 0, k = 0;
+    const double v = largest_value();
     for (int64_t r = 0; r < tokens_.size() * shape_.heads; ++r) {
       q = std::max(q, norm(q_.data() + r * shape_.kv_lora, shape_.kv_lora) +
                           norm(q_pe_.data() + r * (shape_.rope + 3), shape_.rope));
@@ -92,9 +95,6 @@ class Problem {
         read_latent(cache_.layer(), cache_.sequences()[s], p, row.data());
         if (std::isnan(row[0])) continue;
         k = std::max(k, norm(row.data(), shape_.kv_lora + shape_.rope));
-        for (int64_t i = 0; i < shape_.kv_lora; ++i) {
-          v = std::max<double>(v, std::fabs(row[static_cast<size_t>(i)]));
-        }
       }
     }
     const double score = scale() * q * k, score_error = (dim / 16 + 6) * u * score;
@@ -102,6 +102,24 @@ class Problem {
     const auto n = static_cast<double>(std::min<int64_t>(shape_.k, 700));
     return v * (2 * (score_error + exp_error) + (n + n / 16 + 40) * u);
   }
+
+  // Of the latents in the cache.
+  double largest_value() const {
+    double v = 0;
+    std::vector<float> row(static_cast<size_t>(shape_.kv_lora + shape_.rope));
+    for (int64_t s = 0; s < 4; ++s) {
+      for (int64_t p = 0; p < cache_.length(s); ++p) {
+        read_latent(cache_.layer(), cache_.sequences()[s], p, row.data());
+        if (std::isnan(row[0])) continue;
+        for (int64_t i = 0; i < shape_.kv_lora; ++i) {
+          v = std::max<double>(v, std::fabs(row[static_cast<size_t>(i)]));
+        }
+      }
+    }
+    return v;
+  }
+
+  bool round_bf16 = false;
 
   void swap_first_two_of(int64_t t) {
     std::swap(indices_[static_cast<size_t>(t * shape_.k)],
@@ -191,6 +209,51 @@ TEST(MlaSparse, BitsDependOnTheTokenAlone) {
         }
         const auto tail = problem.run("simd", 7, n, threads);
         EXPECT_TRUE(same_bits(part(whole, 7 * row, n * row), tail));
+      }
+    }
+  }
+}
+
+// Where an error of float moves a weight across a rounding boundary, it moves by a unit of bf16;
+// all together that is v_max * 2 u at most. Few weights lie so near a boundary: on the whole the
+// result is far nearer to the rounded reference than rounding moves it.
+TEST(MlaSparse, RoundedWeightsAgreeWithTheReference) {
+  for (const Shape& shape : {Shape{1, 512, 64, 3}, Shape{3, 32, 8, 65}, Shape{5, 40, 4, 63},
+                             Shape{16, 512, 64, 300}, Shape{33, 128, 16, 700}}) {
+    for (const KvFormat format : kFormats) {
+      Problem problem(shape, format);
+      const auto exact = problem.all("reference");
+      problem.round_bf16 = true;
+      problem.poison_unselected();
+      const auto want = problem.all("reference"), got = problem.all("simd");
+      double error = 0, effect = 0;
+      const double tolerance = problem.tolerance() + 2 * kUnitBf16 * problem.largest_value();
+      for (size_t i = 0; i < want.size(); ++i) {
+        ASSERT_NEAR(got[i], want[i], tolerance) << "heads " << shape.heads << " element " << i;
+        error += std::pow(static_cast<double>(got[i]) - want[i], 2);
+        effect += std::pow(static_cast<double>(exact[i]) - want[i], 2);
+      }
+      EXPECT_LE(std::sqrt(error), std::sqrt(effect) / 8) << "the weights are not rounded";
+    }
+  }
+}
+
+TEST(MlaSparse, BitsOfRoundedWeightsDependOnTheTokenAlone) {
+  for (const KvFormat format : kFormats) {
+    for (const Shape& shape :
+         {Shape{16, 512, 64, 600}, Shape{5, 40, 4, 700}, Shape{40, 128, 16, 64}}) {
+      Problem problem(shape, format), moved(shape, format, 99);
+      problem.round_bf16 = moved.round_bf16 = true;
+      const auto whole = problem.all("simd");
+      for (const int threads : {1, 2, 3}) {
+        EXPECT_TRUE(same_bits(whole, moved.all("simd", threads)));
+        for (const int64_t t : {int64_t{0}, int64_t{7}, problem.tokens() - 1}) {
+          EXPECT_TRUE(same_bits(part(whole, t * problem.row(), (t + 1) * problem.row()),
+                                problem.run("simd", t, t + 1, threads)));
+        }
+        if (shape.k == 700) {
+          EXPECT_TRUE(same_bits(whole, problem.run("simd", 0, problem.tokens(), threads, true)));
+        }
       }
     }
   }

@@ -87,6 +87,45 @@ HWY_INLINE void softmax_tile(float* HWY_RESTRICT scores, int64_t n, int64_t cols
   }
 }
 
+// x rounded to bf16, nearest even; NaN stays NaN.
+HWY_INLINE LaneVec round_bf16(LaneVec x) {
+  const LaneTag d;
+  const hn::RebindToUnsigned<LaneTag> du;
+  const auto bits = hn::BitCast(du, x);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1u));
+  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(du, 0x7FFFu)));
+  const auto kept = hn::BitCast(d, hn::And(rounded, hn::Set(du, 0xFFFF0000u)));
+  return hn::IfThenElse(hn::IsNaN(x), x, kept);
+}
+
+// A whole row of scores [n], n >= 1, becomes its softmax, rounded to bf16. There is room for n
+// rounded up to whole tiles; what lies behind n becomes 0. The sum has 16 lanes over the row, added
+// as in tiles-inl.h.
+HWY_INLINE void softmax_row_bf16(float* HWY_RESTRICT scores, int64_t n) {
+  const LaneTag d;
+  const int64_t end = round_up(n, kTile);
+  for (int64_t i = n; i < end; ++i) scores[i] = -HUGE_VALF;
+  LaneVec top = hn::Set(d, -HUGE_VALF);
+  for (int64_t i = 0; i < end; i += kVec) top = hn::Max(top, hn::LoadU(d, scores + i));
+  const LaneVec max = hn::Set(d, hn::GetLane(hn::MaxOfLanes(d, top)));
+  FourSums lanes = zero_sums();  // k0 of the last part gathers the others
+  for (int64_t part = 0; part < kDotLanes; part += kVec) {
+    LaneVec sum = hn::Zero(d);
+    for (int64_t i = part; i < end; i += kDotLanes) {
+      const LaneVec p = exp_nonpositive(hn::Sub(hn::LoadU(d, scores + i), max));
+      hn::StoreU(p, d, scores + i);
+      sum = hn::Add(sum, p);
+    }
+    lanes.k0 = part == 0 ? sum : hn::Add(lanes.k0, sum);
+  }
+  float sums[4];
+  store_sums(lanes, sums);
+  const LaneVec total = hn::Set(d, sums[0]);
+  for (int64_t i = 0; i < end; i += kVec) {
+    hn::StoreU(round_bf16(hn::Div(hn::LoadU(d, scores + i), total)), d, scores + i);
+  }
+}
+
 // acc, state <- the softmax over the list of (acc, state) followed by the list of (other_acc,
 // other): both scaled to the larger maximum.
 HWY_INLINE void merge_rows(const float* HWY_RESTRICT other_acc, const RowState& other, int64_t cols,
