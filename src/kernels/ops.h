@@ -5,6 +5,8 @@
 
 #include "kernels/cross_entropy/cross_entropy.h"      // negative log-likelihood
 #include "kernels/embedding/embedding.h"              // ids -> residual stream
+#include "kernels/elementwise/elementwise.h"          // rounding, copies, checks between products
+#include "kernels/grouped_linear/grouped_linear.h"    // the routed experts
 #include "kernels/hadamard/hadamard.h"                // rotation before FP8 in the indexer
 #include "kernels/indexer_logits/indexer_logits.h"    // equation (1): the index scores
 #include "kernels/indexer_select/indexer_select.h"    // equation (1) and the selection, fused
