@@ -5,30 +5,22 @@
 #include "base/error.h"
 
 namespace tamis {
+namespace {
 
-struct Engine::Running {
-  int64_t number = 0;
-  Request request;
-  Sampler sampler;
-  CachedSequence cache;
-  std::vector<int32_t> tokens;  // prompt and answer
-  int64_t prompt = 0, cached = 0;
-  bool cancelled = false;
-  // This step: tokens given to the model, and the row of its logits (-1: none yet).
-  int64_t taken = 0, logit_row = -1;
-  size_t slice = 0;
+// Texts of different tenants do not meet, nor those that attend in different ways: their latents
+// differ from the second layer on.
+std::string root_of(const SelectionPolicy& p, const std::string& salt) {
+  std::string root(attention_name(p.kind));
+  if (p.kind != AttentionKind::kDense) root += ' ' + std::to_string(p.topk);
+  if (p.kind == AttentionKind::kRandom) root += ' ' + std::to_string(p.seed);
+  return root + '\n' + salt;
+}
 
-  Running(int64_t n, Request r, int64_t vocab)
-      : number(n),
-        request(std::move(r)),
-        sampler(request.sampling, vocab, request.prompt),
-        tokens(request.prompt),
-        prompt(static_cast<int64_t>(request.prompt.size())) {
-    tokens.reserve(static_cast<size_t>(prompt + request.max_tokens + 1));
-  }
-  int64_t left() const { return static_cast<int64_t>(tokens.size()) - cache.length; }
-  bool in_prefill() const { return cache.length < prompt; }
-};
+SchedulerOptions scheduler_options(const EngineOptions& o, bool exact) {
+  return {o.chunk, o.max_sequences, o.prefix_cache, exact};
+}
+
+}  // namespace
 
 std::string_view finish_reason_name(FinishReason reason) {
   switch (reason) {
@@ -50,20 +42,17 @@ Engine::Engine(const LoadedModel& model, KernelContext& context, const EngineOpt
     : model_(model),
       context_(context),
       options_(options),
-      selector_(make_selector(options.policy)),
       cache_(model.config(), options.cache),
-      prefixes_(cache_) {
+      scheduler_(scheduler_options(options, exact()), cache_) {
   const int64_t limit = model.config().max_position;
   if (options_.max_context <= 0 || options_.max_context > limit) options_.max_context = limit;
   options_.max_context = std::min(options_.max_context, options_.cache.pages * kPageTokens);
-  if (options_.chunk < 1) throw UsageError("chunk: want at least 1 token");
+  make_selector(options_.policy);  // throws if it makes no sense
 }
 
-Engine::~Engine() {
-  for (auto& r : running_) cache_.release(r->cache);
-}
+Engine::~Engine() = default;
 
-int64_t Engine::submit(Request request) {
+void Engine::check(const Request& request) const {
   const auto length = static_cast<int64_t>(request.prompt.size());
   if (length == 0) throw InputError("the prompt is empty: want at least one token");
   const int64_t vocab = model_.config().vocab_size;
@@ -78,102 +67,103 @@ int64_t Engine::submit(Request request) {
     throw InputError("the prompt has " + std::to_string(length) + " tokens, the context holds " +
                      std::to_string(options_.max_context) + " and needs room for an answer");
   }
+  request.sampling.check(vocab);
+  if (!request.attention) return;
+  const SelectionPolicy& p = *request.attention;
+  if (p.kind != AttentionKind::kDense && (p.topk < 1 || p.topk > model_.config().max_position)) {
+    throw InputError("index_topk: want 1 to " + std::to_string(model_.config().max_position));
+  }
+  if (p.kind == AttentionKind::kSparse && !model_.config().has_indexer()) {
+    throw InputError("attention sparse: this model has no indexer");
+  }
+  if (p.kind == AttentionKind::kOracle && model_.group().size() > 1) {
+    throw InputError("attention oracle: works on one rank only");
+  }
+}
+
+bool Engine::queue_full() const {
+  return options_.max_waiting > 0 &&
+         static_cast<int64_t>(scheduler_.waiting().size()) >= options_.max_waiting;
+}
+
+int64_t Engine::submit(Request request) {
+  check(request);
+  if (queue_full()) throw UsageError("the queue is full");
+  const auto length = static_cast<int64_t>(request.prompt.size());
   request.max_tokens = std::min(request.max_tokens, options_.max_context - length);
-  waiting_.push_back(std::make_unique<Running>(next_request_, std::move(request), vocab));
+  auto s =
+      std::make_unique<Sequence>(next_request_, std::move(request), model_.config().vocab_size);
+  s->policy = s->request.attention.value_or(options_.policy);
+  s->selector = make_selector(s->policy);
+  s->root = root_of(s->policy, s->request.cache_salt);
+  scheduler_.add(std::move(s));
   return next_request_++;
 }
 
+const Sequence* Engine::find(int64_t request) const {
+  for (const auto* list : {&scheduler_.running(), &scheduler_.waiting()}) {
+    for (const auto& s : *list) {
+      if (s->number == request) return s.get();
+    }
+  }
+  return nullptr;
+}
+
 void Engine::cancel(int64_t request) {
-  for (auto* list : {&waiting_, &running_}) {
-    for (auto& r : *list) {
-      if (r->number == request) r->cancelled = true;
+  for (const auto* list : {&scheduler_.running(), &scheduler_.waiting()}) {
+    for (const auto& s : *list) {
+      if (s->number == request) s->cancelled = true;
     }
   }
 }
 
-int64_t Engine::cached_tokens(int64_t request) const {
-  for (const auto& r : running_) {
-    if (r->number == request) return r->cached;
-  }
-  return 0;
+RequestProgress Engine::progress(int64_t request) const {
+  const Sequence* s = find(request);
+  if (s == nullptr) return {};
+  return {s->prompt, std::max<int64_t>(s->cached, 0), std::min(s->cache.length, s->prompt),
+          s->cache.pages.empty()};
 }
 
-// Texts of different tenants do not meet, nor those that attend in different ways: their latents
-// differ from the second layer on.
-std::string Engine::root_of(const Request& request) const {
-  const SelectionPolicy& p = options_.policy;
-  std::string root(attention_name(p.kind));
-  if (p.kind != AttentionKind::kDense) root += ' ' + std::to_string(p.topk);
-  if (p.kind == AttentionKind::kRandom) root += ' ' + std::to_string(p.seed);
-  return root + '\n' + request.cache_salt;
+EngineStats Engine::stats() const {
+  EngineStats s = counts_;
+  s.running = static_cast<int64_t>(scheduler_.running().size());
+  s.waiting = static_cast<int64_t>(scheduler_.waiting().size());
+  s.max_waiting = options_.max_waiting;
+  s.pages_total = cache_.total_pages();
+  s.pages_free = cache_.free_pages();
+  s.pages_used = cache_.used_pages();
+  s.pages_cached = cache_.cached_pages();
+  s.preemptions = scheduler_.preemptions();
+  s.prefix = scheduler_.prefix_stats();
+  return s;
 }
 
-std::string Engine::audit() const {
-  std::vector<const CachedSequence*> held;
-  for (const auto* list : {&running_, &waiting_}) {
-    for (const auto& r : *list) held.push_back(&r->cache);
-  }
-  return cache_.audit(held, prefixes_.kept());
-}
-
-// Oldest first, each with all the pages it can come to need, so that a running request never has
-// to be thrown out.
-void Engine::admit() {
-  while (!waiting_.empty() && static_cast<int64_t>(running_.size()) < options_.max_sequences) {
-    Running& r = *waiting_.front();
-    if (options_.prefix_cache && r.cache.pages.empty()) {
-      r.cached = prefixes_.match(root_of(r.request), r.tokens, r.prompt - 1, r.cache);
-    }
-    const int64_t more = r.prompt + r.request.max_tokens - r.cache.length;
-    prefixes_.make_room(pages_for(r.prompt + r.request.max_tokens) -
-                        static_cast<int64_t>(r.cache.pages.size()));
-    if (!cache_.reserve(r.cache, more)) {
-      cache_.release(r.cache);
-      r.cached = 0;
-      return;
-    }
-    prefixes_.count(r.prompt, r.cached);
-    running_.push_back(std::move(waiting_.front()));
-    waiting_.erase(waiting_.begin());
-  }
-}
-
-// Decoding requests take their one token each, then prefills share what is left of the chunk.
-void Engine::build_batch() {
+void Engine::build_batch(Pass pass) {
   ids_.clear();
   sequence_.clear();
   position_.clear();
   logit_rows_.clear();
   tables_.clear();
   slices_.clear();
-  int64_t budget = options_.chunk;
-  for (const bool prefill : {false, true}) {
-    for (auto& running : running_) {
-      Running& r = *running;
-      if (r.in_prefill() != prefill) continue;
-      r.taken = prefill ? std::min(r.left(), budget) : 1;
-      r.logit_row = -1;
-      if (r.taken == 0) continue;
-      budget = std::max<int64_t>(budget - r.taken, prefill ? 0 : 1);
-      r.slice = slices_.size();
-      const bool expanded = prefill && model_.model().options().precision == Precision::kNative;
-      slices_.push_back({static_cast<int64_t>(ids_.size()), r.taken, expanded});
-      tables_.push_back({r.cache.pages.data()});
-      for (int64_t i = 0; i < r.taken; ++i) {
-        const int64_t p = r.cache.length + i;
-        ids_.push_back(r.tokens[static_cast<size_t>(p)]);
-        position_.push_back(static_cast<int32_t>(p));
-        sequence_.push_back(static_cast<int32_t>(r.slice));
-      }
-      if (r.taken == r.left()) {
-        r.logit_row = static_cast<int64_t>(logit_rows_.size());
-        logit_rows_.push_back(static_cast<int32_t>(ids_.size()) - 1);
-      }
+  for (Sequence* s : pass) {
+    s->slice = slices_.size();
+    slices_.push_back({static_cast<int64_t>(ids_.size()), s->taken, s->in_prompt() && !exact()});
+    tables_.push_back({s->cache.pages.data()});
+    for (int64_t i = 0; i < s->taken; ++i) {
+      const int64_t p = s->cache.length + i;
+      ids_.push_back(s->tokens[static_cast<size_t>(p)]);
+      position_.push_back(static_cast<int32_t>(p));
+      sequence_.push_back(static_cast<int32_t>(s->slice));
+    }
+    s->logit_row = -1;
+    if (s->taken == s->left()) {
+      s->logit_row = static_cast<int64_t>(logit_rows_.size());
+      logit_rows_.push_back(static_cast<int32_t>(ids_.size()) - 1);
     }
   }
 }
 
-void Engine::run_batch() {
+void Engine::run_batch(const Selector& selector) {
   const size_t logits = logit_rows_.size() * static_cast<size_t>(model_.config().vocab_size);
   if (logits_.size() < logits) logits_.resize(logits);
   failed_.assign(slices_.size(), -1);
@@ -186,72 +176,122 @@ void Engine::run_batch() {
   b.logit_rows = logit_rows_;
   b.logits = logits_.data();
   b.failed_layer = failed_.data();
-  model_.model().forward(context_, b, *selector_, act_);
+  model_.model().forward(context_, b, selector, act_);
 }
 
-void Engine::end(Running& r, FinishReason reason) {
-  // What the native path decodes is not bit for bit what it would prefill: only prompts are kept.
-  const bool exact = model_.model().options().precision == Precision::kExact;
-  const int64_t keep = exact ? r.cache.length : std::min(r.cache.length, r.prompt);
-  if (options_.prefix_cache && reason != FinishReason::kError) {
-    prefixes_.insert(root_of(r.request), std::span(r.tokens).first(static_cast<size_t>(keep)),
-                     r.cache, /*whole=*/true);
+// Several ranks must stay in step, so that there a failure ends the engine.
+void Engine::run(Pass pass, std::vector<TokenEvent>& events) {
+  try {
+    if (options_.before_pass) {
+      std::vector<int64_t> requests;
+      for (const Sequence* s : pass) requests.push_back(s->number);
+      options_.before_pass(requests);
+    }
+    build_batch(pass);
+    run_batch(*pass.front()->selector);
+  } catch (const std::exception& e) {
+    if (model_.group().size() > 1) throw;
+    if (pass.size() == 1) {
+      TokenEvent event;
+      event.finish = FinishReason::kError;
+      event.error = e.what();
+      return end(*pass.front(), std::move(event), events);
+    }
+    for (size_t i = 0; i < pass.size(); ++i) run(pass.subspan(i, 1), events);
+    return;
   }
-  cache_.release(r.cache);
+  ++counts_.passes;
+  finish_tokens(pass, events);
 }
 
-void Engine::finish_tokens(std::vector<TokenEvent>& events) {
-  const int64_t vocab = model_.config().vocab_size;
-  for (auto& running : running_) {
-    Running& r = *running;
-    if (r.taken == 0) continue;
-    r.cache.length += r.taken;
+void Engine::end(Sequence& s, TokenEvent event, std::vector<TokenEvent>& events) {
+  event.request = s.number;
+  event.cached_tokens = std::max<int64_t>(s.cached, 0);
+  ++counts_.finished[static_cast<size_t>(event.finish)];
+  scheduler_.finish(s, event.finish != FinishReason::kError);
+  events.push_back(std::move(event));
+}
+
+void Engine::sample(Sequence& s, TokenEvent& event) {
+  const float* logits = logits_.data() + s.logit_row * model_.config().vocab_size;
+  s.sampler.sample(logits, {}, scratch_, event.token);
+  s.tokens.push_back(event.token.id);
+  ++counts_.generated_tokens;
+  const auto& stops = s.request.stop_ids;
+  if (std::find(stops.begin(), stops.end(), event.token.id) != stops.end()) {
+    event.finish = FinishReason::kStop;
+  } else if (s.size() - s.prompt >= s.request.max_tokens) {
+    event.finish = FinishReason::kLength;
+  }
+}
+
+void Engine::finish_tokens(Pass pass, std::vector<TokenEvent>& events) {
+  for (Sequence* s : pass) {
     TokenEvent e;
-    e.request = r.number;
-    const int32_t failed = failed_[r.slice];
+    const int32_t failed = failed_[s->slice];
     if (failed >= 0) {
       e.finish = FinishReason::kError;
       e.error =
           failed == model_.config().num_layers()
               ? "the final norm or the head gave a result that is not a finite number"
               : "layer " + std::to_string(failed) + " gave a result that is not a finite number";
-    } else if (r.logit_row >= 0) {
-      r.sampler.sample(logits_.data() + r.logit_row * vocab, {}, scratch_, e.token);
-      r.tokens.push_back(e.token.id);
-      const auto& stops = r.request.stop_ids;
-      if (std::find(stops.begin(), stops.end(), e.token.id) != stops.end()) {
-        e.finish = FinishReason::kStop;
-      } else if (static_cast<int64_t>(r.tokens.size()) - r.prompt >= r.request.max_tokens) {
-        e.finish = FinishReason::kLength;
-      }
-    } else {
+      end(*s, std::move(e), events);
       continue;
     }
-    if (e.finish != FinishReason::kNone) {
-      end(r, e.finish);
-      running = nullptr;
+    if (!s->decoding()) counts_.prefill_tokens += s->taken;
+    scheduler_.advance(*s);
+    if (s->logit_row < 0) continue;
+    e.request = s->number;
+    e.cached_tokens = s->cached;
+    try {
+      sample(*s, e);
+    } catch (const InputError& error) {
+      e.finish = FinishReason::kError;
+      e.error = error.what();
     }
-    events.push_back(std::move(e));
+    if (e.finish != FinishReason::kNone) {
+      end(*s, std::move(e), events);
+    } else {
+      events.push_back(std::move(e));
+    }
   }
-  std::erase(running_, nullptr);
+}
+
+void Engine::drop_cancelled(std::vector<TokenEvent>& events) {
+  for (const auto* list : {&scheduler_.running(), &scheduler_.waiting()}) {
+    for (const auto& s : *list) {
+      if (!s->cancelled) continue;
+      TokenEvent e;
+      e.finish = FinishReason::kCancelled;
+      end(*s, std::move(e), events);
+    }
+  }
+  scheduler_.drop_finished();
 }
 
 void Engine::step(std::vector<TokenEvent>& events) {
   events.clear();
-  for (auto* list : {&running_, &waiting_}) {
-    for (auto& r : *list) {
-      if (!r->cancelled) continue;
-      events.push_back({r->number, {}, FinishReason::kCancelled, ""});
-      end(*r, FinishReason::kCancelled);
-      r = nullptr;
-    }
-    std::erase(*list, nullptr);
+  ++counts_.steps;
+  drop_cancelled(events);
+  scheduler_.plan();
+  pass_.clear();
+  for (const auto& s : scheduler_.running()) {
+    if (s->taken > 0) pass_.push_back(s.get());
   }
-  admit();
-  build_batch();
-  if (ids_.empty()) return;
-  run_batch();
-  finish_tokens(events);
+  // Requests that attend in the same way share a pass.
+  const auto same = [](const Sequence* a, const Sequence* b) {
+    return a->policy.kind == b->policy.kind && a->policy.topk == b->policy.topk &&
+           a->policy.seed == b->policy.seed;
+  };
+  for (auto begin = pass_.begin(); begin != pass_.end();) {
+    const auto end =
+        std::partition(begin, pass_.end(), [&](const Sequence* s) { return same(*begin, s); });
+    run({begin, end}, events);
+    begin = end;
+  }
+  scheduler_.drop_finished();
+  if (!options_.audit) return;
+  if (const std::string wrong = audit(); !wrong.empty()) throw std::logic_error(wrong);
 }
 
 }  // namespace tamis

@@ -5,49 +5,37 @@
 //   while (!engine.idle()) { engine.step(events); ... }
 //
 // A request's tokens and log-probabilities are the same bits whatever else runs, however its prompt
-// is cut into chunks and whether its prefix came from the cache. One thread calls an engine. Under
-// N ranks every rank makes the same calls and gets the same events.
+// is cut into chunks, whether its prefix came from the cache, and whether it had to give way and
+// come back. One thread calls an engine; check() alone may be called from any. Under N ranks every
+// rank makes the same calls and gets the same events.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "engine/loaded_model.h"
 #include "engine/paged_cache.h"
-#include "engine/prefix_cache.h"
-#include "engine/sampler.h"
+#include "engine/request.h"
+#include "engine/scheduler.h"
 
 namespace tamis {
 
 struct EngineOptions {
-  SelectionPolicy policy;
+  SelectionPolicy policy;  // of requests that name none
   CacheOptions cache;
   int64_t max_context = 0;     // prompt and answer together; 0: the checkpoint's maximum
   int64_t chunk = 512;         // tokens of one forward pass
   int64_t max_sequences = 64;  // running at the same time
+  int64_t max_waiting = 0;     // submitted and not yet running; 0: no limit
   bool prefix_cache = true;
-};
-
-struct Request {
-  std::vector<int32_t> prompt;
-  SamplingParams sampling;
-  int64_t max_tokens = 256;
-  std::vector<int64_t> stop_ids;  // end of text; empty: none is obeyed
-  // Only requests with the same salt share cached prefixes: one for each tenant that must not learn
-  // from response times what another has asked.
-  std::string cache_salt;
-};
-
-enum class FinishReason : uint8_t { kNone, kStop, kLength, kError, kCancelled };
-std::string_view finish_reason_name(FinishReason reason);  // "stop", "length", ...
-
-struct TokenEvent {
-  int64_t request = 0;
-  SampledToken token;  // id -1 in an event that only ends the request
-  FinishReason finish = FinishReason::kNone;
-  std::string error;  // of kError: what went wrong, naming the layer
+  // For tests. Audits the books of the cache after every step (std::logic_error); and is called
+  // with the requests of a pass before it runs: what it throws counts as a failure of the pass.
+  bool audit = false;
+  std::function<void(const std::vector<int64_t>&)> before_pass;
 };
 
 class Engine {
@@ -55,45 +43,57 @@ class Engine {
   Engine(const LoadedModel& model, KernelContext& context, const EngineOptions& options);
   ~Engine();
 
-  // Returns the request's number. InputError for an empty prompt, ids outside the vocabulary, or
-  // more tokens than max_context or the cache can ever hold; UsageError for sampling parameters.
+  // InputError for an empty prompt, ids outside the vocabulary, more tokens than max_context or the
+  // cache can ever hold, or an attention that the model does not have; UsageError for sampling
+  // parameters.
+  void check(const Request& request) const;
+  // True if max_waiting requests wait: submit() would throw UsageError.
+  bool queue_full() const;
+  // Checks, and returns the request's number.
   int64_t submit(Request request);
   // The request ends with an event kCancelled at the next step. Unknown numbers are ignored.
   void cancel(int64_t request);
-  bool idle() const { return waiting_.empty() && running_.empty(); }
+  bool idle() const { return scheduler_.waiting().empty() && scheduler_.running().empty(); }
 
-  // One forward pass. `events` is cleared, then holds what happened, at most one event a request.
+  // At most one forward pass for each kind of attention in use. `events` is cleared, then holds
+  // what happened, in order for each request. A pass that fails is tried again request by request,
+  // and ends only those that fail alone.
   void step(std::vector<TokenEvent>& events);
 
-  // Prompt tokens of the request that came from the prefix cache; valid while it runs.
-  int64_t cached_tokens(int64_t request) const;
+  // Prompt tokens of the request that came from the prefix cache; 0 before it runs and after it.
+  int64_t cached_tokens(int64_t request) const { return progress(request).cached_tokens; }
+  // All zero for a request that is not here.
+  RequestProgress progress(int64_t request) const;
+  EngineStats stats() const;
   int64_t max_context() const { return options_.max_context; }
   const PagedCache& cache() const { return cache_; }
-  const PrefixStats& prefix_stats() const { return prefixes_.stats(); }
   // What is wrong with the books of the cache, empty if nothing. For tests, after any step.
-  std::string audit() const;
+  std::string audit() const { return scheduler_.audit(); }
 
  private:
-  struct Running;
+  using Pass = std::span<Sequence* const>;
 
-  std::string root_of(const Request& request) const;
-  void admit();
-  void build_batch();
-  void run_batch();
-  void finish_tokens(std::vector<TokenEvent>& events);
-  void end(Running& r, FinishReason reason);
+  void drop_cancelled(std::vector<TokenEvent>& events);
+  void run(Pass pass, std::vector<TokenEvent>& events);
+  void build_batch(Pass pass);
+  void run_batch(const Selector& selector);
+  void finish_tokens(Pass pass, std::vector<TokenEvent>& events);
+  void sample(Sequence& s, TokenEvent& event);
+  void end(Sequence& s, TokenEvent event, std::vector<TokenEvent>& events);
+  const Sequence* find(int64_t request) const;
+  bool exact() const { return model_.model().options().precision == Precision::kExact; }
 
   const LoadedModel& model_;
   KernelContext& context_;
   EngineOptions options_;
-  std::unique_ptr<Selector> selector_;
   PagedCache cache_;
-  PrefixCache prefixes_;
+  Scheduler scheduler_;
   Activations act_;
   int64_t next_request_ = 0;
-  std::vector<std::unique_ptr<Running>> waiting_, running_;
+  EngineStats counts_;
 
   // The batch of the current step; members so that a step allocates nothing.
+  std::vector<Sequence*> pass_;
   std::vector<int32_t> ids_, sequence_, position_, logit_rows_, failed_;
   std::vector<KvSequence> tables_;
   std::vector<BatchSequence> slices_;

@@ -24,7 +24,7 @@ void want(bool ok, const char* name, const char* range) {
 
 }  // namespace
 
-void SamplingParams::check() const {
+void SamplingParams::check(int64_t vocab_size) const {
   want(temperature >= 0 && temperature <= 100, "temperature", "0 to 100");
   want(top_p > 0 && top_p <= 1, "top_p", "above 0, at most 1");
   want(top_k >= 0, "top_k", "0 (all) or more");
@@ -35,6 +35,7 @@ void SamplingParams::check() const {
   want(frequency_penalty >= -2 && frequency_penalty <= 2, "frequency_penalty", "-2 to 2");
   for (const auto& [id, bias] : logit_bias) {
     want(bias >= -100 && bias <= 100, "logit_bias", "-100 to 100");
+    want(id >= 0 && id < vocab_size, "logit_bias", "token ids of the vocabulary");
   }
   want(top_logprobs >= 0 && top_logprobs <= 20, "top_logprobs", "0 to 20");
 }
@@ -42,11 +43,8 @@ void SamplingParams::check() const {
 Sampler::Sampler(const SamplingParams& params, int64_t vocab_size,
                  const std::vector<int32_t>& prompt)
     : params_(params), vocab_size_(vocab_size) {
-  params_.check();
+  params_.check(vocab_size);
   const auto vocab = static_cast<size_t>(vocab_size);
-  for (const auto& [id, bias] : params_.logit_bias) {
-    want(id >= 0 && id < vocab_size, "logit_bias", "token ids of the vocabulary");
-  }
   if (params_.repetition_penalty != 1) {
     seen_.resize(vocab);
     for (const int32_t id : prompt) seen_[static_cast<size_t>(id)] = 1;

@@ -25,7 +25,7 @@ struct SamplingParams {
   int64_t top_logprobs = 0;  // alternatives to report beside each token
 
   // UsageError naming the parameter and its range.
-  void check() const;
+  void check(int64_t vocab_size = INT64_MAX) const;
 };
 
 struct TokenLogprob {

@@ -148,7 +148,7 @@ TEST(SamplerTest, RefusesWhatIsOutOfRange) {
   const auto refused = [](auto change) {
     SamplingParams p;
     change(p);
-    EXPECT_THROW(p.check(), UsageError);
+    EXPECT_THROW(p.check(100), UsageError);
   };
   refused([](SamplingParams& p) { p.temperature = -1; });
   refused([](SamplingParams& p) { p.temperature = NAN; });

@@ -53,7 +53,7 @@ bool indexer_needed(const LayerContext& c) {
   if (!c.selector.uses_indexer()) return false;
   // A token that sees no more than top-k positions takes them all: no scores needed.
   const int32_t* p = c.batch.tokens.position;
-  return *std::max_element(p, p + c.tokens()) + 1 > c.config.index_topk;
+  return *std::max_element(p, p + c.tokens()) + 1 > c.selector.topk();
 }
 
 void indexer_keys(LayerContext& c, const IndexerWeights& w) {
@@ -103,7 +103,8 @@ bool select_positions(LayerContext& c, const LayerConfig& kind, int64_t layer,
   }
   if (c.selector.selects_all()) return false;
   if (kind.indexer == IndexerKind::kNone && c.selector.uses_indexer()) return false;
-  int32_t* topk = c.act.topk.get(n * m.index_topk);
+  const int64_t k = c.selector.topk();
+  int32_t* topk = c.act.topk.get(n * k);
   // A shared layer keeps the selection of the layer below that has its own; the controls that do
   // not learn choose anew in every layer.
   if (own || !c.selector.uses_indexer()) {
@@ -112,7 +113,7 @@ bool select_positions(LayerContext& c, const LayerConfig& kind, int64_t layer,
     c.selector.select(c.kernels, in, topk, has_nan);
     check_scores(c, layer);
   }
-  if (c.observer != nullptr) c.observer->ints("topk", layer, topk, n, m.index_topk);
+  if (c.observer != nullptr) c.observer->ints("topk", layer, topk, n, k);
   return true;
 }
 

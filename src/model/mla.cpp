@@ -232,7 +232,7 @@ void mla_forward(LayerContext& c, const AttentionWeights& w, const LayerConfig& 
   if (w.indexer && indexer_needed(c)) indexer_queries(c);
   if (select_positions(c, kind, layer, a)) {
     a.indices = c.act.topk.data();
-    a.k = m.index_topk;
+    a.k = c.selector.topk();
   }
   attend(c, w, a);
   project_out(c, w);

@@ -30,6 +30,7 @@ void fill_range(int32_t* row, int64_t k, int64_t begin, int64_t end) {
 class LearnedSelector final : public Selector {
  public:
   explicit LearnedSelector(int64_t k) : k_(k) {}
+  int64_t topk() const override { return k_; }
   bool uses_indexer() const override { return true; }
   void select(KernelContext& context, const SelectorInput& in, int32_t* indices,
               uint8_t* has_nan) const override {
@@ -49,6 +50,7 @@ class DenseSelector final : public Selector {
 class WindowSelector final : public Selector {
  public:
   explicit WindowSelector(int64_t k) : k_(k) {}
+  int64_t topk() const override { return k_; }
   void select(KernelContext&, const SelectorInput& in, int32_t* indices, uint8_t*) const override {
     for (int64_t t = 0; t < in.tokens.num_tokens; ++t) {
       const int64_t end = in.tokens.position[t] + 1;
@@ -71,6 +73,7 @@ uint64_t mix(uint64_t x) {
 class RandomSelector final : public Selector {
  public:
   RandomSelector(int64_t k, uint64_t seed) : k_(k), seed_(seed) {}
+  int64_t topk() const override { return k_; }
   void select(KernelContext&, const SelectorInput& in, int32_t* indices, uint8_t*) const override {
     for (int64_t t = 0; t < in.tokens.num_tokens; ++t) {
       row(in.layer, in.tokens.position[t], indices + t * k_);
@@ -102,6 +105,7 @@ class RandomSelector final : public Selector {
 class OracleSelector final : public Selector {
  public:
   explicit OracleSelector(int64_t k) : k_(k) {}
+  int64_t topk() const override { return k_; }
   bool sees_own_heads_only() const override { return true; }
   void select(KernelContext& context, const SelectorInput& in, int32_t* indices,
               uint8_t* has_nan) const override {
@@ -119,7 +123,7 @@ class OracleSelector final : public Selector {
     dense.mass = mass.data();
     dense.mass_stride = stride;
     mla_sparse(context, dense);
-    topk(context, {mass.data(), stride, n, lengths.data(), k_, indices, has_nan});
+    tamis::topk(context, {mass.data(), stride, n, lengths.data(), k_, indices, has_nan});
   }
 
  private:

@@ -35,6 +35,8 @@ class Selector {
   virtual ~Selector() = default;
   // Everything visible is selected: there is nothing to run.
   virtual bool selects_all() const { return false; }
+  // Positions it selects at most, the width of `indices`; 0 if it selects all.
+  virtual int64_t topk() const { return 0; }
   // Chooses by the attention of this rank's heads alone. Over several ranks that is another choice
   // on each, so the model refuses it there.
   virtual bool sees_own_heads_only() const { return false; }

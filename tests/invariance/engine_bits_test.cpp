@@ -1,0 +1,278 @@
+// A request's tokens and log-probabilities are the same bits alone, among 64 others, after a cache
+// hit, after preemptions, beside requests that attend in other ways, and after a failed pass.
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <map>
+#include <random>
+
+#include "base/error.h"
+#include "engine/engine.h"
+#include "invariance/runner.h"
+
+namespace tamis {
+namespace {
+
+struct Answer {
+  std::vector<int32_t> ids;
+  std::vector<float> logprobs;
+  FinishReason finish = FinishReason::kNone;
+  std::string error;
+  int64_t cached = 0;
+};
+
+bool same_bits(const Answer& a, const Answer& b) {
+  return a.ids == b.ids && a.logprobs.size() == b.logprobs.size() && a.finish == b.finish &&
+         std::memcmp(a.logprobs.data(), b.logprobs.data(), a.logprobs.size() * sizeof(float)) == 0;
+}
+
+class EngineBits : public ::testing::TestWithParam<Precision> {
+ protected:
+  EngineBits() : context_(2) {
+    LoadOptions o;
+    o.model.precision = GetParam();
+    model_ = std::make_unique<LoadedModel>(
+        std::string(TAMIS_SOURCE_DIR) + "/tests/golden/model/d2_fp8_ragged", o, single_group());
+    options_.policy.topk = model_->config().index_topk;
+    options_.cache.pages = 256;
+    options_.audit = true;
+  }
+
+  Request request(uint32_t seed, int64_t prompt, int64_t answer) const {
+    Request r;
+    r.prompt = random_ids(prompt, model_->config().vocab_size, seed);
+    r.max_tokens = answer;
+    r.sampling.temperature = 0.9F;
+    r.sampling.seed = seed;
+    return r;
+  }
+
+  std::map<int64_t, Answer> run(Engine& engine, const std::vector<Request>& requests) {
+    std::vector<int64_t> numbers;
+    for (const Request& r : requests) numbers.push_back(engine.submit(r));
+    return drain(engine);
+  }
+  static std::map<int64_t, Answer> drain(Engine& engine) {
+    std::map<int64_t, Answer> answers;
+    std::vector<TokenEvent> events;
+    for (int steps = 0; !engine.idle(); ++steps) {
+      if (steps > 20000) throw std::runtime_error("the engine makes no progress");
+      engine.step(events);
+      for (const TokenEvent& e : events) {
+        Answer& a = answers[e.request];
+        if (e.token.id >= 0) {
+          a.ids.push_back(e.token.id);
+          a.logprobs.push_back(e.token.logprob);
+        }
+        a.finish = e.finish;
+        a.error = e.error;
+        a.cached = e.cached_tokens;
+      }
+    }
+    return answers;
+  }
+  Answer alone(const Request& r) {
+    Engine engine(*model_, context_, options_);
+    return run(engine, {r}).begin()->second;
+  }
+
+  KernelContext context_;
+  std::unique_ptr<LoadedModel> model_;
+  EngineOptions options_;
+};
+
+TEST_P(EngineBits, Among64Others) {
+  std::vector<Request> requests;
+  for (uint32_t i = 0; i < 65; ++i) requests.push_back(request(i, 1 + i * 7 % 120, 1 + i % 40));
+  Engine engine(*model_, context_, options_);
+  auto answers = run(engine, requests);
+  for (const size_t i : {0U, 5U, 17U, 33U, 64U}) {
+    EXPECT_TRUE(same_bits(answers[static_cast<int64_t>(i)], alone(requests[i]))) << i;
+  }
+  const EngineStats s = engine.stats();
+  EXPECT_EQ(s.finished[static_cast<size_t>(FinishReason::kLength)], 65);
+  EXPECT_EQ(s.running + s.waiting + s.pages_used, 0);
+}
+
+TEST_P(EngineBits, AfterACacheHit) {
+  const Request first = request(1, 150, 60);
+  Engine engine(*model_, context_, options_);
+  const Answer cold = run(engine, {first})[0];
+  const Answer hit = run(engine, {first})[1];
+  EXPECT_GE(hit.cached, 128);
+  EXPECT_TRUE(same_bits(hit, cold));
+  // The next turn of a conversation: the answer comes back as part of the prompt.
+  Request next = first;
+  next.prompt.insert(next.prompt.end(), cold.ids.begin(), cold.ids.end());
+  const auto more = random_ids(20, model_->config().vocab_size, 99);
+  next.prompt.insert(next.prompt.end(), more.begin(), more.end());
+  const Answer turn = run(engine, {next})[2];
+  // All but the answer's last token, which nobody fed to the model; the native path computes
+  // answers in another way than prompts, and keeps prompts only.
+  EXPECT_EQ(turn.cached, GetParam() == Precision::kExact ? 209 : 150);
+  EXPECT_TRUE(same_bits(turn, alone(next)));
+  // Another tenant learns nothing.
+  Request other = first;
+  other.cache_salt = "somebody else";
+  const Answer salted = run(engine, {other})[3];
+  EXPECT_EQ(salted.cached, 0);
+  EXPECT_TRUE(same_bits(salted, cold));
+}
+
+TEST_P(EngineBits, AfterPreemptions) {
+  std::vector<Request> requests;
+  for (uint32_t i = 0; i < 16; ++i) requests.push_back(request(i, 60 + i, 150));
+  EngineOptions o = options_;
+  o.cache.pages = 12;  // of 64 that they come to need
+  for (const bool prefix_cache : {true, false}) {
+    o.prefix_cache = prefix_cache;
+    Engine engine(*model_, context_, o);
+    auto answers = run(engine, requests);
+    EXPECT_GT(engine.stats().preemptions, 4);
+    for (const size_t i : {0U, 7U, 15U}) {
+      EXPECT_TRUE(same_bits(answers[static_cast<int64_t>(i)], alone(requests[i]))) << i;
+    }
+  }
+}
+
+TEST_P(EngineBits, BesideOtherWaysOfAttending) {
+  std::vector<Request> requests;
+  for (const SelectionPolicy& p : {SelectionPolicy{AttentionKind::kSparse, 16, 0},
+                                   SelectionPolicy{AttentionKind::kDense, 0, 0},
+                                   SelectionPolicy{AttentionKind::kWindow, 20, 0},
+                                   SelectionPolicy{AttentionKind::kSparse, 40, 0},
+                                   SelectionPolicy{AttentionKind::kRandom, 8, 3}}) {
+    for (uint32_t i = 0; i < 2; ++i) {
+      requests.push_back(request(i, 100, 20));
+      requests.back().attention = p;
+    }
+  }
+  Engine engine(*model_, context_, options_);
+  auto answers = run(engine, requests);
+  for (size_t i = 0; i < requests.size(); ++i) {
+    EXPECT_TRUE(same_bits(answers[static_cast<int64_t>(i)], alone(requests[i]))) << i;
+    if (i >= 2) {  // the control: ways differ
+      EXPECT_NE(answers[static_cast<int64_t>(i)].logprobs,
+                answers[static_cast<int64_t>(i) - 2].logprobs);
+    }
+  }
+  // Nor does one way start from what another has kept.
+  Request dense = requests[0];
+  dense.attention = SelectionPolicy{AttentionKind::kSparse, 17, 0};
+  EXPECT_EQ(run(engine, {dense}).begin()->second.cached, 0);
+}
+
+TEST_P(EngineBits, PrioritiesGoFirstAndPutOthersBack) {
+  std::vector<Request> requests;
+  for (uint32_t i = 0; i < 6; ++i) requests.push_back(request(i, 100, 40));
+  EngineOptions o = options_;
+  o.max_sequences = 2;
+  Engine engine(*model_, context_, o);
+  for (const Request& r : requests) engine.submit(r);
+  std::vector<TokenEvent> events;
+  for (int i = 0; i < 5; ++i) engine.step(events);
+  Request urgent = request(77, 90, 10);
+  urgent.priority = 1;
+  const int64_t number = engine.submit(urgent);
+  std::vector<int64_t> order;
+  Answer got;
+  while (!engine.idle()) {
+    engine.step(events);
+    for (const TokenEvent& e : events) {
+      if (e.finish != FinishReason::kNone) order.push_back(e.request);
+      if (e.request != number) continue;
+      got.ids.push_back(e.token.id);
+      got.logprobs.push_back(e.token.logprob);
+      got.finish = e.finish;
+    }
+  }
+  EXPECT_EQ(order.front(), number);
+  EXPECT_GE(engine.stats().preemptions, 1);
+  EXPECT_TRUE(same_bits(got, alone(urgent)));
+}
+
+TEST_P(EngineBits, AFailedPassEndsOnlyWhoFailsAlone) {
+  std::vector<Request> requests;
+  for (uint32_t i = 0; i < 8; ++i) requests.push_back(request(i, 50, 12));
+  EngineOptions o = options_;
+  o.before_pass = [](const std::vector<int64_t>& pass) {
+    if (std::find(pass.begin(), pass.end(), 3) != pass.end()) throw DeviceError("planted");
+  };
+  Engine engine(*model_, context_, o);
+  auto answers = run(engine, requests);
+  for (int64_t i = 0; i < 8; ++i) {
+    if (i == 3) {
+      EXPECT_EQ(answers[i].finish, FinishReason::kError);
+      EXPECT_EQ(answers[i].error, "planted");
+    } else {
+      EXPECT_TRUE(same_bits(answers[i], alone(requests[static_cast<size_t>(i)]))) << i;
+    }
+  }
+}
+
+// Submits, cancels and steps at random on a small pool; the books are audited after every step.
+TEST_P(EngineBits, RandomLifeLeavesNoPageBehind) {
+  EngineOptions o = options_;
+  o.cache.pages = 10;
+  o.max_context = 300;
+  o.chunk = 48;
+  o.max_waiting = 20;
+  Engine engine(*model_, context_, o);
+  std::mt19937 rng(5);
+  std::vector<TokenEvent> events;
+  std::map<int64_t, int> ended;
+  int64_t submitted = 0;
+  for (int i = 0; i < 400; ++i) {
+    const auto pick = rng() % 10;
+    if (pick < 3 && !engine.queue_full()) {
+      Request r = request(static_cast<uint32_t>(rng() % 7), 1 + static_cast<int64_t>(rng() % 200),
+                          1 + static_cast<int64_t>(rng() % 90));
+      r.priority = static_cast<int64_t>(rng() % 3);
+      if (rng() % 4 == 0) r.attention = SelectionPolicy{AttentionKind::kDense, 0, 0};
+      engine.submit(r);
+      ++submitted;
+    } else if (pick == 3 && submitted > 0) {
+      engine.cancel(static_cast<int64_t>(rng() % static_cast<uint64_t>(submitted)));
+    }
+    engine.step(events);
+    for (const TokenEvent& e : events) ended[e.request] += e.finish != FinishReason::kNone ? 1 : 0;
+  }
+  for (const auto& [request, answer] : drain(engine)) {
+    ended[request] += answer.finish != FinishReason::kNone ? 1 : 0;
+  }
+  for (int64_t i = 0; i < submitted; ++i) EXPECT_EQ(ended[i], 1) << i;
+  EXPECT_EQ(engine.cache().used_pages(), 0);
+}
+
+TEST_P(EngineBits, RefusesWhatItCannotServe) {
+  EngineOptions o = options_;
+  o.max_waiting = 2;
+  Engine engine(*model_, context_, o);
+  Request r = request(1, 10, 5);
+  r.attention = SelectionPolicy{AttentionKind::kSparse, 0, 0};
+  EXPECT_THROW(engine.submit(r), InputError);
+  r.attention->topk = 1LL << 40;
+  EXPECT_THROW(engine.submit(r), InputError);
+  r = request(1, 10, 5);
+  r.prompt[3] = static_cast<int32_t>(model_->config().vocab_size);
+  EXPECT_THROW(engine.submit(r), InputError);
+  r = request(1, 10, 0);
+  EXPECT_THROW(engine.submit(r), InputError);
+  r = request(1, 10, 5);
+  engine.submit(r);
+  engine.submit(r);
+  EXPECT_TRUE(engine.queue_full());
+  EXPECT_THROW(engine.submit(r), UsageError);
+  EXPECT_TRUE(engine.progress(0).waiting);
+  EXPECT_EQ(engine.progress(9).prompt_tokens, 0);
+  drain(engine);
+}
+
+INSTANTIATE_TEST_SUITE_P(Paths, EngineBits,
+                         ::testing::Values(Precision::kExact, Precision::kNative),
+                         [](const auto& p) {
+                           return p.param == Precision::kExact ? "Exact" : "Native";
+                         });
+
+}  // namespace
+}  // namespace tamis
