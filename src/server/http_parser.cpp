@@ -42,11 +42,11 @@ int hex_value(char c) {
 
 // Fields that would change how the message is read or who sent it, were they believed at its end.
 bool is_forbidden_trailer(std::string_view name) {
-  constexpr std::array kNames = {"authorization", "connection",    "content-encoding",
-                                 "content-length", "content-range", "content-type",
-                                 "cookie",        "expect",        "host",
-                                 "te",            "trailer",       "transfer-encoding",
-                                 "upgrade",       "x-api-key"};
+  constexpr std::array kNames = {
+      "authorization", "connection",   "content-encoding", "content-length",
+      "content-range", "content-type", "cookie",           "expect",
+      "host",          "te",           "trailer",          "transfer-encoding",
+      "upgrade",       "x-api-key"};
   return std::any_of(kNames.begin(), kNames.end(),
                      [&](const char* n) { return equal_ignoring_case(name, n); });
 }
@@ -155,8 +155,9 @@ bool HttpParser::parse_request_line(std::string_view line) {
   const std::string_view method = line.substr(0, a), version = line.substr(b + 1);
   if (!is_token(method)) return fail(400, "the method is malformed");
   if (version != "HTTP/1.1" && version != "HTTP/1.0") {
-    const bool other = version.size() == 8 && version.starts_with("HTTP/") && is_digit(version[5]) &&
-                       version[6] == '.' && is_digit(version[7]) && version[5] != '1';
+    const bool other = version.size() == 8 && version.starts_with("HTTP/") &&
+                       is_digit(version[5]) && version[6] == '.' && is_digit(version[7]) &&
+                       version[5] != '1';
     return fail(other ? 505 : 400, "the HTTP version is not 1.1 or 1.0");
   }
   request_.method = method;

@@ -5,14 +5,15 @@
 #include <poll.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/bind_executor.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/dispatch.hpp>
-#include <boost/asio/experimental/awaitable_operators.hpp>
 #include <boost/asio/experimental/as_tuple.hpp>
+#include <boost/asio/experimental/awaitable_operators.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/post.hpp>
@@ -24,7 +25,6 @@
 #include <boost/asio/write.hpp>
 #include <boost/beast/core/tcp_stream.hpp>
 #include <boost/beast/ssl/ssl_stream.hpp>
-#include <array>
 #include <cstdio>
 #include <random>
 #include <thread>
@@ -341,7 +341,7 @@ class Connection : public std::enable_shared_from_this<Connection<Stream>> {
     exchange->close(complete);
     server_.body_bytes.fetch_sub(std::exchange(body_held_, 0));
     finish_record(complete);
-    co_return complete && keep_;
+    co_return complete&& keep_;
   }
 
   // True if all of the answer was written.
@@ -404,8 +404,7 @@ class Connection : public std::enable_shared_from_this<Connection<Stream>> {
   asio::awaitable<bool> watch() {
     asio::steady_timer pause(strand_);
     while (true) {
-      const auto [error] =
-          co_await socket().socket().async_wait(tcp::socket::wait_read, kTuple);
+      const auto [error] = co_await socket().socket().async_wait(tcp::socket::wait_read, kTuple);
       if (error) break;
       pollfd p{socket().socket().native_handle(), POLLRDHUP, 0};
       ::poll(&p, 1, 0);
@@ -523,8 +522,8 @@ std::unique_ptr<asio::ssl::context> make_tls(const HttpOptions& options) {
 
 void HttpServer::State::listen() {
   error_code error;
-  const auto address = asio::ip::make_address(options.host == "localhost" ? "127.0.0.1" : options.host,
-                                              error);
+  const auto address =
+      asio::ip::make_address(options.host == "localhost" ? "127.0.0.1" : options.host, error);
   if (error) throw UsageError("--host: want an IP address, got '" + printable(options.host) + "'");
   const tcp::endpoint endpoint(address, options.port);
   const auto check = [&](const char* what) {
@@ -546,8 +545,8 @@ void HttpServer::State::listen() {
 std::string HttpServer::State::name_of(const HttpRequest& request) {
   const std::string* given = request.header("x-request-id");
   const auto harmless = [](char c) {
-    return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') ||
-           c == '-' || c == '_' || c == '.';
+    return (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || c == '-' ||
+           c == '_' || c == '.';
   };
   if (given != nullptr && !given->empty() && given->size() <= 64 &&
       std::all_of(given->begin(), given->end(), harmless)) {
