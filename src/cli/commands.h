@@ -22,6 +22,7 @@ void add_eval(CLI::App& app, CommandBody& chosen);
 void add_generate(CLI::App& app, CommandBody& chosen);
 void add_plan(CLI::App& app, CommandBody& chosen);
 void add_render(CLI::App& app, CommandBody& chosen);
+void add_serve(CLI::App& app, CommandBody& chosen);
 void add_tokenize(CLI::App& app, CommandBody& chosen);
 void add_trace(CLI::App& app, CommandBody& chosen);
 void add_verify(CLI::App& app, CommandBody& chosen);

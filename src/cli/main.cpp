@@ -54,6 +54,7 @@ int run(int argc, char** argv) {
   add_generate(app, chosen);
   add_plan(app, chosen);
   add_render(app, chosen);
+  add_serve(app, chosen);
   add_tokenize(app, chosen);
   add_trace(app, chosen);
   add_verify(app, chosen);

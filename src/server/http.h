@@ -75,6 +75,8 @@ class HttpService {
   virtual ~HttpService() = default;
   // Sees the request before its body is read. An answer ends the request there.
   virtual std::optional<HttpResponse> refuse(const HttpRequest& head) = 0;
+  // Headers that every answer to this request has.
+  virtual std::vector<HttpHeader> common_headers(const HttpRequest& head) = 0;
   // Must not take long: it runs on a thread that serves other connections too.
   virtual void handle(HttpRequest request, std::shared_ptr<Exchange> exchange) = 0;
   // The answer to a request that is not HTTP as we accept it, or too large, or too slow.

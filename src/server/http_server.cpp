@@ -73,17 +73,24 @@ namespace {
 constexpr auto kTuple = asio::experimental::as_tuple(asio::use_awaitable);
 constexpr size_t kReadBytes = 64 << 10;
 
-std::string head_text(const HttpResponse& r, const std::string& request_id, bool keep_alive,
-                      int64_t length) {
+struct HeadContext {
+  const std::string& request_id;
+  const std::vector<HttpHeader>& common;
+  bool keep_alive;
+};
+
+// length -1: the caller says how the body is framed.
+std::string head_text(const HttpResponse& r, const HeadContext& context, int64_t length) {
   std::string out = "HTTP/1.1 " + std::to_string(r.status) + " ";
   out += status_text(r.status);
   out += "\r\n";
   if (!r.content_type.empty()) out += "Content-Type: " + r.content_type + "\r\n";
   for (const HttpHeader& h : r.headers) out += h.name + ": " + h.value + "\r\n";
-  if (!request_id.empty()) out += "X-Request-Id: " + request_id + "\r\n";
+  for (const HttpHeader& h : context.common) out += h.name + ": " + h.value + "\r\n";
+  if (!context.request_id.empty()) out += "X-Request-Id: " + context.request_id + "\r\n";
   out += "X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\n";
   if (length >= 0) out += "Content-Length: " + std::to_string(length) + "\r\n";
-  out += keep_alive ? "Connection: keep-alive\r\n" : "Connection: close\r\n";
+  out += context.keep_alive ? "Connection: keep-alive\r\n" : "Connection: close\r\n";
   return out;
 }
 
@@ -297,6 +304,7 @@ class Connection : public std::enable_shared_from_this<Connection<Stream>> {
 
   asio::awaitable<bool> answer(HttpParser& parser) {
     parser.request().id = server_.name_of(parser.request());
+    common_ = server_.service.common_headers(parser.request());
     if (auto response = server_.service.refuse(parser.request())) {
       // An unread body would be taken for the next request.
       if (parser.request().has_body) response->close = true;
@@ -355,13 +363,13 @@ class Connection : public std::enable_shared_from_this<Connection<Stream>> {
       if (!exchange.streams()) {
         const std::string content = exchange.take();
         std::string text =
-            head_text(head, record_.id, keep_, static_cast<int64_t>(content.size())) + "\r\n";
+            head_text(head, context(keep_), static_cast<int64_t>(content.size())) + "\r\n";
         if (body) text += content;
         co_await write(text);
         co_return true;
       }
       if (http10) keep_ = false;  // the end of the connection ends the body
-      co_await write(head_text(head, record_.id, keep_, -1) +
+      co_await write(head_text(head, context(keep_), -1) +
                      (http10 ? "\r\n" : "Transfer-Encoding: chunked\r\n\r\n"));
       co_await send_pieces(exchange, http10);
       co_return true;
@@ -418,6 +426,8 @@ class Connection : public std::enable_shared_from_this<Connection<Stream>> {
     co_return true;
   }
 
+  HeadContext context(bool keep_alive) const { return {record_.id, common_, keep_alive}; }
+
   asio::awaitable<bool> refuse(HttpParser& parser, int status, std::string_view message) {
     HttpResponse response = server_.service.protocol_error(status, message);
     response.close = true;
@@ -434,7 +444,7 @@ class Connection : public std::enable_shared_from_this<Connection<Stream>> {
     const bool keep = parser.keep_alive() && !response.close && !server_.draining;
     linger_ = !keep;
     std::string text =
-        head_text(response, record_.id, keep, static_cast<int64_t>(response.body.size())) + "\r\n";
+        head_text(response, context(keep), static_cast<int64_t>(response.body.size())) + "\r\n";
     if (record_.method != "HEAD") text += response.body;
     co_await write(text);
     finish_record(true);
@@ -456,6 +466,7 @@ class Connection : public std::enable_shared_from_this<Connection<Stream>> {
   Strand strand_;
   std::string buffer_;  // received and not used yet
   AccessRecord record_;
+  std::vector<HttpHeader> common_;
   Clock::time_point start_, body_start_;
   int64_t received_ = 0, body_from_ = 0, body_held_ = 0;
   bool first_ = true, head_started_ = false, timed_out_ = false, too_busy_ = false;
