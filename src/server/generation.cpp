@@ -20,9 +20,10 @@ void Generation::push(const TokenEvent& event, std::vector<OutputEvent>& parts) 
   const size_t first = parts.size();
   if (event.token.id >= 0) {
     ++result_.token_count;
-    if (options_.logprobs) result_.tokens.push_back(event.token);
+    const bool ends_text = event.finish == FinishReason::kStop;
+    if (options_.logprobs && !ends_text) result_.tokens.push_back(event.token);
     // The token that ends a text is not part of it.
-    if (event.finish != FinishReason::kStop) add(text_.push(event.token.id), parts);
+    if (!ends_text) add(text_.push(event.token.id), parts);
   }
   if (options_.in_thinking && result_.content.empty() && result_.tool_calls.empty() &&
       (parts.size() == first || parts.back().kind == Kind::kReasoning)) {

@@ -1,5 +1,9 @@
-// The only file that sees Boost. Beast gives streams with time limits; requests are read by
-// http_parser.h, because Beast accepts folded headers and skips transfer codings it does not know.
+// The only file that sees Boost. GCC 12 destroys some temporaries of a co_await expression twice
+// (https://gcc.gnu.org/bugzilla/show_bug.cgi?id=101976), so operands with strings are variables
+// here.
+//
+// Beast gives streams with time limits; requests are read by http_parser.h, because Beast accepts
+// folded headers and skips transfer codings that it does not know.
 #include "server/http_server.h"
 
 #include <poll.h>
@@ -308,7 +312,7 @@ class Connection : public std::enable_shared_from_this<Connection<Stream>> {
     if (auto response = server_.service.refuse(parser.request())) {
       // An unread body would be taken for the next request.
       if (parser.request().has_body) response->close = true;
-      co_return co_await send_whole(parser, std::move(*response));
+      co_return co_await send_whole(parser, *response);
     }
     parser.resume();
     if (parser.state() == HttpParser::State::kBody) {
@@ -369,8 +373,9 @@ class Connection : public std::enable_shared_from_this<Connection<Stream>> {
         co_return true;
       }
       if (http10) keep_ = false;  // the end of the connection ends the body
-      co_await write(head_text(head, context(keep_), -1) +
-                     (http10 ? "\r\n" : "Transfer-Encoding: chunked\r\n\r\n"));
+      std::string text = head_text(head, context(keep_), -1);
+      text += http10 ? "\r\n" : "Transfer-Encoding: chunked\r\n\r\n";
+      co_await write(text);
       co_await send_pieces(exchange, http10);
       co_return true;
     } catch (const std::exception&) {
@@ -379,20 +384,18 @@ class Connection : public std::enable_shared_from_this<Connection<Stream>> {
   }
 
   asio::awaitable<void> send_pieces(AnswerInProgress& exchange, bool http10) {
-    while (true) {
+    while (!exchange.ended() || !exchange.empty()) {
       if (exchange.overflows()) throw DeviceError("the client reads too slowly");
-      if (!exchange.empty()) {
-        const std::string data = exchange.take();
-        co_await write(http10 ? data : chunk_of(data));
-        continue;
+      std::string data = exchange.take();
+      if (data.empty()) {
+        const bool woken = co_await exchange.wait(options_.ping_interval);
+        if (woken || !exchange.empty() || exchange.ping().empty()) continue;
+        data = exchange.ping();
       }
-      if (exchange.ended()) break;
-      const bool woken = co_await exchange.wait(options_.ping_interval);
-      if (!woken && exchange.empty() && !exchange.ping().empty()) {
-        co_await write(http10 ? exchange.ping() : chunk_of(exchange.ping()));
-      }
+      if (!http10) data = chunk_of(data);
+      co_await write(data);
     }
-    if (!http10) co_await write("0\r\n\r\n");
+    if (!http10) co_await write(kLastChunk);
   }
 
   // Pieces, so that the time limit is on standing still and not on the whole.
@@ -431,11 +434,11 @@ class Connection : public std::enable_shared_from_this<Connection<Stream>> {
   asio::awaitable<bool> refuse(HttpParser& parser, int status, std::string_view message) {
     HttpResponse response = server_.service.protocol_error(status, message);
     response.close = true;
-    co_return co_await send_whole(parser, std::move(response));
+    co_return co_await send_whole(parser, response);
   }
 
   // Without an exchange: the request is not looked at further.
-  asio::awaitable<bool> send_whole(HttpParser& parser, HttpResponse response) {
+  asio::awaitable<bool> send_whole(HttpParser& parser, const HttpResponse& response) {
     record_ = {};
     record_.method = parser.request().method;
     record_.path = parser.request().path;
@@ -458,6 +461,7 @@ class Connection : public std::enable_shared_from_this<Connection<Stream>> {
     server_.service.log(record_);
   }
 
+  static constexpr std::string_view kLastChunk = "0\r\n\r\n";
   static constexpr char kContinue[] = "HTTP/1.1 100 Continue\r\n\r\n";
 
   HttpServer::State& server_;
