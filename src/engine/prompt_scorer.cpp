@@ -105,7 +105,8 @@ SampledToken PromptScorer::next(const SamplingParams& params) const {
   const int64_t vocab = model_.config().vocab_size;
   Sampler sampler(params, vocab, prompt_);
   SampledToken token;
-  sampler.sample(logits_.data() + (last_rows_ - 1) * vocab, token);
+  Sampler::Scratch scratch;
+  sampler.sample(logits_.data() + (last_rows_ - 1) * vocab, {}, scratch, token);
   return token;
 }
 

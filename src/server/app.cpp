@@ -203,6 +203,8 @@ void App::generate(const HttpRequest& request, const std::shared_ptr<Exchange>& 
     call = read_chat_call(request.body, model());
     reply = make_chat_reply(call, model());
   }
+  // What one key's holder asked must not show in another's response times.
+  call.request.cache_salt = std::to_string(access_.key_of(request)) + ":" + call.request.cache_salt;
   std::make_shared<RunningCall>(*engine_, metrics_, model(), std::move(call), std::move(reply),
                                 exchange, std::move(slot))
       ->start(arrival);

@@ -177,6 +177,13 @@ void read_model(Fields& f, const ServedModel& model) {
       "model", "model_not_found");
 }
 
+void read_salt(Fields& f, Call& call) {
+  const auto salt = f.text("cache_salt");
+  if (!salt) return;
+  if (salt->empty() || salt->size() > 256) f.refuse("cache_salt", "want 1 to 256 bytes");
+  call.request.cache_salt = *salt;
+}
+
 void read_sampling(Fields& f, const ServedModel& model, Call& call) {
   SamplingParams& s = call.request.sampling;
   s = model.defaults.sampling;
@@ -194,6 +201,7 @@ void read_sampling(Fields& f, const ServedModel& model, Call& call) {
   if (auto v = f.number("presence_penalty", -2, 2)) s.presence_penalty = static_cast<float>(*v);
   if (auto v = f.integer("seed", INT64_MIN, INT64_MAX)) s.seed = static_cast<uint64_t>(*v);
   read_bias(f, model, s);
+  read_salt(f, call);
   read_stops(f, model, call);
 }
 

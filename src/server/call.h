@@ -38,6 +38,8 @@ Call read_completion_call(std::string_view body, const ServedModel& model);
 OrderedJson parse_body(std::string_view body);
 // model: 404 unless it is the served one's name.
 void read_model(Fields& f, const ServedModel& model);
+// The request's own salt of the prefix cache; the key's is added to it.
+void read_salt(Fields& f, Call& call);
 // temperature, top_p, ..., seed, stop, stop_token_ids, ignore_eos, logit_bias.
 void read_sampling(Fields& f, const ServedModel& model, Call& call);
 // Every way in which a client may ask for thoughts or none.

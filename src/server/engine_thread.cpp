@@ -257,7 +257,10 @@ void EngineThread::publish() {
   g.running = static_cast<int64_t>(by_number_.size());
   g.pages_total = cache.total_pages();
   g.pages_free = cache.free_pages();
-  g.pages_used = g.pages_total - g.pages_free;
+  g.pages_used = cache.used_pages();
+  g.pages_cached = cache.cached_pages();
+  g.prefix_queries = engine_.prefix_stats().tokens;
+  g.prefix_hits = engine_.prefix_stats().hit_tokens;
   g.steps = steps_;
   g.step_seconds = step_seconds_;
   const std::lock_guard lock(mutex_);
