@@ -19,6 +19,7 @@ void add_info(CLI::App& app, CommandBody& chosen);
 void add_chat(CLI::App& app, CommandBody& chosen);
 void add_convert(CLI::App& app, CommandBody& chosen);
 void add_eval(CLI::App& app, CommandBody& chosen);
+void add_eval_retrieval(CLI::App& eval, CommandBody& chosen);  // below `eval`
 void add_generate(CLI::App& app, CommandBody& chosen);
 void add_plan(CLI::App& app, CommandBody& chosen);
 void add_render(CLI::App& app, CommandBody& chosen);

@@ -103,6 +103,7 @@ int run(const Flags& f) {
 void add_eval(CLI::App& app, CommandBody& chosen) {
   CLI::App* eval = app.add_subcommand("eval", "Measure the quality of a model");
   eval->require_subcommand(1);
+  add_eval_retrieval(*eval, chosen);
   const auto f = std::make_shared<Flags>();
   CLI::App* c = eval->add_subcommand("perplexity", "How well the model predicts a text");
   f->model.add_to(*c);

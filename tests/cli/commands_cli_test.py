@@ -20,7 +20,7 @@ COMMANDS = {
     "bench": ["decode", "op", "prefill"],
     "chat": [],
     "convert": [],
-    "eval": ["perplexity"],
+    "eval": ["perplexity", "retrieval"],
     "generate": [],
     "info": [],
     "render": [],
@@ -240,6 +240,28 @@ class Commands(unittest.TestCase):
         self.fails(tamis(*run, self.folder / "empty.txt"), 1, "0 tokens")
         (self.folder / "bytes.txt").write_bytes(b"abc\xff\xfe")
         self.fails(tamis(*run, self.folder / "bytes.txt"), 1, "UTF-8")
+
+    def test_retrieval(self):
+        text = self.folder / "text.txt"
+        text.write_text("A line of the text.\nAnother one, about nothing.\n" * 3)
+        run = ["eval", "retrieval", "-m", MODEL, "--context", 300, "--cases", 2]
+        done = tamis(*run, "--text", text, "--json")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        cells = [json.loads(line) for line in done.stdout.splitlines()]
+        self.assertEqual([c["task"] for c in cells], ["kv", "needle"])
+        for c in cells:
+            self.assertEqual(c["cases"], 2)
+            self.assertEqual(c["right"], 2 - len(c["wrong"]))
+            self.assertEqual(c["exact_match"], c["right"] / 2)
+            self.assertLessEqual(c["prompt_tokens"], 600)
+        # The questions are numbered: two runs of one are a run of two.
+        parts = [json.loads(tamis(*run[:-1], 1, "--task", "kv", "--first-case", i, "--json").stdout)
+                 for i in (0, 1)]
+        self.assertEqual(sum(p["prompt_tokens"] for p in parts), cells[0]["prompt_tokens"])
+        self.assertRegex(tamis(*run, "--task", "kv").stdout, r"kv +300 sparse +\d of 2")
+        self.fails(tamis(*run), 2, "--text")
+        self.fails(tamis(*run, "--task", "other"), 2, "other")
+        self.fails(tamis(*run[:-4], "--context", 8192, "--task", "kv"), 2, "4096")
 
     def test_verify(self):
         done = tamis("verify", "-m", SMALL, "--tokens", 40, "--json")
