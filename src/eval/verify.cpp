@@ -22,6 +22,7 @@ class ForcedSelector final : public Selector {
       : want_(want), topk_(topk), prompt_(want.at("input_ids").shape[0]) {}
 
   bool uses_indexer() const override { return true; }
+  int64_t topk() const override { return topk_; }
 
   void select(KernelContext& context, const SelectorInput& in, int32_t* indices,
               uint8_t* has_nan) const override {
