@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/cross_entropy/cross_entropy_impl.h"
+
 namespace tamis {
 namespace {
 
@@ -17,6 +19,7 @@ void cross_entropy_reference(KernelContext& context, const CrossEntropyArgs& a) 
 }
 
 constexpr Implementation<CrossEntropyArgs> kList[] = {
+    {"cuda", [](const CrossEntropyArgs&) { return true; }, cross_entropy_cuda},
     {"reference", [](const CrossEntropyArgs&) { return true; }, cross_entropy_reference},
 };
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kernels/embedding/embedding_impl.h"
+
 namespace tamis {
 namespace {
 
@@ -18,6 +20,7 @@ void embedding_reference(KernelContext& context, const EmbeddingArgs& a) {
 }
 
 constexpr Implementation<EmbeddingArgs> kList[] = {
+    {"cuda", [](const EmbeddingArgs&) { return true; }, embedding_cuda},
     {"reference", [](const EmbeddingArgs&) { return true; }, embedding_reference},
 };
 

@@ -23,7 +23,7 @@ void grouped_linear_reference(KernelContext& context, const GroupedLinearArgs& a
 }
 
 constexpr Implementation<GroupedLinearArgs> kList[] = {
-    {"cuda", [](const GroupedLinearArgs& a) { return !a.native; }, grouped_linear_cuda},
+    {"cuda", [](const GroupedLinearArgs&) { return true; }, grouped_linear_cuda},
     {"reference", [](const GroupedLinearArgs&) { return true; }, grouped_linear_reference},
 };
 
@@ -36,6 +36,7 @@ void grouped_linear(KernelContext& context, const GroupedLinearArgs& args) {
 void projections(KernelContext& context, std::span<const LinearArgs> args, bool native,
                  bool ue8m0) {
   if (!native) return linears(context, args);
+  if (context.backend() == Backend::kCuda) return projections_cuda(context, args, ue8m0);
   for (const LinearArgs& a : args) {
     if (a.w.dtype == DType::kF8E4M3) {
       linear_fp8(context, {a, ue8m0});

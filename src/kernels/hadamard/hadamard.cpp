@@ -5,6 +5,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "kernels/hadamard/hadamard_impl.h"
 #include "tensor/convert.h"
 
 namespace tamis {
@@ -35,6 +36,7 @@ void hadamard_reference(KernelContext& context, const HadamardArgs& a) {
 }
 
 constexpr Implementation<HadamardArgs> kList[] = {
+    {"cuda", hadamard_cuda_supports, hadamard_cuda},
     {"reference", [](const HadamardArgs&) { return true; }, hadamard_reference},
 };
 

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "kernels/layer_norm/layer_norm_impl.h"
+
 namespace tamis {
 namespace {
 
@@ -24,6 +26,7 @@ void layer_norm_reference(KernelContext& context, const LayerNormArgs& a) {
 }
 
 constexpr Implementation<LayerNormArgs> kList[] = {
+    {"cuda", [](const LayerNormArgs&) { return true; }, layer_norm_cuda},
     {"reference", [](const LayerNormArgs&) { return true; }, layer_norm_reference},
 };
 

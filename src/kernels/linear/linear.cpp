@@ -12,11 +12,13 @@ namespace {
 using Batch = std::span<const LinearArgs>;
 
 constexpr Implementation<Batch> kLinear[] = {
+    {"cuda", [](const Batch&) { return true; }, linears_cuda},
     {"simd", [](const Batch&) { return vectors_available(); }, linears_simd},
     {"reference", [](const Batch&) { return true; }, linears_reference},
 };
 
 constexpr Implementation<LinearFp8Args> kLinearFp8[] = {
+    {"cuda", [](const LinearFp8Args&) { return true; }, linear_fp8_cuda},
     {"simd", [](const LinearFp8Args&) { return vectors_available(); }, linear_fp8_simd},
     {"reference", [](const LinearFp8Args&) { return true; }, linear_fp8_reference},
 };

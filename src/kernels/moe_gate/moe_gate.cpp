@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/moe_gate/moe_gate_impl.h"
+
 namespace tamis {
 namespace {
 
@@ -85,6 +87,7 @@ void moe_gate_reference(KernelContext& context, const MoeGateArgs& a) {
 }
 
 constexpr Implementation<MoeGateArgs> kList[] = {
+    {"cuda", moe_gate_cuda_supports, moe_gate_cuda},
     {"reference", [](const MoeGateArgs&) { return true; }, moe_gate_reference},
 };
 

@@ -43,9 +43,11 @@ void moe_combine_reference(KernelContext& context, const MoeCombineArgs& a) {
 namespace {
 
 constexpr Implementation<MoePermuteArgs> kPermute[] = {
+    {"cuda", moe_permute_cuda_supports, moe_permute_cuda},
     {"reference", [](const MoePermuteArgs&) { return true; }, moe_permute_reference},
 };
 constexpr Implementation<MoeCombineArgs> kCombine[] = {
+    {"cuda", [](const MoeCombineArgs&) { return true; }, moe_combine_cuda},
     {"simd", [](const MoeCombineArgs&) { return vectors_available(); }, moe_combine_simd},
     {"reference", [](const MoeCombineArgs&) { return true; }, moe_combine_reference},
 };

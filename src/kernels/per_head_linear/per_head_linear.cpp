@@ -7,6 +7,7 @@ namespace tamis {
 namespace {
 
 constexpr Implementation<PerHeadLinearArgs> kList[] = {
+    {"cuda", [](const PerHeadLinearArgs&) { return true; }, per_head_linear_cuda},
     {"simd", [](const PerHeadLinearArgs&) { return vectors_available(); }, per_head_linear_simd},
     {"reference", [](const PerHeadLinearArgs&) { return true; }, per_head_linear_reference},
 };

@@ -5,6 +5,7 @@
 
 namespace tamis {
 
+void per_head_linear_cuda(KernelContext& context, const PerHeadLinearArgs& args);
 void per_head_linear_simd(KernelContext& context, const PerHeadLinearArgs& args);
 void per_head_linear_reference(KernelContext& context, const PerHeadLinearArgs& args);
 

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numbers>
 
+#include "kernels/rope/rope_impl.h"
+
 namespace tamis {
 namespace {
 
@@ -42,6 +44,7 @@ void rope_reference(KernelContext& context, const RopeArgs& a) {
 }
 
 constexpr Implementation<RopeArgs> kList[] = {
+    {"cuda", [](const RopeArgs&) { return true; }, rope_cuda},
     {"reference", [](const RopeArgs&) { return true; }, rope_reference},
 };
 

@@ -18,6 +18,7 @@ void swiglu_reference(KernelContext& context, const SwigluArgs& a) {
 namespace {
 
 constexpr Implementation<SwigluArgs> kList[] = {
+    {"cuda", [](const SwigluArgs&) { return true; }, swiglu_cuda},
     {"simd", [](const SwigluArgs&) { return vectors_available(); }, swiglu_simd},
     {"reference", [](const SwigluArgs&) { return true; }, swiglu_reference},
 };

@@ -5,6 +5,7 @@
 
 namespace tamis {
 
+void swiglu_cuda(KernelContext& context, const SwigluArgs& args);
 void swiglu_simd(KernelContext& context, const SwigluArgs& args);
 void swiglu_reference(KernelContext& context, const SwigluArgs& args);
 

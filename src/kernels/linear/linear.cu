@@ -1,0 +1,175 @@
+// linear and grouped products on CUDA: which kernel runs which product.
+#include <algorithm>
+#include <string>
+
+#include "base/error.h"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/elementwise/elementwise.h"
+#include "kernels/linear/linear_impl.h"
+#include "kernels/linear/linear_products.h"
+#include "kernels/linear/native_products.cuh"
+#include "kernels/linear/products.cuh"
+
+namespace tamis {
+namespace {
+
+constexpr int kNativeSlot = 0;  // of device_scratch: x of the native products
+
+}  // namespace
+
+void products_exact(KernelContext& context, DType dtype, const Products& p, int64_t rows,
+                    int64_t m) {
+  switch (dtype) {
+    case DType::kF32:
+      return products_exact_f32(context, p, rows, m);
+    case DType::kF16:
+      return products_exact_f16(context, p, rows, m);
+    case DType::kBF16:
+      return products_exact_bf16(context, p, rows, m);
+    case DType::kF8E4M3:
+      return products_exact_f8(context, p, rows, m);
+    case DType::kI8:
+      return products_exact_i8(context, p, rows, m);
+    case DType::kI4:
+      return products_exact_i4(context, p, rows, m);
+    default:
+      throw UsageError("[linear] weight: dtype " + std::string(dtype_name(dtype)));
+  }
+}
+
+namespace {
+
+int64_t padded(int64_t cols) { return (cols + kFp8Block - 1) / kFp8Block * kFp8Block; }
+
+int64_t round_up(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+
+bool same_input(const LinearArgs& a, const LinearArgs& b) {
+  return a.x == b.x && a.x_stride == b.x_stride && a.m == b.m && a.w.cols == b.w.cols;
+}
+
+// Products with x prepared; an x that several share is prepared once.
+void run_native(KernelContext& context, std::span<const LinearArgs> args, bool fp8, bool ue8m0,
+                bool round_bf16) {
+  int64_t bytes = 0;
+  for (const LinearArgs& a : args) {
+    bytes += round_up(a.m * padded(a.w.cols) * 2) + round_up(a.m * padded(a.w.cols) / 32);
+  }
+  auto* space = static_cast<std::byte*>(device_scratch(context, kNativeSlot, bytes));
+  NativeProducts p;
+  p.round_bf16 = round_bf16;
+  int64_t rows = 0, m = 0;
+  for (size_t i = 0; i < args.size(); ++i) {
+    const LinearArgs& a = args[i];
+    NativeProduct& product = p.list[p.count++];
+    product = {nullptr, nullptr, padded(a.w.cols), a.m, a.w, a.y, a.y_stride};
+    for (size_t j = 0; j < i && product.x == nullptr; ++j) {
+      if (!same_input(a, args[j])) continue;
+      product.x = p.list[j].x;
+      product.x_scales = p.list[j].x_scales;
+    }
+    if (product.x == nullptr) {
+      auto* x = reinterpret_cast<uint16_t*>(space);
+      space += round_up(a.m * product.x_stride * 2);
+      auto* scales = fp8 ? reinterpret_cast<float*>(space) : nullptr;
+      space += round_up(a.m * product.x_stride / 32);
+      prepare_rows(context, a, ue8m0, x, scales);
+      product.x = x;
+      product.x_scales = scales;
+    }
+    rows = std::max(rows, a.w.rows);
+    m = std::max(m, a.m);
+  }
+  if (fp8) {
+    products_native_f8(context, p, rows, m);
+  } else {
+    products_native_bf16(context, p, rows, m);
+  }
+}
+
+void run_exact(KernelContext& context, std::span<const LinearArgs> args) {
+  Products p;
+  int64_t rows = 0, m = 0;
+  for (const LinearArgs& a : args) {
+    p.list[p.count++] = a;
+    rows = std::max(rows, a.w.rows);
+    m = std::max(m, a.m);
+  }
+  products_exact(context, args[0].w.dtype, p, rows, m);
+}
+
+static_assert(Products::kMax == NativeProducts::kMax);
+
+// Products of one dtype go into one launch, up to Products::kMax of them.
+template <typename Run>
+void in_batches(std::span<const LinearArgs> args, DType dtype, Run run) {
+  LinearArgs batch[Products::kMax];
+  size_t count = 0;
+  for (const LinearArgs& a : args) {
+    if (a.w.dtype != dtype || a.m == 0 || a.w.rows == 0) continue;
+    batch[count++] = a;
+    if (count < Products::kMax) continue;
+    run(std::span<const LinearArgs>(batch, count));
+    count = 0;
+  }
+  if (count > 0) run(std::span<const LinearArgs>(batch, count));
+}
+
+constexpr DType kFormats[] = {DType::kF32,    DType::kF16, DType::kBF16,
+                              DType::kF8E4M3, DType::kI8,  DType::kI4};
+
+}  // namespace
+
+void linears_cuda(KernelContext& context, const std::span<const LinearArgs>& args) {
+  for (const DType dtype : kFormats) {
+    in_batches(args, dtype, [&](std::span<const LinearArgs> b) { run_exact(context, b); });
+  }
+}
+
+void linears_native_cuda(KernelContext& context, std::span<const LinearArgs> args, bool ue8m0) {
+  for (const DType dtype : kFormats) {
+    in_batches(args, dtype, [&](std::span<const LinearArgs> batch) {
+      const bool fp8 = dtype == DType::kF8E4M3;
+      if (fp8 || dtype == DType::kBF16) return run_native(context, batch, fp8, ue8m0, true);
+      run_exact(context, batch);
+      for (const LinearArgs& a : batch) round_rows(context, {a.y, a.m, a.w.rows, a.y_stride});
+    });
+  }
+}
+
+void linear_fp8_cuda(KernelContext& context, const LinearFp8Args& a) {
+  if (a.base.m == 0 || a.base.w.rows == 0) return;
+  run_native(context, {&a.base, 1}, true, a.ue8m0, false);
+}
+
+void grouped_product_cuda(KernelContext& context, const GroupedProductCuda& a) {
+  const LinearArgs& all = a.all;
+  if (all.m == 0 || a.groups == 0 || all.w.rows == 0) return;
+  const int64_t m = (all.m + a.groups - 1) / a.groups;
+  const bool fp8 = all.w.dtype == DType::kF8E4M3 && a.native;
+  if (!fp8 && !(all.w.dtype == DType::kBF16 && a.native)) {
+    Products p;
+    p.list[0] = all;
+    p.count = static_cast<int>(a.groups);
+    p.weights = a.weights;
+    p.offsets = a.offsets;
+    products_exact(context, all.w.dtype, p, all.w.rows, m);
+    if (a.native) round_rows(context, {all.y, all.m, all.w.rows, all.y_stride});
+    return;
+  }
+  const int64_t width = padded(all.w.cols), x_bytes = round_up(all.m * width * 2);
+  auto* space =
+      static_cast<std::byte*>(device_scratch(context, kNativeSlot, x_bytes + all.m * width / 32));
+  auto* x = reinterpret_cast<uint16_t*>(space);
+  auto* scales = reinterpret_cast<float*>(space + x_bytes);
+  prepare_rows(context, all, a.ue8m0, x, fp8 ? scales : nullptr);
+  NativeProducts p;
+  p.list[0] = {x, scales, width, all.m, all.w, all.y, all.y_stride};
+  p.count = static_cast<int>(a.groups);
+  p.weights = a.weights;
+  p.offsets = a.offsets;
+  p.round_bf16 = true;
+  fp8 ? products_native_f8(context, p, all.w.rows, m)
+      : products_native_bf16(context, p, all.w.rows, m);
+}
+
+}  // namespace tamis

@@ -1,0 +1,10 @@
+#include "kernels/linear/linear_exact.cuh"
+#include "kernels/linear/linear_products.h"
+
+namespace tamis {
+
+void products_exact_f16(KernelContext& context, const Products& p, int64_t rows, int64_t m) {
+  exact::products_exact<DType::kF16>(context, p, rows, m);
+}
+
+}  // namespace tamis

@@ -1,0 +1,224 @@
+// linear_fp8, native projections and grouped products on CUDA.
+#include <cmath>
+#include <cstring>
+
+#include "kernels/cuda/test_device_weight.h"
+#include "kernels/grouped_linear/grouped_linear.h"
+#include "kernels/quantize_fp8/quantize_fp8.h"
+#include "kernels/tolerance.h"
+
+namespace tamis {
+namespace {
+
+using Floats = std::vector<float>;
+
+Floats bf16_floats(int64_t n, uint32_t seed) {
+  Floats x = random_floats(n, seed);
+  for (float& v : x) v = round_to_bf16(v);
+  return x;
+}
+
+// x as linear_fp8 sees it: quantised and dequantised.
+Floats quantised(const Floats& x, int64_t m, int64_t cols, bool ue8m0) {
+  Floats out(x.size());
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t c = 0; c < cols; c += kFp8Block) {
+      const int64_t n = std::min(kFp8Block, cols - c);
+      uint8_t codes[kFp8Block];
+      float scale;
+      act_quant_row(&x[i * cols + c], n, ue8m0, codes, &scale);
+      for (int64_t k = 0; k < n; ++k) out[i * cols + c + k] = e4m3_to_float(codes[k]) * scale;
+    }
+  }
+  return out;
+}
+
+// Tensor cores may cut each of a step's 16 products and the sum so far to 2^-23 of the largest:
+// twice the unit, and one cut more for every 16 columns. Then the block sums, by their scales.
+double mma_tolerance(int64_t cols, double x_norm, double w_norm) {
+  return 2 * dot_tolerance(cols + cols / 8 + 8, x_norm, w_norm);
+}
+
+class LinearNativeCuda : public CudaTest {
+ protected:
+  Floats run(const Weight& w, const Floats& x, int64_t m, bool ue8m0) {
+    Device<float> dx(context(), x), dy(context(), m * w.rows);
+    linear_fp8(context(), {{dx.data(), w.cols, m, w, dy.data(), w.rows}, ue8m0});
+    return dy.read();
+  }
+  Floats project(const Weight& w, const Floats& x, int64_t m) {
+    Device<float> dx(context(), x), dy(context(), m * w.rows);
+    const LinearArgs a{dx.data(), w.cols, m, w, dy.data(), w.rows};
+    projections(context(), {&a, 1}, true, false);
+    return dy.read();
+  }
+  static void expect_close(const TestWeight& t, const Floats& x, int64_t m, const Floats& y,
+                           double rounding) {
+    for (int64_t r = 0; r < t.w.rows; ++r) {
+      const Floats row = t.row(r);
+      const double w_norm = norm2(row.data(), t.w.cols);
+      for (int64_t i = 0; i < m; ++i) {
+        double sum = 0;
+        const float* xi = &x[i * t.w.cols];
+        for (int64_t c = 0; c < t.w.cols; ++c) sum += static_cast<double>(row[c]) * xi[c];
+        const double tolerance = mma_tolerance(t.w.cols, norm2(xi, t.w.cols), w_norm);
+        ASSERT_NEAR(y[i * t.w.rows + r], sum, tolerance + rounding * (std::fabs(sum) + tolerance))
+            << dtype_name(t.w.dtype) << " rows " << t.w.rows << " cols " << t.w.cols << " m " << m
+            << " at " << i << "," << r;
+      }
+    }
+  }
+};
+
+TEST_F(LinearNativeCuda, Fp8IsTheProductOfQuantisedRows) {
+  for (const int64_t cols : {1, 100, 128, 129, 512, 640, 1100}) {
+    for (const int64_t rows : {1, 16, 17, 131, 260}) {
+      const TestWeight t = test_weight(DType::kF8E4M3, rows, cols, 20);
+      DeviceWeight w(context(), t);
+      for (const int64_t m : {0, 1, 7, 8, 9, 16, 17, 32, 33, 64, 65, 129}) {
+        if (m > 9 && (rows == 260) != (cols == 640) && rows != 17) continue;
+        for (const bool ue8m0 : {false, true}) {
+          const Floats x = random_floats(m * cols, 21);
+          expect_close(t, quantised(x, m, cols, ue8m0), m, run(w.w(), x, m, ue8m0), 0);
+        }
+      }
+    }
+  }
+}
+
+TEST_F(LinearNativeCuda, Bf16IsTheProductRoundedOnce) {
+  for (const int64_t cols : {1, 8, 100, 128, 136, 512, 640}) {
+    for (const int64_t rows : {1, 16, 17, 131, 260}) {
+      const TestWeight t = test_weight(DType::kBF16, rows, cols, 20);
+      DeviceWeight w(context(), t);
+      for (const int64_t m : {1, 7, 8, 9, 16, 17, 33, 64, 65, 129}) {
+        if (m > 9 && (rows == 260) != (cols == 640) && rows != 17) continue;
+        const Floats x = bf16_floats(m * cols, 21);
+        expect_close(t, x, m, project(w.w(), x, m), kUnitBf16);
+      }
+    }
+  }
+}
+
+TEST_F(LinearNativeCuda, OtherFormatsAreExactAndRounded) {
+  for (const DType dtype : {DType::kF32, DType::kF16, DType::kI8, DType::kI4}) {
+    const TestWeight t = test_weight(dtype, 40, 96, 22);
+    DeviceWeight w(context(), t);
+    const Floats x = bf16_floats(9 * 96, 23), y = project(w.w(), x, 9);
+    expect_close(t, x, 9, y, kUnitBf16);
+    for (const float v : y) ASSERT_EQ(v, round_to_bf16(v));
+  }
+}
+
+TEST_F(LinearNativeCuda, SlicesMisalignedRowsAndNanCodes) {
+  for (const int64_t shift : {0, 1, 8}) {
+    TestWeight t = test_weight(DType::kF8E4M3, 300, 512, 3, shift, shift);
+    t.data[static_cast<size_t>(shift + 150 * t.w.row_bytes + 300)] = std::byte{0x7F};
+    t.data[static_cast<size_t>(shift + 151 * t.w.row_bytes + 383)] = std::byte{0xFF};
+    t.w = t.w.row_slice(132, 100).col_slice(128, 256);
+    DeviceWeight w(context(), t);
+    for (const int64_t m : {1, 20, 70}) {
+      const Floats x = random_floats(m * 256, 4), y = run(w.w(), x, m, false);
+      const Floats q = quantised(x, m, 256, false);
+      for (int64_t i = 0; i < m * 100; ++i) {
+        const int64_t r = i % 100;
+        ASSERT_EQ(std::isnan(y[i]), r == 18 || r == 19) << shift << " " << i;
+        if (r == 18 || r == 19) continue;
+        const Floats row = t.row(r);
+        const float* xi = &q[i / 100 * 256];
+        double sum = 0;
+        for (int64_t c = 0; c < 256; ++c) sum += static_cast<double>(row[c]) * xi[c];
+        ASSERT_NEAR(y[i], sum, mma_tolerance(256, norm2(xi, 256), norm2(row.data(), 256)));
+      }
+    }
+  }
+}
+
+// One row alone, and in every batch size that reaches another kernel; twice.
+TEST_F(LinearNativeCuda, BitsDoNotDependOnTheBatch) {
+  for (const DType dtype : {DType::kF8E4M3, DType::kBF16}) {
+    for (const int64_t cols : {300, 1024, 9216}) {
+      for (const int64_t rows : {40, 4096}) {
+        if (rows == 4096 && cols != 1024) continue;
+        const TestWeight t = test_weight(dtype, rows, cols, 23);
+        DeviceWeight w(context(), t);
+        const Floats x = bf16_floats(600 * cols, 24);
+        const auto all = [&](int64_t m) {
+          return dtype == DType::kBF16 ? project(w.w(), x, m) : run(w.w(), x, m, false);
+        };
+        Floats alone;
+        for (const int64_t i : {0, 1, 5}) {
+          const Floats xi(&x[i * cols], &x[i * cols] + cols);
+          const Floats y = dtype == DType::kBF16 ? project(w.w(), xi, 1) : run(w.w(), xi, 1, false);
+          alone.insert(alone.end(), y.begin(), y.end());
+        }
+        for (const int64_t m : {6, 8, 9, 16, 17, 32, 33, 64, 65, 128, 200, 600}) {
+          const Floats y = all(m);
+          ASSERT_EQ(std::memcmp(y.data(), all(m).data(), y.size() * sizeof(float)), 0);
+          int k = 0;
+          for (const int64_t i : {0, 1, 5}) {
+            ASSERT_EQ(std::memcmp(&y[i * rows], &alone[k++ * rows],
+                                  static_cast<size_t>(rows) * sizeof(float)),
+                      0)
+                << dtype_name(dtype) << " cols " << cols << " m " << m << " row " << i;
+          }
+        }
+      }
+    }
+  }
+}
+
+class GroupedLinearCuda : public CudaTest {};
+
+// Groups of no, one and many rows: each group has the bits of its own product.
+TEST_F(GroupedLinearCuda, HasTheBitsOfEachGroupsProduct) {
+  const std::vector<int64_t> offsets = {0, 0, 1, 1, 130, 139, 139, 203};
+  constexpr int64_t groups = 7, all = 210, cols = 384, rows = 200;
+  for (const DType dtype : kWeightFormats) {
+    for (const bool native : {false, true}) {
+      std::vector<TestWeight> host;
+      std::vector<DeviceWeight> device;
+      std::vector<Weight> weights;
+      std::vector<std::byte> bytes(sizeof(Weight) * groups);
+      host.reserve(groups);
+      device.reserve(groups);
+      for (int64_t g = 0; g < groups; ++g) {
+        host.push_back(test_weight(dtype, rows, cols, static_cast<uint32_t>(g)));
+        device.emplace_back(context(), host.back());
+        weights.push_back(device.back().w());
+      }
+      std::memcpy(bytes.data(), weights.data(), bytes.size());
+      Device<std::byte> d_weights(context(), bytes);
+      Device<int64_t> d_offsets(context(), offsets);
+      const Floats x = bf16_floats(all * cols, 30);
+      Device<float> dx(context(), x), dy(context(), all * rows), one(context(), all * rows);
+      const GroupedProduct product{dx.data(), cols,
+                                   weights,   reinterpret_cast<const Weight*>(d_weights.data()),
+                                   dy.data(), rows};
+      GroupedLinearArgs a;
+      a.products = {&product, 1};
+      a.offsets = d_offsets.data();
+      a.groups = groups;
+      a.rows = offsets.back();
+      a.native = native;
+      grouped_linear(context(), a);
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t first = offsets[g], m = offsets[g + 1] - first;
+        const LinearArgs alone{dx.data() + first * cols,  cols, m, weights[g],
+                               one.data() + first * rows, rows};
+        projections(context(), {&alone, 1}, native, false);
+      }
+      const Floats got = dy.read(), want = one.read();
+      const auto bytes_of_all = static_cast<size_t>(offsets.back() * rows) * sizeof(float);
+      ASSERT_EQ(std::memcmp(got.data(), want.data(), bytes_of_all), 0)
+          << dtype_name(dtype) << native;
+      for (int64_t i = 0; i < offsets.back() * rows; ++i) ASSERT_FALSE(std::isnan(got[i]));
+      for (int64_t i = 204 * rows; i < all * rows; ++i) {
+        ASSERT_TRUE(std::isnan(got[i])) << "wrote outside the groups";
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tamis

@@ -1,0 +1,48 @@
+// The instantiations of linear_exact.cuh and linear_native.cuh, one .cu file each.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/context.h"
+#include "kernels/linear/linear.h"
+
+namespace tamis {
+
+struct Products;
+struct NativeProducts;
+
+void products_exact_f32(KernelContext& context, const Products& p, int64_t rows, int64_t m);
+void products_exact_f16(KernelContext& context, const Products& p, int64_t rows, int64_t m);
+void products_exact_bf16(KernelContext& context, const Products& p, int64_t rows, int64_t m);
+void products_exact_f8(KernelContext& context, const Products& p, int64_t rows, int64_t m);
+void products_exact_i8(KernelContext& context, const Products& p, int64_t rows, int64_t m);
+void products_exact_i4(KernelContext& context, const Products& p, int64_t rows, int64_t m);
+
+void products_native_bf16(KernelContext& context, const NativeProducts& p, int64_t rows, int64_t m);
+void products_native_f8(KernelContext& context, const NativeProducts& p, int64_t rows, int64_t m);
+
+// x of `a` for the native products: [m, cols padded to 128] in bf16, or with `scales` given
+// (float [m, blocks of 128]) e4m3 values as f16.
+void prepare_rows(KernelContext& context, const LinearArgs& a, bool ue8m0, uint16_t* out,
+                  float* scales);
+
+// The products of native precision: F8_E4M3 as linear_fp8, BF16 with x (of bf16 values) and W on
+// tensor cores, others as linear; y rounded to bf16.
+void linears_native_cuda(KernelContext& context, std::span<const LinearArgs> args, bool ue8m0);
+
+// y[m] = W_g x[m] for the rows m = offsets[g] .. offsets[g+1) of group g.
+struct GroupedProductCuda {
+  LinearArgs all;  // every row of x and y; w stands for the shape and type of all weights
+  const Weight* weights = nullptr;   // [groups], on the device
+  const int64_t* offsets = nullptr;  // [groups + 1], on the device
+  int64_t groups = 0;
+  bool native = false;  // as linears_native_cuda
+  bool ue8m0 = false;
+};
+void grouped_product_cuda(KernelContext& context, const GroupedProductCuda& args);
+
+// The one for weights of `dtype`, which every product of p has.
+void products_exact(KernelContext& context, DType dtype, const Products& p, int64_t rows,
+                    int64_t m);
+
+}  // namespace tamis

@@ -1,0 +1,187 @@
+// moe_permute and moe_combine on CUDA.
+//
+// Permute is a stable counting sort by expert in one block, without atomics, then a copy of rows.
+// Each of up to 32 warps owns a run of consecutive pairs and walks it 32 pairs at a time: lanes
+// with the same expert find each other (match_any), a lane's place is the warp's count so far plus
+// the lower lanes of its group. Pass 1 counts [warp, expert]; then counts become starts,
+// expert-major; pass 2 walks again and writes rows. Bound by latency (pairs / 1024 steps, twice),
+// the copy by memory: tokens * num_chosen * width floats read from L2 and written.
+//
+// Combine: one thread a column of a token, four columns with 16-byte accesses; the sum and its
+// roundings are the reference's. Bound by memory.
+#include <algorithm>
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/moe_permute/moe_permute_impl.h"
+
+namespace tamis {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kMaxWarps = 32;
+constexpr unsigned kAll = 0xFFFFFFFFu;
+constexpr int64_t kCountBytes = 96 * 1024;  // the largest table [warps + 1, experts]
+
+struct Sort {
+  const int32_t* ids;  // [pairs]
+  int64_t pairs, experts;
+  int32_t* row_of;   // [pairs]
+  int64_t* offsets;  // [experts + 1]
+};
+
+// Calls use(pair, expert, place among the warp's earlier pairs of that expert) and counts.
+template <typename Use>
+__device__ void walk(const Sort& s, int32_t* count, Use use) {
+  const int64_t warps = blockDim.x / 32, warp = threadIdx.x / 32;
+  const unsigned lane = threadIdx.x % 32;
+  const int64_t run = (s.pairs + warps * 32 - 1) / (warps * 32) * 32;
+  const int64_t begin = warp * run, end = min(begin + run, s.pairs);
+  for (int64_t i = begin + lane; i - lane < end; i += 32) {
+    const bool here = i < end;
+    const int32_t e = here ? s.ids[i] : -1;
+    const unsigned same = __match_any_sync(kAll, e);
+    const unsigned lower = __popc(same & ((1u << lane) - 1));
+    if (here) use(i, count[e] + static_cast<int32_t>(lower));
+    __syncwarp();
+    if (here && lower == 0) count[e] += __popc(same);
+    __syncwarp();
+  }
+}
+
+// count [warps, experts] -> where each warp's pairs of each expert start; offsets.
+__device__ void starts(const Sort& s, int32_t* count, int32_t* total) {
+  const int64_t warps = blockDim.x / 32;
+  for (int64_t e = threadIdx.x; e < s.experts; e += blockDim.x) {
+    int32_t sum = 0;
+    for (int64_t w = 0; w < warps; ++w) sum += count[w * s.experts + e];
+    total[e] = sum;
+  }
+  __syncthreads();
+  if (threadIdx.x < 32) {  // a running sum over the experts, 32 at a time
+    int32_t before = 0;
+    for (int64_t first = 0; first < s.experts; first += 32) {
+      const int64_t e = first + threadIdx.x;
+      const int32_t own = e < s.experts ? total[e] : 0;
+      int32_t sum = own;
+      for (int offset = 1; offset < 32; offset *= 2) {
+        const int32_t other = __shfl_up_sync(kAll, sum, static_cast<unsigned>(offset));
+        if (threadIdx.x >= static_cast<unsigned>(offset)) sum += other;
+      }
+      if (e < s.experts) {
+        total[e] = before + sum - own;
+        s.offsets[e] = before + sum - own;
+      }
+      before += __shfl_sync(kAll, sum, 31);
+    }
+    if (threadIdx.x == 0) s.offsets[s.experts] = before;
+  }
+  __syncthreads();
+  for (int64_t e = threadIdx.x; e < s.experts; e += blockDim.x) {
+    int32_t start = total[e];
+    for (int64_t w = 0; w < warps; ++w) {
+      const int32_t n = count[w * s.experts + e];
+      count[w * s.experts + e] = start;
+      start += n;
+    }
+  }
+  __syncthreads();
+}
+
+__global__ void __launch_bounds__(kMaxWarps * 32) sort_kernel(const Sort s) {
+  extern __shared__ int32_t table[];
+  const int64_t warps = blockDim.x / 32;
+  int32_t* own = table + threadIdx.x / 32 * s.experts;
+  for (int64_t i = threadIdx.x; i < warps * s.experts; i += blockDim.x) table[i] = 0;
+  __syncthreads();
+  walk(s, own, [](int64_t, int32_t) {});
+  __syncthreads();
+  starts(s, table, table + warps * s.experts);
+  walk(s, own, [&](int64_t pair, int32_t row) { s.row_of[pair] = row; });
+}
+
+__global__ void __launch_bounds__(kThreads) copy_kernel(const MoePermuteArgs a) {
+  const int64_t pair = blockIdx.x, t = pair / a.num_chosen;
+  const float* from = a.x + t * a.width;
+  float* to = a.rows + a.row_of[pair] * a.width;
+  if (a.width % 4 == 0 &&
+      (reinterpret_cast<uintptr_t>(from) | reinterpret_cast<uintptr_t>(to)) % sizeof(float4) == 0) {
+    for (int64_t c = threadIdx.x; c < a.width / 4; c += kThreads) {
+      reinterpret_cast<float4*>(to)[c] = reinterpret_cast<const float4*>(from)[c];
+    }
+  } else {
+    for (int64_t c = threadIdx.x; c < a.width; c += kThreads) to[c] = from[c];
+  }
+}
+
+// kWide: whether four columns are taken at once.
+template <bool kWide>
+__global__ void __launch_bounds__(kThreads) combine_kernel(const MoeCombineArgs a) {
+  constexpr int kColumns = kWide ? 4 : 1;
+  const int64_t t = blockIdx.x;
+  const int64_t c = (int64_t{blockIdx.y} * kThreads + threadIdx.x) * kColumns;
+  if (c >= a.width) return;
+  float sum[kColumns] = {}, row[kColumns];
+  const auto load = [&](const float* p) {
+    if constexpr (kWide) {
+      const float4 v = *reinterpret_cast<const float4*>(p);
+      row[0] = v.x, row[1] = v.y, row[2] = v.z, row[3] = v.w;
+    } else {
+      row[0] = *p;
+    }
+  };
+  for (int64_t i = 0; i < a.num_chosen; ++i) {
+    const int64_t pair = t * a.num_chosen + i;
+    const float weight = a.weights[pair];
+    load(a.rows + a.row_of[pair] * a.width + c);
+    for (int k = 0; k < kColumns; ++k) sum[k] += weight * row[k];
+  }
+  if (a.shared != nullptr) {
+    load(a.shared + t * a.width + c);
+    for (int k = 0; k < kColumns; ++k) sum[k] += row[k];
+  }
+  for (int k = 0; k < kColumns; ++k) a.y[t * a.width + c + k] = sum[k];
+}
+
+bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % sizeof(float4) == 0; }
+
+}  // namespace
+
+bool moe_permute_cuda_supports(const MoePermuteArgs& a) {
+  return 2 * a.experts * static_cast<int64_t>(sizeof(int32_t)) <= kCountBytes;
+}
+
+void moe_permute_cuda(KernelContext& context, const MoePermuteArgs& a) {
+  const int64_t pairs = a.tokens * a.num_chosen;
+  const int64_t column = a.experts * static_cast<int64_t>(sizeof(int32_t));
+  int64_t warps = std::clamp<int64_t>((pairs + 31) / 32, 1, kMaxWarps);
+  if (column > 0) warps = std::clamp<int64_t>(kCountBytes / column - 1, 1, warps);
+  const int64_t bytes = (warps + 1) * column;
+  if (bytes > 48 * 1024) {
+    allow_shared(reinterpret_cast<const void*>(sort_kernel), static_cast<int>(bytes),
+                 "moe_permute");
+  }
+  const Sort sort{a.ids, pairs, a.experts, a.row_of, a.offsets};
+  sort_kernel<<<1, static_cast<unsigned>(warps * 32), static_cast<size_t>(bytes),
+                stream_of(context)>>>(sort);
+  check_launch("moe_permute (sort)");
+  if (pairs == 0) return;
+  copy_kernel<<<static_cast<unsigned>(pairs), kThreads, 0, stream_of(context)>>>(a);
+  check_launch("moe_permute (rows)");
+}
+
+void moe_combine_cuda(KernelContext& context, const MoeCombineArgs& a) {
+  if (a.tokens == 0 || a.width == 0) return;
+  const bool wide = a.width % 4 == 0 && aligned(a.rows) && aligned(a.y) &&
+                    (a.shared == nullptr || aligned(a.shared));
+  const int64_t columns = kThreads * (wide ? 4 : 1);
+  const dim3 grid(static_cast<unsigned>(a.tokens),
+                  static_cast<unsigned>((a.width + columns - 1) / columns));
+  if (wide) {
+    combine_kernel<true><<<grid, kThreads, 0, stream_of(context)>>>(a);
+  } else {
+    combine_kernel<false><<<grid, kThreads, 0, stream_of(context)>>>(a);
+  }
+  check_launch("moe_combine");
+}
+
+}  // namespace tamis

@@ -1,0 +1,128 @@
+// per_head_linear on CUDA.
+//
+// Forward: the heads are products of linear (linear_exact.cuh), with its order of sums.
+//
+// Transposed: y[t,h,c] = sum_r W_h[r,c] x[t,h,r]. Rows in chunks of 32, added by fma in order;
+// chunk sums added in order. A block has 128 columns of one head and 8 tokens: warp q takes chunks
+// q, q+4,
+// ..; a lane has four neighbouring columns, so a warp reads whole lines of W. After every four
+// chunks their sums meet in shared memory. Bound by memory for few tokens: W once per 8 tokens.
+#include <algorithm>
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/linear/linear_products.h"
+#include "kernels/linear/products.cuh"
+#include "kernels/per_head_linear/per_head_linear_impl.h"
+
+namespace tamis {
+namespace {
+
+constexpr int kWarps = 4;
+constexpr int kThreads = kWarps * 32;
+constexpr int kColumns = 128;  // of a block, four a lane
+constexpr int kTokens = 8;
+constexpr int64_t kChunk = 32;
+
+static_assert(kColumns == kThreads, "a thread adds the chunk sums of one column");
+
+// The sum of one chunk for four columns and kTokens tokens.
+template <DType T>
+__device__ void chunk_sum(const PerHeadLinearArgs& a, const Weight& w, int64_t r0, int64_t col,
+                          int64_t t0, float (&sum)[kTokens][4]) {
+  const bool fast = piecewise<T>(w);
+  const float* x = a.x + blockIdx.z * a.x_head_stride;
+#pragma unroll 8
+  for (int64_t r = r0; r < min(r0 + kChunk, a.rows); ++r) {
+    const float4 v = weight4<T>(w, fast, r, col);
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+      const float xt = x[min(t0 + t, a.num_tokens - 1) * a.x_token_stride + r];
+      sum[t][0] = fmaf(v.x, xt, sum[t][0]);
+      sum[t][1] = fmaf(v.y, xt, sum[t][1]);
+      sum[t][2] = fmaf(v.z, xt, sum[t][2]);
+      sum[t][3] = fmaf(v.w, xt, sum[t][3]);
+    }
+  }
+}
+
+template <DType T>
+__global__ void __launch_bounds__(kThreads) transposed_kernel(const PerHeadLinearArgs a) {
+  __shared__ float part[kWarps][kTokens][kColumns];
+  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  const int64_t c0 = int64_t{blockIdx.x} * kColumns, col = c0 + threadIdx.x;
+  Weight w = a.w;
+  w.data += (blockIdx.z * a.head_rows + a.row_offset) * w.row_bytes;
+  w.row_offset += blockIdx.z * a.head_rows + a.row_offset;
+  w.rows = a.rows;
+  float* y = a.y + blockIdx.z * a.y_head_stride;
+  for (int64_t t0 = int64_t{blockIdx.y} * kTokens; t0 < a.num_tokens;
+       t0 += int64_t{gridDim.y} * kTokens) {
+    float total[kTokens] = {};
+    for (int64_t r0 = 0; r0 < a.rows; r0 += kWarps * kChunk) {
+      float sum[kTokens][4] = {};
+      chunk_sum<T>(a, w, r0 + warp * kChunk, c0 + lane * 4, t0, sum);
+      __syncthreads();
+      for (int t = 0; t < kTokens; ++t) {
+        *reinterpret_cast<float4*>(&part[warp][t][lane * 4]) =
+            make_float4(sum[t][0], sum[t][1], sum[t][2], sum[t][3]);
+      }
+      __syncthreads();
+      for (int q = 0; q < kWarps; ++q) {
+        for (int t = 0; t < kTokens; ++t) total[t] += part[q][t][threadIdx.x];
+      }
+    }
+    for (int t = 0; t < kTokens; ++t) {
+      if (t0 + t < a.num_tokens && col < w.cols) y[(t0 + t) * a.y_token_stride + col] = total[t];
+    }
+  }
+}
+
+template <DType T>
+void launch_transposed(KernelContext& context, const PerHeadLinearArgs& a) {
+  const dim3 grid(
+      static_cast<unsigned>((a.w.cols + kColumns - 1) / kColumns),
+      static_cast<unsigned>(std::min<int64_t>((a.num_tokens + kTokens - 1) / kTokens, 65535)),
+      static_cast<unsigned>(a.num_heads));
+  transposed_kernel<T><<<grid, kThreads, 0, stream_of(context)>>>(a);
+  check_launch("per_head_linear (transposed)");
+}
+
+void run_transposed(KernelContext& context, const PerHeadLinearArgs& a) {
+  switch (a.w.dtype) {
+    case DType::kF32:
+      return launch_transposed<DType::kF32>(context, a);
+    case DType::kF16:
+      return launch_transposed<DType::kF16>(context, a);
+    case DType::kBF16:
+      return launch_transposed<DType::kBF16>(context, a);
+    case DType::kF8E4M3:
+      return launch_transposed<DType::kF8E4M3>(context, a);
+    case DType::kI8:
+      return launch_transposed<DType::kI8>(context, a);
+    default:
+      return launch_transposed<DType::kI4>(context, a);
+  }
+}
+
+}  // namespace
+
+void per_head_linear_cuda(KernelContext& context, const PerHeadLinearArgs& a) {
+  if (a.num_tokens == 0 || a.num_heads == 0) return;
+  if (a.transposed) {
+    if (a.w.cols > 0) run_transposed(context, a);
+    return;
+  }
+  Products p;
+  p.count = static_cast<int>(a.num_heads);
+  p.heads = true;
+  p.head_rows = a.head_rows;
+  p.rows = a.rows;
+  p.x_head_stride = a.x_head_stride;
+  p.y_head_stride = a.y_head_stride;
+  p.list[0] = {a.x, a.x_token_stride, a.num_tokens, a.w, a.y, a.y_token_stride};
+  p.list[0].w.data += a.row_offset * a.w.row_bytes;
+  p.list[0].w.row_offset += a.row_offset;
+  products_exact(context, a.w.dtype, p, a.rows, a.num_tokens);
+}
+
+}  // namespace tamis

@@ -1,0 +1,32 @@
+#include <cstring>
+
+#include "kernels/cuda/test_device.h"
+#include "kernels/rope/rope.h"
+#include "kernels/test_weight.h"
+
+namespace tamis {
+namespace {
+
+using RopeCuda = CudaTest;
+
+TEST_F(RopeCuda, HasTheReferencesBits) {
+  for (const RopeLayout layout : {RopeLayout::kInterleaved, RopeLayout::kHalfSplit}) {
+    for (const int64_t heads : {1, 2, 64, 128}) {
+      for (const int64_t tokens : {0, 1, 5}) {
+        const int64_t dim = 64, head_stride = 70, token_stride = heads * head_stride + 1;
+        std::vector<float> x = random_floats(tokens * token_stride, 1);
+        const std::vector<float> cos = random_floats(tokens * dim / 2, 2);
+        const std::vector<float> sin = random_floats(tokens * dim / 2, 3);
+        Device<float> dx(context(), x), dc(context(), cos), ds(context(), sin);
+        rope(context(), {dx.data(), token_stride, head_stride, tokens, heads, dim, layout,
+                         dc.data(), ds.data()});
+        rope(reference(), {x.data(), token_stride, head_stride, tokens, heads, dim, layout,
+                           cos.data(), sin.data()});
+        ASSERT_EQ(std::memcmp(dx.read().data(), x.data(), x.size() * sizeof(float)), 0) << heads;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tamis
