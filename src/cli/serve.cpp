@@ -110,7 +110,7 @@ struct Service {
     scorer = std::make_unique<PromptScorer>(*model, *context, options);
     served = std::make_unique<server::ServedModel>(server::ServedModel{
         *model, std::move(*tokenizer), chat_format(f, *model),
-        read_generation_defaults(model->checkpoint(), model->config()), name_of(f),
+        read_generation_defaults(model->checkpoint(), model->config()), name_of(f), options.policy,
         engine->max_context(), static_cast<int64_t>(std::time(nullptr))});
     thread = std::make_unique<server::EngineThread>(*engine, scorer.get(), app.metrics());
     app.serve(*served, *thread);

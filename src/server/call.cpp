@@ -184,6 +184,22 @@ void read_salt(Fields& f, Call& call) {
   call.request.cache_salt = *salt;
 }
 
+void read_engine_fields(Fields& f, const ServedModel& model, Call& call) {
+  call.request.priority = f.integer("priority", -100, 100).value_or(0);
+  const auto name = f.text("attention");
+  const auto topk = f.integer("index_topk", 1, model.max_context);
+  if (!topk && (!name || *name == "auto")) return;
+  SelectionPolicy policy = model.policy;
+  if (name && *name != "auto") {
+    if (*name != "sparse" && *name != "dense" && *name != "window") {
+      f.refuse("attention", "want auto, sparse, dense or window");
+    }
+    policy.kind = attention_from_name(*name);
+  }
+  if (topk) policy.topk = *topk;
+  call.request.attention = policy;
+}
+
 void read_sampling(Fields& f, const ServedModel& model, Call& call) {
   SamplingParams& s = call.request.sampling;
   s = model.defaults.sampling;
@@ -202,6 +218,7 @@ void read_sampling(Fields& f, const ServedModel& model, Call& call) {
   if (auto v = f.integer("seed", INT64_MIN, INT64_MAX)) s.seed = static_cast<uint64_t>(*v);
   read_bias(f, model, s);
   read_salt(f, call);
+  read_engine_fields(f, model, call);
   read_stops(f, model, call);
 }
 

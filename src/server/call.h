@@ -40,6 +40,8 @@ OrderedJson parse_body(std::string_view body);
 void read_model(Fields& f, const ServedModel& model);
 // The request's own salt of the prefix cache; the key's is added to it.
 void read_salt(Fields& f, Call& call);
+// attention, index_topk, priority.
+void read_engine_fields(Fields& f, const ServedModel& model, Call& call);
 // temperature, top_p, ..., seed, stop, stop_token_ids, ignore_eos, logit_bias.
 void read_sampling(Fields& f, const ServedModel& model, Call& call);
 // Every way in which a client may ask for thoughts or none.

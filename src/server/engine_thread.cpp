@@ -165,7 +165,6 @@ void EngineThread::step_engine() {
     fail_all("a forward pass failed");
     return;
   }
-  ++steps_;
   step_seconds_ = std::chrono::duration<double>(Clock::now() - begin).count();
   for (TokenEvent& e : events_) deliver(std::move(e));
   report_progress();
@@ -175,7 +174,7 @@ void EngineThread::deliver(TokenEvent event) {
   const auto it = by_number_.find(event.request);
   if (it == by_number_.end()) return;
   Active& a = *it->second;
-  if (a.tokens == 0) a.cached = std::max(a.cached, engine_.cached_tokens(a.number));
+  a.cached = std::max(a.cached, event.cached_tokens);
   if (event.token.id >= 0) {
     ++a.tokens;
     metrics_.generation_tokens.fetch_add(1);
@@ -188,9 +187,18 @@ void EngineThread::deliver(TokenEvent event) {
   pending_.fetch_sub(1);
 }
 
+// Of prompts that take more than one pass.
 void EngineThread::report_progress() {
   for (auto& [number, a] : by_number_) {
-    if (a->tokens == 0) a->cached = std::max(a->cached, engine_.cached_tokens(number));
+    if (!a->wants_progress || a->tokens > 0) continue;
+    const RequestProgress p = engine_.progress(number);
+    a->cached = p.cached_tokens;
+    if (p.waiting || p.processed_tokens == a->processed) continue;
+    a->processed = p.processed_tokens;
+    EngineEvent event;
+    event.kind = EngineEvent::Kind::kProgress;
+    event.processed = p.processed_tokens;
+    a->send(std::move(event));
   }
 }
 
@@ -252,16 +260,18 @@ void EngineThread::fail_all(const std::string& why) {
 }
 
 void EngineThread::publish() {
+  const EngineStats e = engine_.stats();
   EngineGauges g;
-  const PagedCache& cache = engine_.cache();
-  g.running = static_cast<int64_t>(by_number_.size());
-  g.pages_total = cache.total_pages();
-  g.pages_free = cache.free_pages();
-  g.pages_used = cache.used_pages();
-  g.pages_cached = cache.cached_pages();
-  g.prefix_queries = engine_.prefix_stats().tokens;
-  g.prefix_hits = engine_.prefix_stats().hit_tokens;
-  g.steps = steps_;
+  g.running = e.running;
+  g.waiting = e.waiting + static_cast<int64_t>(to_score_.size());
+  g.pages_total = e.pages_total;
+  g.pages_free = e.pages_free;
+  g.pages_used = e.pages_used;
+  g.pages_cached = e.pages_cached;
+  g.steps = e.steps;
+  g.prefix_queries = e.prefix.tokens;
+  g.prefix_hits = e.prefix.hit_tokens;
+  g.preemptions = e.preemptions;
   g.step_seconds = step_seconds_;
   const std::lock_guard lock(mutex_);
   gauges_ = g;

@@ -106,7 +106,6 @@ class EngineThread {
   std::deque<Active*> to_score_;
   int64_t scoring_ = 0;  // the ticket whose prompt the scorer holds
   std::vector<TokenEvent> events_;
-  int64_t steps_ = 0;
   double step_seconds_ = 0;
   std::thread thread_;
 };

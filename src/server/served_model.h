@@ -18,6 +18,7 @@ struct ServedModel {
   std::optional<ChatFormat> format;  // none: /v1/completions only
   GenerationDefaults defaults;
   std::string name;
+  SelectionPolicy policy = {};  // of requests that name none
   int64_t max_context = 0;
   int64_t created = 0;  // seconds since 1970
 };
