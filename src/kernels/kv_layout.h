@@ -53,6 +53,9 @@ struct TokenMap {
   const int32_t* sequence = nullptr;
   const int32_t* position = nullptr;
   const KvSequence* sequences = nullptr;
+  // No position is this or more. For back ends that cannot read `position` on the host (cuda: sizes
+  // of grids and scratch memory; rounded up it may serve many steps); others ignore it.
+  int64_t max_context = 0;
 };
 
 inline std::byte* latent_row(const KvLayer& kv, const KvSequence& seq, int64_t position) {

@@ -11,6 +11,7 @@
 #include "kernels/indexer_logits/indexer_logits.h"    // equation (1): the index scores
 #include "kernels/indexer_select/indexer_select.h"    // equation (1) and the selection, fused
 #include "kernels/kv_append/kv_append.h"              // into the paged cache
+#include "kernels/kv_gather/kv_gather.h"              // out of the paged cache, as float
 #include "kernels/layer_norm/layer_norm.h"            // the indexer's key norm
 #include "kernels/linear/linear.h"                    // all projections, grouped ones too
 #include "kernels/mla_dense/mla_dense.h"              // attention, expanded form

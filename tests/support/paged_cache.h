@@ -44,6 +44,8 @@ class PagedCache {
 
   const KvLayer& layer() const { return layer_; }
   const KvSequence* sequences() const { return sequences_.data(); }
+  const std::vector<std::byte>& bytes() const { return bytes_; }
+  const std::vector<std::vector<int32_t>>& pages() const { return pages_; }
   int64_t length(int64_t i) const { return lengths_[static_cast<size_t>(i)]; }
 
   // Makes the latent row of a token NaN.
@@ -86,7 +88,10 @@ struct TokenList {
   int64_t size() const { return static_cast<int64_t>(position.size()); }
   // Tokens [begin, end) of the list.
   TokenMap map(const PagedCache& cache, int64_t begin, int64_t end) const {
-    return {end - begin, sequence.data() + begin, position.data() + begin, cache.sequences()};
+    int64_t longest = 0;
+    for (const int32_t p : position) longest = std::max<int64_t>(longest, p + 1);
+    return {end - begin, sequence.data() + begin, position.data() + begin, cache.sequences(),
+            longest};
   }
 };
 

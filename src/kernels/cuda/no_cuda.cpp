@@ -6,14 +6,21 @@
 #include "kernels/embedding/embedding_impl.h"
 #include "kernels/grouped_linear/grouped_linear_impl.h"
 #include "kernels/hadamard/hadamard_impl.h"
+#include "kernels/indexer_logits/indexer_logits_impl.h"
+#include "kernels/indexer_select/indexer_select_impl.h"
+#include "kernels/kv_append/kv_append_impl.h"
+#include "kernels/kv_gather/kv_gather_impl.h"
 #include "kernels/layer_norm/layer_norm_impl.h"
 #include "kernels/linear/linear_impl.h"
+#include "kernels/mla_dense/mla_dense_impl.h"
+#include "kernels/mla_sparse/mla_sparse_impl.h"
 #include "kernels/moe_gate/moe_gate_impl.h"
 #include "kernels/moe_permute/moe_permute_impl.h"
 #include "kernels/per_head_linear/per_head_linear_impl.h"
 #include "kernels/rms_norm/rms_norm_impl.h"
 #include "kernels/rope/rope_impl.h"
 #include "kernels/swiglu/swiglu_impl.h"
+#include "kernels/topk/topk_impl.h"
 
 namespace tamis {
 namespace {
@@ -34,9 +41,17 @@ void grouped_linear_cuda(KernelContext&, const GroupedLinearArgs&) { refuse(); }
 void hadamard_cuda(KernelContext&, const HadamardArgs&) { refuse(); }
 bool hadamard_cuda_supports(const HadamardArgs&) { refuse(); }
 void index_query_cuda(KernelContext&, const IndexQueryArgs&) { refuse(); }
+void indexer_logits_cuda(KernelContext&, const IndexerLogitsArgs&) { refuse(); }
+void indexer_select_cuda(KernelContext&, const IndexerSelectArgs&) { refuse(); }
+void kv_append_cuda(KernelContext&, const KvAppendArgs&) { refuse(); }
+void kv_gather_cuda(KernelContext&, const KvGatherArgs&) { refuse(); }
 void layer_norm_cuda(KernelContext&, const LayerNormArgs&) { refuse(); }
 void linear_fp8_cuda(KernelContext&, const LinearFp8Args&) { refuse(); }
 void linears_cuda(KernelContext&, const std::span<const LinearArgs>&) { refuse(); }
+void mla_dense_cuda(KernelContext&, const MlaDenseArgs&) { refuse(); }
+bool mla_dense_cuda_supports(const MlaDenseArgs&) { return true; }
+void mla_sparse_cuda(KernelContext&, const MlaSparseArgs&) { refuse(); }
+bool mla_sparse_cuda_supports(const MlaSparseArgs&) { return true; }
 void moe_combine_cuda(KernelContext&, const MoeCombineArgs&) { refuse(); }
 void moe_gate_cuda(KernelContext&, const MoeGateArgs&) { refuse(); }
 bool moe_gate_cuda_supports(const MoeGateArgs&) { refuse(); }
@@ -49,5 +64,6 @@ void rope_cuda(KernelContext&, const RopeArgs&) { refuse(); }
 void round_rows_cuda(KernelContext&, const RoundRowsArgs&) { refuse(); }
 void select_window_cuda(KernelContext&, const SelectWindowArgs&) { refuse(); }
 void swiglu_cuda(KernelContext&, const SwigluArgs&) { refuse(); }
+void topk_cuda(KernelContext&, const TopkArgs&) { refuse(); }
 
 }  // namespace tamis

@@ -7,6 +7,7 @@ namespace tamis {
 namespace {
 
 constexpr Implementation<IndexerLogitsArgs> kList[] = {
+    {"cuda", [](const IndexerLogitsArgs&) { return true; }, indexer_logits_cuda},
     {"simd", [](const IndexerLogitsArgs&) { return vectors_available(); }, indexer_logits_simd},
     {"reference", [](const IndexerLogitsArgs&) { return true; }, indexer_logits_reference},
 };

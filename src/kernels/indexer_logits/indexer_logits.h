@@ -20,6 +20,9 @@ struct IndexerArgs {
   int64_t heads = 0;
   KvLayer kv;  // layout.index_dim = dim
   TokenMap tokens;
+  // Every q is a value of e4m3 (the FP8 indexer with one block of 128): tensor cores lose nothing
+  // then. Only the sum over `dim` gets another order.
+  bool q_is_e4m3 = false;
 };
 
 struct IndexerLogitsArgs {

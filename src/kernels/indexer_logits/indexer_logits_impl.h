@@ -23,6 +23,22 @@ void indexer_block_simd(KernelContext& context, int thread, const IndexerArgs& a
 // each: starts[i] .. starts[i+1] is run i; room for num_tokens + 1. Returns their number.
 int64_t indexer_cut_tokens(const IndexerArgs& args, int32_t* starts);
 
+void indexer_logits_cuda(KernelContext& context, const IndexerLogitsArgs& args);
+
+// What indexer_select asks of the scores on CUDA. Token t's go to out + t * stride.
+struct IndexerScores {
+  float* out = nullptr;
+  int64_t stride = 0;
+  int64_t columns = 0;       // positions 0 .. columns-1, an upper bound
+  int64_t skip_visible = 0;  // tokens that see no more positions than this get none
+  bool fill = false;         // -inf from the token's last position to `columns`
+};
+void indexer_scores_cuda(KernelContext& context, const IndexerArgs& args, const IndexerScores& to);
+// The two ways: any shape in float32; heads and dim of the tensor cores.
+void indexer_scores_exact(KernelContext& context, const IndexerArgs& args, const IndexerScores& to);
+bool indexer_scores_mma_supports(const IndexerArgs& args);
+void indexer_scores_mma(KernelContext& context, const IndexerArgs& args, const IndexerScores& to);
+
 void indexer_logits_simd(KernelContext& context, const IndexerLogitsArgs& args);
 
 }  // namespace tamis

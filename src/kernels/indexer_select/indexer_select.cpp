@@ -7,6 +7,7 @@ namespace tamis {
 namespace {
 
 constexpr Implementation<IndexerSelectArgs> kList[] = {
+    {"cuda", [](const IndexerSelectArgs&) { return true; }, indexer_select_cuda},
     {"simd", [](const IndexerSelectArgs&) { return vectors_available(); }, indexer_select_simd},
     {"reference", [](const IndexerSelectArgs&) { return true; }, indexer_select_reference},
 };

@@ -6,6 +6,7 @@
 namespace tamis {
 
 void indexer_select_reference(KernelContext& context, const IndexerSelectArgs& args);
+void indexer_select_cuda(KernelContext& context, const IndexerSelectArgs& args);
 void indexer_select_simd(KernelContext& context, const IndexerSelectArgs& args);
 
 }  // namespace tamis

@@ -1,5 +1,7 @@
 #include "kernels/kv_append/kv_append.h"
 
+#include "kernels/kv_append/kv_append_impl.h"
+
 namespace tamis {
 namespace {
 
@@ -16,6 +18,7 @@ void kv_append_reference(KernelContext& context, const KvAppendArgs& a) {
 }
 
 constexpr Implementation<KvAppendArgs> kList[] = {
+    {"cuda", [](const KvAppendArgs&) { return true; }, kv_append_cuda},
     {"reference", [](const KvAppendArgs&) { return true; }, kv_append_reference},
 };
 

@@ -7,6 +7,8 @@ namespace tamis {
 
 void mla_sparse_reference(KernelContext& context, const MlaSparseArgs& args);
 
+bool mla_sparse_cuda_supports(const MlaSparseArgs& args);
+void mla_sparse_cuda(KernelContext& context, const MlaSparseArgs& args);
 // Not `mass`: it needs the normalised weights of all heads.
 bool mla_sparse_simd_supports(const MlaSparseArgs& args);
 void mla_sparse_simd(KernelContext& context, const MlaSparseArgs& args);

@@ -6,6 +6,7 @@ namespace tamis {
 namespace {
 
 constexpr Implementation<TopkArgs> kList[] = {
+    {"cuda", [](const TopkArgs&) { return true; }, topk_cuda},
     {"simd", [](const TopkArgs&) { return true; }, topk_simd},
     {"reference", [](const TopkArgs&) { return true; }, topk_reference},
 };

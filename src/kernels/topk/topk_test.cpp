@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/topk/test_rows.h"
 #include "kernels/topk/topk_impl.h"
 
 namespace tamis {
@@ -42,61 +43,8 @@ Selection slow(const std::vector<float>& scores, int64_t k) {
   return {indices, clean};
 }
 
-// Distributions that have broken selection elsewhere.
-std::vector<float> scores_of(int kind, int64_t n, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> x(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i) {
-    float& v = x[static_cast<size_t>(i)];
-    switch (kind) {
-      case 0:
-        v = normal(random);
-        break;
-      case 1:
-        v = 0.25f;
-        break;  // all equal
-      case 2:
-        v = std::max(0.0f, normal(random));
-        break;  // the plateau of a ReLU
-      case 3:
-        v = 1.0f + static_cast<float>(random() % 512) * 0x1p-23f;
-        break;  // one narrow range
-      case 4:
-        v = random() % 2 == 0 ? 0.0f : -0.0f;
-        break;
-      case 5:
-        v = static_cast<float>(i);
-        break;
-      case 6:
-        v = static_cast<float>(-i);
-        break;
-      case 7:
-        v = random() % 3 == 0 ? kInf : random() % 2 == 0 ? -kInf : normal(random);
-        break;
-      case 8:
-        v = random() % 5 == 0 ? NAN : normal(random);
-        break;
-      case 9:
-        v = random() % 2 == 0 ? NAN : -kInf;
-        break;
-      case 10:
-        v = std::ldexp(normal(random), static_cast<int>(random() % 200) - 100);
-        break;
-      case 11:
-        v = i % 64 == 0 ? 100.0f + normal(random) : normal(random);
-        break;  // misleads samples
-      default:
-        v = std::bit_cast<float>(static_cast<uint32_t>(random()));
-        break;
-    }
-  }
-  return x;
-}
-constexpr int kKinds = 13;
-
 TEST(Topk, AgreesWithTheReferenceOnEveryDistributionAndEdge) {
-  for (int kind = 0; kind < kKinds; ++kind) {
+  for (int kind = 0; kind < kScoreKinds; ++kind) {
     for (const int64_t k : {1, 7, 8, 64, 300}) {
       for (const int64_t n :
            {int64_t{0}, int64_t{1}, k - 1, k, k + 1, 2 * k + 3, int64_t{1024}, int64_t{2500}}) {

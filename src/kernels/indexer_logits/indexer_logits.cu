@@ -1,0 +1,100 @@
+// indexer_logits on CUDA in float32, for any number of heads, any width and any key format.
+//
+// One block a (token, page of 64 keys). The page is turned to float once in shared memory; thread
+// (group, key) adds heads group, group+4, .. of its key, four dot products at a time, each in the
+// order of the dimensions with fused multiply-adds; the groups' sums are added in order. A score
+// depends on its own (t, s) alone. Bound by FP32 arithmetic; the native path is indexer_mma.cu.
+#include "kernels/cuda/kv_rows.cuh"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/indexer_logits/indexer_logits_impl.h"
+
+namespace tamis {
+namespace {
+
+constexpr int kKeys = static_cast<int>(kPageTokens), kGroups = 4, kThreads = kKeys * kGroups;
+constexpr int kAtOnce = 4;
+
+// Score contributions of `group`'s heads. Written so that a NaN product stays NaN.
+__device__ float group_sum(const IndexerArgs& a, int64_t t, int dim, const float* key, int group) {
+  float sum = 0;
+  for (int64_t h0 = group; h0 < a.heads; h0 += kGroups * kAtOnce) {
+    const float* q[kAtOnce];
+    float dot[kAtOnce] = {};
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      q[j] = a.q + (t * a.heads + min(h0 + j * kGroups, a.heads - 1)) * dim;
+    }
+    for (int d = 0; d < dim; ++d) {
+      const float k = key[d];
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) dot[j] = fmaf(q[j][d], k, dot[j]);
+    }
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const int64_t h = h0 + j * kGroups;
+      if (h < a.heads) sum = fmaf(a.w[t * a.heads + h], dot[j] < 0 ? 0.0f : dot[j], sum);
+    }
+  }
+  return sum;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    indexer_exact_kernel(const IndexerArgs a, const KvRows kv, const IndexerScores to) {
+  extern __shared__ float shared[];  // [kKeys][dim + 1], then [kGroups][kKeys]
+  const int dim = kv.index_dim, row = dim + 1;
+  float* sums = shared + kKeys * row;
+  const int64_t t = blockIdx.x;
+  const int begin = static_cast<int>(blockIdx.y) * kKeys;
+  const int visible = a.tokens.position[t] + 1;
+  if (visible <= to.skip_visible) return;
+  const int key = threadIdx.x % kKeys, group = threadIdx.x / kKeys;
+  float* out = to.out + t * to.stride + begin;
+  if (begin >= visible) {
+    if (to.fill && group == 0 && begin + key < to.columns) out[key] = -INFINITY;
+    return;
+  }
+  const std::byte* page = page_of(kv, a.tokens.sequences[a.tokens.sequence[t]], begin);
+  const int keys = min(kKeys, visible - begin);
+  for (int i = threadIdx.x; i < keys * dim; i += kThreads) {
+    shared[i / dim * row + i % dim] = index_value(kv, page, i / dim, i % dim);
+  }
+  __syncthreads();
+  if (key < keys) {
+    sums[group * kKeys + key] = group_sum(a, t, dim, shared + key * row, group);
+  }
+  __syncthreads();
+  if (group != 0 || begin + key >= to.columns) return;
+  if (key < keys) {
+    float sum = sums[key];
+    for (int g = 1; g < kGroups; ++g) sum += sums[g * kKeys + key];
+    out[key] = sum;
+  } else if (to.fill) {
+    out[key] = -INFINITY;
+  }
+}
+
+}  // namespace
+
+void indexer_scores_exact(KernelContext& context, const IndexerArgs& a, const IndexerScores& to) {
+  const int64_t bytes = (kKeys * (a.kv.layout.index_dim + 1) + kThreads) * int64_t{4};
+  allow_shared(reinterpret_cast<const void*>(indexer_exact_kernel), static_cast<int>(bytes),
+               "indexer_exact");
+  const dim3 grid(static_cast<unsigned>(a.tokens.num_tokens),
+                  static_cast<unsigned>((to.columns + kKeys - 1) / kKeys));
+  indexer_exact_kernel<<<grid, kThreads, static_cast<size_t>(bytes), stream_of(context)>>>(
+      a, kv_rows(a.kv), to);
+  check_launch("indexer_exact");
+}
+
+void indexer_scores_cuda(KernelContext& context, const IndexerArgs& a, const IndexerScores& to) {
+  if (a.tokens.num_tokens == 0 || to.columns == 0) return;
+  indexer_scores_mma_supports(a) ? indexer_scores_mma(context, a, to)
+                                 : indexer_scores_exact(context, a, to);
+}
+
+void indexer_logits_cuda(KernelContext& context, const IndexerLogitsArgs& args) {
+  indexer_scores_cuda(context, args.in,
+                      {args.logits, args.logits_stride, args.logits_stride, 0, true});
+}
+
+}  // namespace tamis

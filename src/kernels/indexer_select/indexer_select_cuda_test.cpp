@@ -1,0 +1,178 @@
+// indexer_logits and indexer_select on CUDA.
+#include <cstring>
+#include <limits>
+
+#include "kernels/cuda/test_cache.h"
+#include "kernels/indexer_select/test_problem.h"
+#include "kernels/topk/topk_impl.h"
+
+namespace tamis {
+using namespace indexer_select_test;
+
+namespace {
+
+constexpr KvFormat kFormats[] = {KvFormat::kF32, KvFormat::kBF16, KvFormat::kFP8};
+constexpr Shape kShapes[] = {{1, 128}, {8, 128}, {2, 16}, {3, 20}, {5, 33}, {9, 128}, {64, 128}};
+
+template <typename T>
+bool same_bits(const T* a, const T* b, int64_t n) {
+  return std::memcmp(a, b, static_cast<size_t>(n) * sizeof(T)) == 0;
+}
+
+// The inputs of a Problem on the device.
+class OnDevice {
+ public:
+  OnDevice(KernelContext& context, const Problem& p, bool native)
+      : context_(context), problem_(p), cache_(context, p.cache()), native_(native) {}
+
+  Scores logits(int64_t begin, int64_t end) const {
+    const Inputs in(*this, begin, end);
+    Scores s;
+    s.stride = 1110;
+    const Device<float> out(context_, (end - begin) * s.stride);
+    indexer_logits(context_, {in.args, out.data(), s.stride});
+    s.logits = out.read();
+    return s;
+  }
+
+  Chosen select(int64_t k, int64_t begin, int64_t end) const {
+    const Inputs in(*this, begin, end);
+    const Device<int32_t> indices(context_, (end - begin) * k);
+    const Device<uint8_t> nan(context_, end - begin);
+    indexer_select(context_, {in.args, k, indices.data(), nan.data()});
+    return {indices.read(), nan.read()};
+  }
+
+ private:
+  struct Inputs {
+    Inputs(const OnDevice& d, int64_t begin, int64_t end)
+        : args(d.problem_.args(begin, end)),
+          tokens(d.context_, args.tokens, d.cache_),
+          q(d.context_, {args.q, args.q + (end - begin) * args.heads * args.kv.layout.index_dim}),
+          w(d.context_, {args.w, args.w + (end - begin) * args.heads}) {
+      args.q = q.data();
+      args.w = w.data();
+      args.kv = d.cache_.layer();
+      args.tokens = tokens.map();
+      args.q_is_e4m3 = d.native_;
+    }
+    IndexerArgs args;
+    DeviceTokens tokens;
+    Device<float> q, w;
+  };
+
+  KernelContext& context_;
+  const Problem& problem_;
+  DeviceCache cache_;
+  bool native_;
+};
+
+class IndexerCuda : public CudaTest {
+ protected:
+  void expect_reference(Problem& problem, bool native) {
+    problem.measure_keys();
+    const Scores want = problem.logits("reference", 0, problem.tokens());
+    const Scores got = OnDevice(context(), problem, native).logits(0, problem.tokens());
+    for (int64_t t = 0; t < problem.tokens(); ++t) {
+      const double tolerance = problem.tolerance(t);
+      for (int64_t s = 0; s < got.stride; ++s) {
+        if (s >= problem.visible(t)) {
+          ASSERT_EQ(got.row(t)[s], -std::numeric_limits<float>::infinity()) << t << " at " << s;
+        } else {
+          ASSERT_NEAR(got.row(t)[s], want.row(t)[s], tolerance) << "token " << t << " at " << s;
+        }
+      }
+    }
+  }
+};
+
+TEST_F(IndexerCuda, AgreesWithTheReference) {
+  for (const Shape& shape : kShapes) {
+    for (const KvFormat format : kFormats) {
+      for (const bool native : {false, true}) {
+        SCOPED_TRACE("heads " + std::to_string(shape.heads) + " dim " + std::to_string(shape.dim) +
+                     " format " + std::to_string(static_cast<int>(format)));
+        Problem problem(shape, format);
+        if (native) problem.round_queries();
+        expect_reference(problem, native);
+      }
+    }
+  }
+}
+
+// A query that picks one dimension shows the key's values as they were decoded, bit for bit.
+TEST_F(IndexerCuda, DecodesKeysAsReadIndexKeyDoes) {
+  for (const KvFormat format : kFormats) {
+    for (const int64_t dim : {33, 128}) {
+      Problem problem({1, dim}, format);
+      const int64_t last = problem.tokens() - 1;
+      std::vector<float> key(static_cast<size_t>(dim));
+      for (int64_t d = 0; d < dim; d += 3) {
+        std::fill_n(problem.q(last), dim, 0.0f);
+        problem.q(last)[d] = 1;
+        problem.w(last)[0] = 1;
+        const Scores got = OnDevice(context(), problem, true).logits(last, last + 1);
+        for (int64_t s = 0; s < problem.visible(last); ++s) {
+          read_index_key(problem.cache().layer(), problem.cache().sequences()[4], s, key.data());
+          ASSERT_EQ(got.row(0)[s], std::max(0.0f, key[static_cast<size_t>(d)])) << d << " at " << s;
+        }
+      }
+    }
+  }
+}
+
+TEST_F(IndexerCuda, BitsDependOnTokenAndPositionAlone) {
+  for (const KvFormat format : kFormats) {
+    for (const Shape& shape : {Shape{8, 128}, Shape{5, 33}, Shape{64, 128}}) {
+      Problem problem(shape, format), moved(shape, format, 99);
+      problem.round_queries();
+      moved.round_queries();
+      const OnDevice device(context(), problem, true), other(context(), moved, true);
+      const Scores whole = device.logits(0, problem.tokens());
+      const int64_t floats = problem.tokens() * whole.stride;
+      EXPECT_TRUE(same_bits(whole.row(0), other.logits(0, problem.tokens()).row(0), floats));
+      for (int64_t t = 0; t < problem.tokens(); ++t) {
+        EXPECT_TRUE(same_bits(whole.row(t), device.logits(t, t + 1).row(0), whole.stride)) << t;
+      }
+      for (int repeat = 0; repeat < 20; ++repeat) {
+        ASSERT_TRUE(same_bits(whole.row(0), device.logits(0, problem.tokens()).row(0), floats));
+      }
+    }
+  }
+}
+
+TEST_F(IndexerCuda, SelectionIsTheTopkOfTheScores) {
+  for (const KvFormat format : kFormats) {
+    for (const Shape& shape : kShapes) {
+      Problem problem(shape, format);
+      problem.round_queries();
+      const OnDevice device(context(), problem, true);
+      const Scores scores = device.logits(0, problem.tokens());
+      for (const int64_t k : {1, 64, 300}) {
+        const Chosen got = device.select(k, 0, problem.tokens());
+        for (int64_t t = 0; t < problem.tokens(); ++t) {
+          std::vector<int32_t> want(static_cast<size_t>(k));
+          topk_row_reference(scores.row(t), problem.visible(t), k, want.data());
+          ASSERT_TRUE(same_bits(got.indices.data() + t * k, want.data(), k))
+              << "heads " << shape.heads << " k " << k << " token " << t;
+          ASSERT_EQ(got.nan[static_cast<size_t>(t)], 0);
+        }
+      }
+    }
+  }
+}
+
+TEST_F(IndexerCuda, NanIsReportedForItsTokenAlone) {
+  for (const bool native : {false, true}) {
+    Problem problem({8, 128}, KvFormat::kFP8);
+    problem.round_queries();
+    problem.q(10)[3 * 128] = NAN;
+    const Chosen got = OnDevice(context(), problem, native).select(64, 0, problem.tokens());
+    for (int64_t t = 0; t < problem.tokens(); ++t) {
+      EXPECT_EQ(got.nan[static_cast<size_t>(t)], t == 10 ? 1 : 0) << t;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tamis
