@@ -96,6 +96,9 @@ int run(const Flags& f) {
   const std::vector<Workload> workloads = wanted(f);
   if (f.list) return list_shapes(workloads, f.json);
   const auto context = f.machine.make_context();
+  if (context->device() != nullptr) {
+    throw UsageError("bench op measures the CPU's operations; scripts/bench-gpu those of cuda");
+  }
   const int threads = context->pool().num_threads();
   const MachinePeak peak = measure_peak(*context);
   BenchPage page;

@@ -20,7 +20,7 @@ void ModelFlags::add_to(CLI::App& app) {
   add_folder(app);
   app.add_option("-t,--threads", threads, "Threads; default one for each core")
       ->check(CLI::Range(1, 1024));
-  app.add_option("--backend", backend, "reference or cpu")->capture_default_str();
+  app.add_option("--backend", backend, "reference, cpu or cuda")->capture_default_str();
   app.add_option("--precision", precision,
                  "exact: float32 on dequantised weights; native: the official FP8 path")
       ->capture_default_str();

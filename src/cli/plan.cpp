@@ -164,6 +164,15 @@ OrderedJson to_json(const Plan& plan, const PlanOptions& o) {
   return out;
 }
 
+// The device's memory and what the weights take of it; nothing on the CPU.
+std::string device_table(const KernelContext& context, const LoadedModel& model) {
+  if (context.device() == nullptr) return "";
+  const DeviceInfo& d = context.device()->info();
+  return fmt::format("Device {}: {} (sm_{}), {} of {} free; weights take {}\n\n", d.ordinal, d.name,
+                     d.sm, mib(d.free_bytes), mib(d.total_bytes),
+                     mib(device_weight_bytes(model.weights())));
+}
+
 int run(const Flags& f) {
   const auto context = f.model.make_context();
   const ProcessMemory before = process_memory();
@@ -180,7 +189,8 @@ int run(const Flags& f) {
     measure(*context, *model, o, measured);
   }
   plan.measured_peak = measured.measured_peak;
-  if (!f.no_probe) {
+  // The probe measures the CPU.
+  if (!f.no_probe && context->device() == nullptr) {
     plan.limits = probe_machine(*context);
     plan.crossover = crossover_depth(*model, o, plan.limits);
   }
@@ -189,7 +199,7 @@ int run(const Flags& f) {
     plan.speeds[i].measured = measured.speeds[i].measured;
   }
   write_stdout(f.json ? to_json(plan, o).dump(2) + "\n"
-                      : memory_table(plan, o) + speed_table(plan));
+                      : device_table(*context, *model) + memory_table(plan, o) + speed_table(plan));
   return 0;
 }
 

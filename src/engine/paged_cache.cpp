@@ -32,17 +32,25 @@ int64_t cache_page_bytes(const ModelConfig& config, const CacheOptions& options)
   return bytes;
 }
 
-PagedCache::PagedCache(const ModelConfig& config, const CacheOptions& options) {
+PagedCache::PagedCache(const ModelConfig& config, const CacheOptions& options,
+                       DeviceContext* device)
+    : device_(device) {
   if (options.index_format == KvFormat::kFP8 && config.index_dim > 128) {
     throw UsageError("cache: an FP8 indexer key holds at most 128 values, index_head_dim is " +
                      std::to_string(config.index_dim));
   }
   page_bytes_ = cache_page_bytes(config, options);
   const auto bytes = static_cast<size_t>(page_bytes_ * options.pages);
-  void* p = ::mmap(nullptr, bytes == 0 ? 1 : bytes, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (p == MAP_FAILED) throw_errno("cache of " + std::to_string(bytes) + " bytes");
-  pool_ = static_cast<std::byte*>(p);
+  if (device != nullptr) {
+    on_device_ = DeviceBuffer(*device, static_cast<int64_t>(bytes), "the cache");
+    device->fill(on_device_.data(), 0, on_device_.bytes());
+    pool_ = on_device_.data();
+  } else {
+    void* p = ::mmap(nullptr, bytes == 0 ? 1 : bytes, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) throw_errno("cache of " + std::to_string(bytes) + " bytes");
+    pool_ = static_cast<std::byte*>(p);
+  }
   int64_t offset = 0;
   for (const KvLayout& l : layouts(config, options)) {
     layers_.push_back({l, pool_ + offset, page_bytes_});
@@ -54,10 +62,30 @@ PagedCache::PagedCache(const ModelConfig& config, const CacheOptions& options) {
 }
 
 PagedCache::~PagedCache() {
-  if (pool_ != nullptr) {
+  if (pool_ != nullptr && device_ == nullptr) {
     const auto bytes = static_cast<size_t>(page_bytes_ * total_pages());
     ::munmap(pool_, bytes == 0 ? 1 : bytes);
   }
+}
+
+void PagedCache::copy_page(int32_t to, int32_t from) {
+  if (device_ != nullptr) return device_->copy(page_data(to), page_data(from), page_bytes_);
+  std::memcpy(page_data(to), page_data(from), static_cast<size_t>(page_bytes_));
+}
+
+PagedCache::HostPages PagedCache::host_pages() const {
+  HostPages h{{}, layers_};
+  if (device_ == nullptr) return h;
+  h.bytes.resize(static_cast<size_t>(on_device_.bytes()));
+  device_->download(h.bytes.data(), pool_, on_device_.bytes());
+  for (KvLayer& l : h.layers) l.base = h.bytes.data() + (l.base - pool_);
+  return h;
+}
+
+void PagedCache::write_back(const HostPages& pages) {
+  if (device_ == nullptr) return;
+  device_->upload(pool_, pages.bytes.data(), on_device_.bytes());
+  device_->synchronize();
 }
 
 bool PagedCache::reserve(CachedSequence& s, int64_t tokens) {
@@ -80,8 +108,7 @@ bool PagedCache::fork(const CachedSequence& from, int64_t length, CachedSequence
   to.length = full * kPageTokens;
   if (length == to.length) return true;
   reserve(to, length - to.length);
-  std::memcpy(page_data(to.pages.back()), page_data(from.pages[static_cast<size_t>(full)]),
-              static_cast<size_t>(page_bytes_));
+  copy_page(to.pages.back(), from.pages[static_cast<size_t>(full)]);
   to.length = length;
   return true;
 }

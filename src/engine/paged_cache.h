@@ -14,6 +14,7 @@
 
 #include "model/config.h"
 #include "model/kv_view.h"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 
@@ -41,12 +42,22 @@ class PagedCache {
   // Address space is reserved at once; the machine gives memory when a page is first written.
   // DeviceError if the space cannot be had; UsageError for formats the model cannot have (an FP8
   // indexer key holds at most 128 values).
-  PagedCache(const ModelConfig& config, const CacheOptions& options);
+  // With a device the pages are there, taken at once.
+  PagedCache(const ModelConfig& config, const CacheOptions& options,
+             DeviceContext* device = nullptr);
   ~PagedCache();
   PagedCache(const PagedCache&) = delete;
   PagedCache& operator=(const PagedCache&) = delete;
 
   KvView view() const { return layers_; }
+  // The pages on the host, for tools that read or write entries there: the cache itself, or a copy
+  // of a device's that write_back() returns.
+  struct HostPages {
+    std::vector<std::byte> bytes;
+    std::vector<KvLayer> layers;
+  };
+  HostPages host_pages() const;
+  void write_back(const HostPages& pages);
   int64_t page_bytes() const { return page_bytes_; }
   // Every page is free, used by a sequence, or cached: kept for later sequences and used by none.
   int64_t total_pages() const { return static_cast<int64_t>(references_.size()); }
@@ -77,6 +88,10 @@ class PagedCache {
  private:
   std::byte* page_data(int32_t page) const { return pool_ + page * page_bytes_; }
 
+  void copy_page(int32_t to, int32_t from);
+
+  DeviceContext* device_ = nullptr;
+  DeviceBuffer on_device_;
   std::byte* pool_ = nullptr;
   int64_t page_bytes_ = 0;
   std::vector<KvLayer> layers_;

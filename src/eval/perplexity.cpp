@@ -34,7 +34,7 @@ class Scorer {
         model_(model),
         options_(options),
         selector_(make_selector(options.policy)),
-        cache_(model.config(), paged(options)) {
+        cache_(model.config(), paged(options), context.device()) {
     result_.by_position = position_ranges(options.context);
   }
 
@@ -92,7 +92,7 @@ class Scorer {
 
   void add_losses(const int32_t* targets, int64_t begin, int64_t count) {
     losses_.resize(static_cast<size_t>(count));
-    cross_entropy(context_,
+    cross_entropy(context_.device() == nullptr ? context_ : host_,
                   {logits_.data(), targets, count, model_.config().vocab_size, losses_.data()});
     size_t range = 0;
     for (int64_t i = 0; i < count; ++i) {
@@ -107,6 +107,7 @@ class Scorer {
   }
 
   KernelContext& context_;
+  KernelContext host_{1};  // the losses of a device's logits, which are on the host
   const LoadedModel& model_;
   const PerplexityOptions& options_;
   std::unique_ptr<Selector> selector_;

@@ -29,11 +29,10 @@ double median(std::vector<double> v) {
   return v[v.size() / 2];
 }
 
-void fill_random(const PagedCache& cache, const CachedSequence& s, int64_t tokens, bool ue8m0,
-                 uint64_t seed) {
+void fill_random(KvView view, const CachedSequence& s, int64_t tokens, bool ue8m0, uint64_t seed) {
   const KvSequence seq{s.pages.data()};
   std::vector<float> row(1 << 14);
-  for (const KvLayer& kv : cache.view()) {
+  for (const KvLayer& kv : view) {
     const KvLayout& l = kv.layout;
     for (int64_t p = 0; p < tokens; ++p) {
       for (int64_t i = 0; i < l.kv_lora + l.rope; ++i) {
@@ -55,7 +54,7 @@ class Bench {
       : context_(context),
         model_(model),
         selector_(make_selector(options.policy)),
-        cache_(model.config(), paged(options, max_tokens)),
+        cache_(model.config(), paged(options, max_tokens), context.device()),
         sequences_(static_cast<size_t>(options.batch)),
         seed_(options.seed) {
     for (CachedSequence& s : sequences_) {
@@ -69,9 +68,11 @@ class Bench {
 
   void fill(int64_t depth) {
     uint64_t seed = seed_;
+    const PagedCache::HostPages pages = cache_.host_pages();
     for (const CachedSequence& s : sequences_) {
-      fill_random(cache_, s, depth, model_.config().ue8m0_scales, ++seed);
+      fill_random(pages.layers, s, depth, model_.config().ue8m0_scales, ++seed);
     }
+    cache_.write_back(pages);
   }
 
   // One forward pass of `tokens` random ids for each sequence; logits of the last of each.

@@ -106,8 +106,10 @@ class Tracer {
         model_(model),
         options_(options),
         selector_(make_selector(policy())),
-        cache_(model.config(), {pages_for(tokens + options.greedy + 1), options.latent_format,
-                                options.index_format, options.mtp}) {}
+        cache_(model.config(),
+               {pages_for(tokens + options.greedy + 1), options.latent_format, options.index_format,
+                options.mtp},
+               context.device()) {}
 
   // Logits of every token, row by row.
   std::vector<float> run(const std::vector<int32_t>& ids, Observer* observer, bool prefill) {
@@ -132,7 +134,8 @@ class Tracer {
 
   // Moves every page's entries up by one slot, the last token's place holding a copy.
   void shift() {
-    for (const KvLayer& kv : cache_.view()) {
+    const PagedCache::HostPages pages = cache_.host_pages();
+    for (const KvLayer& kv : pages.layers) {
       const KvSequence seq{sequence_.pages.data()};
       const int64_t width = kv.layout.kv_lora + kv.layout.rope;
       std::vector<float> row(static_cast<size_t>(width)),
@@ -145,10 +148,11 @@ class Tracer {
         write_index_key(kv, seq, s, key.data(), model_.config().ue8m0_scales);
       }
     }
+    cache_.write_back(pages);
   }
 
+  PagedCache::HostPages pages() const { return cache_.host_pages(); }
   const KvSequence sequence() const { return {sequence_.pages.data()}; }
-  KvView view() const { return cache_.view(); }
 
  private:
   const Selector& selector() const {
@@ -222,8 +226,9 @@ void record_prefill(Tracer& tracer, const std::vector<int32_t>& ids, const Trace
 void record_cache(const Tracer& tracer, const LoadedModel& model, int64_t n, Trace& trace) {
   const ModelConfig& c = model.config();
   const KvSequence seq = tracer.sequence();
+  const PagedCache::HostPages pages = tracer.pages();
   for (int64_t l = 0; l < c.num_layers(); ++l) {
-    const KvLayer& kv = tracer.view()[static_cast<size_t>(l)];
+    const KvLayer& kv = pages.layers[static_cast<size_t>(l)];
     const std::string prefix = "kv_cache." + std::to_string(l) + ".";
     std::vector<float> row(static_cast<size_t>(c.kv_lora + c.rope)), k_pe;
     for (int64_t s = 0; s < n; ++s) {

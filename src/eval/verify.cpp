@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "eval/throughput.h"
 #include "kernels/indexer_select/indexer_select.h"
+#include "kernels/memory.h"
 
 namespace tamis {
 namespace {
@@ -27,13 +28,17 @@ class ForcedSelector final : public Selector {
   void select(KernelContext& context, const SelectorInput& in, int32_t* indices,
               uint8_t* has_nan) const override {
     indexer_select(context, {in.indexer, topk_, indices, has_nan});
+    std::vector<int32_t> rows(static_cast<size_t>(in.tokens.num_tokens * topk_));
+    const auto bytes = static_cast<int64_t>(rows.size() * sizeof(int32_t));
+    get(context, rows.data(), indices, bytes);
     std::vector<int32_t>& chosen = chosen_[in.layer];
     for (int64_t t = 0; t < in.tokens.num_tokens; ++t) {
-      int32_t* row = indices + t * topk_;
+      int32_t* row = rows.data() + t * topk_;
       const int64_t position = in.tokens.position[t];
       if (position < prompt_) chosen.insert(chosen.end(), row, row + topk_);
       force(in.layer, position, row);
     }
+    put(context, indices, rows.data(), bytes);
   }
 
   const Selections& chosen() const { return chosen_; }

@@ -162,7 +162,7 @@ class Comparer {
 
   // How far the choice of experts of one row is from another one, in biased scores.
   double expert_margin(int64_t l, const float* scores) const {
-    const std::vector<float>& bias = weights_.layers[static_cast<size_t>(l)].moe.bias;
+    const std::vector<float>& bias = weights_.layers[static_cast<size_t>(l)].moe.bias.values;
     std::vector<double> b;
     for (int64_t e = 0; e < config_.num_experts; ++e) {
       const auto i = static_cast<size_t>(e);

@@ -1,32 +1,16 @@
 #include <algorithm>
-#include <cmath>
 
 #include "model/layer_context.h"
 
 namespace tamis {
-namespace {
-
-void mark_failed(LayerContext& c, int64_t token, int64_t layer) {
-  int32_t& failed = c.batch.failed_layer[c.batch.tokens.sequence[token]];
-  if (failed < 0) failed = static_cast<int32_t>(layer);
-}
-
-}  // namespace
-
 void check_finite(LayerContext& c, const float* x, int64_t width, int64_t layer) {
-  for (int64_t t = 0; t < c.tokens(); ++t) {
-    // 0 * x is 0 for every finite x, NaN for the rest.
-    float sum = 0;
-    for (int64_t i = 0; i < width; ++i) sum += 0.0F * x[t * width + i];
-    if (sum != 0.0F) mark_failed(c, t, layer);
-  }
+  check_finite(c.kernels, {x, c.tokens(), width, nullptr, c.staged.tokens.sequence,
+                           static_cast<int32_t>(layer), c.staged.failed});
 }
 
 void check_scores(LayerContext& c, int64_t layer) {
-  const uint8_t* has_nan = c.act.has_nan.data();
-  for (int64_t t = 0; t < c.tokens(); ++t) {
-    if (has_nan[t] != 0) mark_failed(c, t, layer);
-  }
+  check_flags(c.kernels, {c.act.has_nan.data(), c.tokens(), c.staged.tokens.sequence,
+                          static_cast<int32_t>(layer), c.staged.failed});
 }
 
 float* part_of(LayerContext& c, int64_t rows, int64_t width, float* y) {
@@ -50,7 +34,7 @@ void gather_columns(LayerContext& c, const float* part, int64_t rows, int64_t wi
 void block_forward(LayerContext& c, const LayerWeights& w, const LayerConfig& kind, int64_t layer) {
   const int64_t d = c.config.hidden_size, n = c.tokens();
   float *x = c.act.x.data(), *delta = c.act.delta.data(), *normed = c.act.normed.data();
-  const auto norm = [&](const std::vector<float>& weight) {
+  const auto norm = [&](const Parameters& weight) {
     rms_norm(c.kernels,
              {x, d, delta, weight.data(), n, d, c.config.norm_eps, normed, d, c.numerics.native()});
   };

@@ -7,7 +7,6 @@
 #include <cmath>
 
 #include "model/layer_context.h"
-#include "tensor/convert.h"
 
 namespace tamis {
 namespace {
@@ -31,19 +30,8 @@ void rotate(LayerContext& c, float* x, int64_t heads) {
   const int64_t dim = c.config.index_dim, n = c.tokens();
   rope(c.kernels, {x, heads * dim, dim, n, heads, c.config.rope, layout_of(c), c.act.cos.data(),
                    c.act.sin.data()});
-  c.numerics.round(x, n, heads * dim, heads * dim);
+  c.round(x, n, heads * dim, heads * dim);
   if (uses_hadamard(c)) hadamard(c.kernels, {x, n * heads, dim, c.numerics.native()});
-}
-
-// The FP8 indexer's query: quantised per head; its scale moves into the head's weight.
-void quantise_query(float* q, int64_t dim, bool ue8m0, float* weight) {
-  uint8_t bytes[8192];
-  float scale[64];
-  act_quant_row(q, dim, ue8m0, bytes, scale);
-  for (int64_t d = 0; d < dim; ++d) {
-    q[d] = e4m3_to_float(bytes[d]) * (scale[d / kFp8Block] / scale[0]);
-  }
-  *weight *= scale[0];
 }
 
 }  // namespace
@@ -61,11 +49,11 @@ void indexer_keys(LayerContext& c, const IndexerWeights& w) {
   float* k = c.act.index_k.data();
   layer_norm(c.kernels,
              {k, dim, w.k_norm_w.data(), w.k_norm_b.data(), n, dim, kKeyNormEps, k, dim});
-  c.numerics.round(k, n, dim, dim);
+  c.round(k, n, dim, dim);
   if (uses_hadamard(c) && c.options.no_hadamard) {
     rope(c.kernels,
          {k, dim, dim, n, 1, c.config.rope, layout_of(c), c.act.cos.data(), c.act.sin.data()});
-    return c.numerics.round(k, n, dim, dim);
+    return c.round(k, n, dim, dim);
   }
   rotate(c, k, 1);
 }
@@ -76,12 +64,8 @@ void indexer_queries(LayerContext& c) {
   rotate(c, q, heads);
   const float head_scale = 1.0F / std::sqrt(static_cast<float>(heads));
   const float dim_scale = 1.0F / std::sqrt(static_cast<float>(dim));
-  for (int64_t i = 0; i < n * heads; ++i) w[i] *= head_scale;
-  c.numerics.round(w, n, heads, heads);
-  for (int64_t i = 0; i < n * heads; ++i) {
-    if (c.numerics.native()) quantise_query(q + i * dim, dim, c.numerics.ue8m0, w + i);
-    w[i] *= dim_scale;
-  }
+  index_query(c.kernels,
+              {q, w, n * heads, dim, head_scale, dim_scale, c.numerics.native(), c.numerics.ue8m0});
 }
 
 bool select_positions(LayerContext& c, const LayerConfig& kind, int64_t layer,
@@ -93,13 +77,13 @@ bool select_positions(LayerContext& c, const LayerConfig& kind, int64_t layer,
   in.tokens = c.batch.tokens;
   in.attention = attention;
   in.indexer = {c.act.index_q.data(), c.act.index_w.data(), m.index_heads,
-                c.batch.kv[static_cast<size_t>(layer)], c.batch.tokens};
+                c.batch.kv[static_cast<size_t>(layer)], c.staged.tokens};
   const bool own = kind.indexer == IndexerKind::kOwn;
   if (own && c.observer != nullptr && c.observer->wants_index_scores()) {
     const int64_t stride = *std::max_element(in.tokens.position, in.tokens.position + n) + 1;
     float* scores = c.act.index_scores.get(n * stride);
     indexer_logits(c.kernels, {in.indexer, scores, stride});
-    c.observer->floats("index_scores", layer, scores, n, stride);
+    c.observe("index_scores", layer, scores, n, stride);
   }
   if (c.selector.selects_all()) return false;
   if (kind.indexer == IndexerKind::kNone && c.selector.uses_indexer()) return false;
@@ -109,11 +93,11 @@ bool select_positions(LayerContext& c, const LayerConfig& kind, int64_t layer,
   // not learn choose anew in every layer.
   if (own || !c.selector.uses_indexer()) {
     uint8_t* has_nan = c.act.has_nan.get(n);
-    std::fill_n(has_nan, n, uint8_t{0});
+    zero(c.kernels, has_nan, n);
     c.selector.select(c.kernels, in, topk, has_nan);
     check_scores(c, layer);
   }
-  if (c.observer != nullptr) c.observer->ints("topk", layer, topk, n, k);
+  c.observe("topk", layer, topk, n, k);
   return true;
 }
 

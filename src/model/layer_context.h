@@ -1,7 +1,9 @@
 // What the parts of a layer share during one forward pass. Internal to model/.
 #pragma once
 
+#include "kernels/memory.h"
 #include "kernels/ops.h"
+#include "model/staging.h"
 #include "model/transformer.h"
 
 namespace tamis {
@@ -12,7 +14,8 @@ struct LayerContext {
   const ModelOptions& options;
   const Numerics& numerics;
   Group& group;
-  const Batch& batch;
+  const Batch& batch;  // the caller's, on the host
+  const StagedBatch& staged;
   const Selector& selector;
   Activations& act;
   Observer* observer;
@@ -21,7 +24,26 @@ struct LayerContext {
   int64_t local_heads() const { return config.num_heads / group.size(); }
   void observe(std::string_view name, int64_t layer, const float* data, int64_t rows,
                int64_t cols) const {
-    if (observer != nullptr) observer->floats(name, layer, data, rows, cols);
+    if (observer != nullptr) observer->floats(name, layer, shown(data, rows * cols), rows, cols);
+  }
+  void observe(std::string_view name, int64_t layer, const int32_t* data, int64_t rows,
+               int64_t cols) const {
+    if (observer != nullptr) observer->ints(name, layer, shown(data, rows * cols), rows, cols);
+  }
+  // x [rows, width], rows `stride` apart, to bf16 when native.
+  void round(float* x, int64_t rows, int64_t width, int64_t stride) const {
+    if (numerics.native()) round_rows(kernels, {x, rows, width, stride});
+  }
+
+ private:
+  // The values on the host.
+  template <typename T>
+  const T* shown(const T* data, int64_t count) const {
+    if (act.device == nullptr) return data;
+    const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
+    act.shown.resize(static_cast<size_t>(bytes));
+    get(kernels, act.shown.data(), data, bytes);
+    return reinterpret_cast<const T*>(act.shown.data());
   }
 };
 

@@ -63,9 +63,9 @@ void rotate(LayerContext& c) {
   k.heads = 1;
   rope(c.kernels, k);
   for (int64_t h = 0; h < heads; ++h) {
-    c.numerics.round(q.x + h * m.qk_head(), n, m.rope, q.token_stride);
+    c.round(q.x + h * m.qk_head(), n, m.rope, q.token_stride);
   }
-  c.numerics.round(k.x, n, m.rope, width);
+  c.round(k.x, n, m.rope, width);
 }
 
 void append(LayerContext& c, const AttentionWeights& w, int64_t layer) {
@@ -78,7 +78,7 @@ void append(LayerContext& c, const AttentionWeights& w, int64_t layer) {
   a.index_key = w.indexer ? c.act.index_k.data() : nullptr;
   a.ue8m0_scale = c.numerics.ue8m0;
   a.kv = c.batch.kv[static_cast<size_t>(layer)];
-  a.tokens = c.batch.tokens;
+  a.tokens = c.staged.tokens;
   kv_append(c.kernels, a);
 }
 
@@ -100,7 +100,7 @@ MlaSparseArgs absorb_queries(LayerContext& c, const AttentionWeights& w, int64_t
   up.y_token_stride = heads * m.kv_lora;
   up.y_head_stride = m.kv_lora;
   per_head_linear(c.kernels, up);
-  c.numerics.round(up.y, n, heads * m.kv_lora, heads * m.kv_lora);
+  c.round(up.y, n, heads * m.kv_lora, heads * m.kv_lora);
 
   MlaSparseArgs a;
   a.q_latent = up.y;
@@ -109,7 +109,7 @@ MlaSparseArgs absorb_queries(LayerContext& c, const AttentionWeights& w, int64_t
   a.q_pe_head_stride = m.qk_head();
   a.heads = heads;
   a.kv = c.batch.kv[static_cast<size_t>(layer)];
-  a.tokens = c.batch.tokens;
+  a.tokens = c.staged.tokens;
   a.softmax_scale = m.softmax_scale();
   a.round_bf16 = c.numerics.native();
   return a;
@@ -117,7 +117,7 @@ MlaSparseArgs absorb_queries(LayerContext& c, const AttentionWeights& w, int64_t
 
 // The tokens [first, first + count) of a token map.
 TokenMap slice(const TokenMap& map, int64_t first, int64_t count) {
-  return {count, map.sequence + first, map.position + first, map.sequences};
+  return {count, map.sequence + first, map.position + first, map.sequences, map.max_context};
 }
 
 // o = W_UV (sum of P c_kv), for the tokens of one sequence.
@@ -131,7 +131,7 @@ void attend_absorbed(LayerContext& c, const AttentionWeights& w, MlaSparseArgs a
   if (a.indices != nullptr) a.indices += first * a.k;
   a.out = c.act.o_latent.data() + first * heads * m.kv_lora;
   mla_sparse(c.kernels, a);
-  c.numerics.round(a.out, s.num_tokens, heads * m.kv_lora, heads * m.kv_lora);
+  c.round(a.out, s.num_tokens, heads * m.kv_lora, heads * m.kv_lora);
 
   PerHeadLinearArgs v;
   v.x = a.out;
@@ -155,13 +155,9 @@ void attend_expanded(LayerContext& c, const AttentionWeights& w, const MlaSparse
   const ModelConfig& m = c.config;
   const int64_t heads = c.local_heads(), first = s.first_token, width = m.kv_lora + m.rope;
   const int64_t total = c.batch.tokens.position[first + s.num_tokens - 1] + 1;
-  const KvSequence& seq = c.batch.tokens.sequences[c.batch.tokens.sequence[first]];
   float* latent = c.act.k_expanded.get(total * width);
   float* k_pe = c.act.k_pe_expanded.get(total * m.rope);
-  c.kernels.pool().run(total, [&](int64_t p, int) {
-    read_latent(a.kv, seq, p, latent + p * width);
-    std::copy_n(latent + p * width + m.kv_lora, m.rope, k_pe + p * m.rope);
-  });
+  kv_gather(c.kernels, {a.kv, slice(c.staged.tokens, first, s.num_tokens), total, latent, k_pe});
   LinearArgs expand = product(latent, total, w.kv_b, c.act.kv_expanded.get(total * w.kv_b.rows));
   expand.x_stride = width;
   c.numerics.project(c.kernels, {&expand, 1});
@@ -173,7 +169,7 @@ void attend_expanded(LayerContext& c, const AttentionWeights& w, const MlaSparse
   d.nope = m.nope;
   d.rope = m.rope;
   d.v_dim = m.v_head;
-  d.position = c.batch.tokens.position + first;
+  d.position = c.staged.tokens.position + first;
   d.kv = expand.y;
   d.k_pe = k_pe;
   d.indices = a.indices == nullptr ? nullptr : a.indices + first * a.k;
@@ -199,7 +195,7 @@ void attend(LayerContext& c, const AttentionWeights& w, const MlaSparseArgs& a) 
 void project_out(LayerContext& c, const AttentionWeights& w) {
   const ModelConfig& m = c.config;
   const int64_t n = c.tokens(), width = m.num_heads * m.v_head;
-  c.numerics.round(c.act.o.data(), n, width / c.group.size(), width / c.group.size());
+  c.round(c.act.o.data(), n, width / c.group.size(), width / c.group.size());
   float* o = c.act.o.data();
   if (c.group.size() > 1) {
     float* all = c.act.o_all.get(n * width);

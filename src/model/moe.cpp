@@ -16,7 +16,7 @@ void push_gate_up(std::vector<LinearArgs>& args, const MlpWeights& w, const floa
 
 void activate(LayerContext& c, float* gate, const float* up, int64_t rows, int64_t width) {
   swiglu(c.kernels, {gate, up, rows, width, gate});
-  c.numerics.round(gate, rows, width, width);
+  c.round(gate, rows, width, width);
 }
 
 // The hidden state of an MLP whose rows are spread over the ranks, whole on every rank.
@@ -49,10 +49,9 @@ void route(LayerContext& c, const MoeWeights& w, int64_t layer) {
   g.ids = c.act.expert_ids.get(n * m.experts_per_token);
   g.weights = c.act.expert_weights.get(n * m.experts_per_token);
   moe_gate(c.kernels, g);
-  if (c.observer == nullptr) return;
-  c.observer->floats("router.logits", layer, logits, n, m.num_experts);
-  c.observer->ints("router.ids", layer, g.ids, n, m.experts_per_token);
-  c.observer->floats("router.weights", layer, g.weights, n, m.experts_per_token);
+  c.observe("router.logits", layer, logits, n, m.num_experts);
+  c.observe("router.ids", layer, g.ids, n, m.experts_per_token);
+  c.observe("router.weights", layer, g.weights, n, m.experts_per_token);
 }
 
 void permute(LayerContext& c) {
@@ -77,35 +76,43 @@ struct RowRange {
 };
 
 RowRange own_rows(LayerContext& c, const MoeWeights& w) {
+  if (c.group.size() == 1) return {0, c.tokens() * c.config.experts_per_token};
   const int64_t* offsets = c.act.expert_offsets.data();
   return {offsets[w.first_expert],
           offsets[w.first_expert + static_cast<int64_t>(w.experts.size())]};
 }
 
-void expert_hidden(LayerContext& c, const MoeWeights& w, std::vector<LinearArgs>& args) {
-  const ModelConfig& m = c.config;
-  const int64_t pairs = c.tokens() * m.experts_per_token, width = m.moe_intermediate;
-  const int64_t* offsets = c.act.expert_offsets.data() + w.first_expert;
-  float *gate = c.act.gate.get(pairs * width), *up = c.act.up.get(pairs * width);
-  for (size_t e = 0; e < w.experts.size(); ++e) {
-    const int64_t first = offsets[e], rows = offsets[e + 1] - first;
-    if (rows == 0) continue;
-    push_gate_up(args, w.experts[e], c.act.expert_rows.data() + first * m.hidden_size, rows,
-                 gate + first * width, up + first * width);
-  }
+// Products over the rows of this rank's experts, and others in the same parallel loop.
+void run_experts(LayerContext& c, const MoeWeights& w, std::span<const GroupedProduct> products,
+                 std::span<const LinearArgs> beside) {
+  GroupedLinearArgs g;
+  g.products = products;
+  g.offsets = c.act.expert_offsets.data() + w.first_expert;
+  g.groups = static_cast<int64_t>(w.experts.size());
+  g.rows = c.tokens() * c.config.experts_per_token;
+  g.beside = beside;
+  g.native = c.numerics.native();
+  g.ue8m0 = c.numerics.ue8m0;
+  g.work = &c.act.linears;
+  grouped_linear(c.kernels, g);
 }
 
-void expert_down(LayerContext& c, const MoeWeights& w, std::vector<LinearArgs>& args) {
-  const ModelConfig& m = c.config;
-  const int64_t pairs = c.tokens() * m.experts_per_token, d = m.hidden_size;
-  const int64_t* offsets = c.act.expert_offsets.data() + w.first_expert;
-  float* down = c.act.down.get(pairs * d);
-  for (size_t e = 0; e < w.experts.size(); ++e) {
-    const int64_t first = offsets[e], rows = offsets[e + 1] - first;
-    if (rows == 0) continue;
-    args.push_back({c.act.gate.data() + first * m.moe_intermediate, m.moe_intermediate, rows,
-                    w.experts[e].down, down + first * d, d});
+GroupedProduct grouped(const float* x, const ExpertTable& w, float* y) {
+  return {x, w.weights[0].cols, w.weights, w.on_device, y, w.weights[0].rows};
+}
+
+// gate and up of routed and shared experts.
+void expert_hidden(LayerContext& c, const MoeWeights& w, float* shared_gate, float* shared_up) {
+  const int64_t values = c.tokens() * c.config.experts_per_token * c.config.moe_intermediate;
+  const float* x = c.act.expert_rows.data();
+  const GroupedProduct products[] = {grouped(x, w.gates, c.act.gate.get(values)),
+                                     grouped(x, w.ups, c.act.up.get(values))};
+  std::vector<LinearArgs>& beside = c.act.beside;
+  beside.clear();
+  if (w.shared) {
+    push_gate_up(beside, *w.shared, c.act.normed.data(), c.tokens(), shared_gate, shared_up);
   }
+  run_experts(c, w, products, beside);
 }
 
 // Each row of `down` was computed by one rank; adding zeros elsewhere shares it exactly. Negative
@@ -140,38 +147,34 @@ void moe_forward(LayerContext& c, const MoeWeights& w, int64_t layer) {
   const int64_t n = c.tokens(), d = m.hidden_size, pairs = n * m.experts_per_token;
   route(c, w, layer);
   permute(c);
-  // Routed and shared experts side by side in the same two parallel loops.
-  std::vector<LinearArgs>& args = c.act.linears;
-  args.clear();
-  expert_hidden(c, w, args);
   const int64_t shared_own = w.shared ? w.shared->gate.rows : 0;
   float* shared_gate = c.act.shared_gate.get(n * shared_own);
   float* shared_up = c.act.shared_up.get(n * shared_own);
-  if (w.shared) push_gate_up(args, *w.shared, c.act.normed.data(), n, shared_gate, shared_up);
-  c.numerics.project(c.kernels, args);
+  expert_hidden(c, w, shared_gate, shared_up);
 
   const RowRange own = own_rows(c, w);
   const int64_t first = own.first * m.moe_intermediate;
   activate(c, c.act.gate.data() + first, c.act.up.data() + first, own.last - own.first,
            m.moe_intermediate);
-  args.clear();
-  expert_down(c, w, args);
+  std::vector<LinearArgs>& beside = c.act.beside;
+  beside.clear();
   float* shared = nullptr;
   if (w.shared) {
     activate(c, shared_gate, shared_up, n, shared_own);
     const int64_t width = shared_own * c.group.size();
     const float* hidden = gather_hidden(c, shared_gate, n, width);
     shared = c.act.shared_down.get(n * d);
-    args.push_back(
+    beside.push_back(
         {hidden, width, n, w.shared->down, part_of(c, n, d, shared), w.shared->down.rows});
   }
-  c.numerics.project(c.kernels, args);
-  if (w.shared) gather_columns(c, args.back().y, n, d, shared);
+  const GroupedProduct down = grouped(c.act.gate.data(), w.downs, c.act.down.get(pairs * d));
+  run_experts(c, w, {&down, 1}, beside);
+  if (w.shared) gather_columns(c, beside.back().y, n, d, shared);
   share_rows(c, own, pairs);
   moe_combine(c.kernels,
               {c.act.down.data(), c.act.expert_row_of.data(), c.act.expert_weights.data(), n,
                m.experts_per_token, d, shared, c.act.delta.data()});
-  c.numerics.round(c.act.delta.data(), n, d, d);
+  c.round(c.act.delta.data(), n, d, d);
 }
 
 }  // namespace tamis

@@ -24,8 +24,6 @@ struct Numerics {
 
   // Projections: exact products, or FP8 / bf16 ones rounded to bf16.
   void project(KernelContext& context, std::span<const LinearArgs> args) const;
-  // Rounds x [rows, width] (rows `stride` apart) to bf16 when native.
-  void round(float* x, int64_t rows, int64_t width, int64_t stride) const;
 };
 
 }  // namespace tamis

@@ -6,8 +6,11 @@
 #include <vector>
 
 #include "base/error.h"
+#include "kernels/elementwise/elementwise.h"
 #include "kernels/indexer_select/indexer_select.h"
+#include "kernels/memory.h"
 #include "kernels/topk/topk.h"
+#include "model/activations.h"
 
 namespace tamis {
 namespace {
@@ -51,11 +54,10 @@ class WindowSelector final : public Selector {
  public:
   explicit WindowSelector(int64_t k) : k_(k) {}
   int64_t topk() const override { return k_; }
-  void select(KernelContext&, const SelectorInput& in, int32_t* indices, uint8_t*) const override {
-    for (int64_t t = 0; t < in.tokens.num_tokens; ++t) {
-      const int64_t end = in.tokens.position[t] + 1;
-      fill_range(indices + t * k_, k_, std::max<int64_t>(end - k_, 0), end);
-    }
+  void select(KernelContext& context, const SelectorInput& in, int32_t* indices,
+              uint8_t*) const override {
+    const TokenMap& t = in.attention.tokens;
+    select_window(context, {t.position, t.num_tokens, k_, indices});
   }
 
  private:
@@ -74,10 +76,13 @@ class RandomSelector final : public Selector {
  public:
   RandomSelector(int64_t k, uint64_t seed) : k_(k), seed_(seed) {}
   int64_t topk() const override { return k_; }
-  void select(KernelContext&, const SelectorInput& in, int32_t* indices, uint8_t*) const override {
+  void select(KernelContext& context, const SelectorInput& in, int32_t* indices,
+              uint8_t*) const override {
+    std::vector<int32_t> rows(static_cast<size_t>(in.tokens.num_tokens * k_));
     for (int64_t t = 0; t < in.tokens.num_tokens; ++t) {
-      row(in.layer, in.tokens.position[t], indices + t * k_);
+      row(in.layer, in.tokens.position[t], rows.data() + t * k_);
     }
+    put(context, indices, rows.data(), static_cast<int64_t>(rows.size() * sizeof(int32_t)));
   }
 
  private:
@@ -112,18 +117,20 @@ class OracleSelector final : public Selector {
     const int64_t n = in.tokens.num_tokens;
     const int64_t stride =
         *std::max_element(in.tokens.position, in.tokens.position + n) + int64_t{1};
-    std::vector<float> mass(static_cast<size_t>(n * stride));
-    std::vector<float> out(
-        static_cast<size_t>(n * in.attention.heads * in.attention.kv.layout.kv_lora));
-    std::vector<int32_t> lengths;
-    for (int64_t t = 0; t < n; ++t) lengths.push_back(in.tokens.position[t] + 1);
+    DeviceContext* const device = context.device();
+    GrowBuffer<float> mass(device), out(device);
+    GrowBuffer<int32_t> lengths(device);
+    std::vector<int32_t> visible;
+    for (int64_t t = 0; t < n; ++t) visible.push_back(in.tokens.position[t] + 1);
+    put(context, lengths.get(n), visible.data(), n * static_cast<int64_t>(sizeof(int32_t)));
     MlaSparseArgs dense = in.attention;
     dense.indices = nullptr;
-    dense.out = out.data();
-    dense.mass = mass.data();
+    dense.out = out.get(n * in.attention.heads * in.attention.kv.layout.kv_lora);
+    dense.mass = mass.get(n * stride);
     dense.mass_stride = stride;
+    zero(context, dense.mass, n * stride * static_cast<int64_t>(sizeof(float)));
     mla_sparse(context, dense);
-    tamis::topk(context, {mass.data(), stride, n, lengths.data(), k_, indices, has_nan});
+    tamis::topk(context, {dense.mass, stride, n, lengths.data(), k_, indices, has_nan});
   }
 
  private:

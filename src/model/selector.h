@@ -27,7 +27,7 @@ struct SelectorInput {
   int64_t layer = 0;
   IndexerArgs indexer;      // sparse: queries and weights of this layer's indexer
   MlaSparseArgs attention;  // oracle: the absorbed queries of this layer
-  TokenMap tokens;
+  TokenMap tokens;  // on the host, as given; indexer and attention have those of the back end
 };
 
 class Selector {

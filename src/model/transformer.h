@@ -8,14 +8,17 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <span>
 #include <vector>
 
+#include "base/function_ref.h"
 #include "comm/group.h"
 #include "kernels/context.h"
 #include "model/activations.h"
 #include "model/config.h"
+#include "model/device_weights.h"
 #include "model/kv_view.h"
 #include "model/numerics.h"
 #include "model/observer.h"
@@ -60,6 +63,11 @@ class Transformer {
   Group& group() const { return group_; }
   const ModelOptions& options() const { return options_; }
 
+  // Copies the weights to the context's device, once a device; nothing on the CPU. forward() does
+  // it by itself; a command that calls it first can show the progress (bytes done, bytes in all).
+  const ModelWeights& place(KernelContext& context,
+                            FunctionRef<void(int64_t, int64_t)> progress) const;
+
   void forward(KernelContext& context, const Batch& batch, const Selector& selector,
                Activations& act, Observer* observer = nullptr) const;
 
@@ -70,12 +78,16 @@ class Transformer {
                    const Selector& selector, Activations& act, Observer* observer = nullptr) const;
 
  private:
+  const ModelWeights& weights_on(KernelContext& context) const;
+  int64_t logit_values(const Batch& batch) const;
+
   ModelConfig config_;
   const ModelWeights& weights_;
   Group& group_;
   ModelOptions options_;
   Numerics numerics_;
   std::vector<float> inv_freq_;
+  mutable std::map<int, std::unique_ptr<DeviceWeights>> placed_;  // by device
 };
 
 }  // namespace tamis

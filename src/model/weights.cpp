@@ -166,7 +166,7 @@ class Loader {
     MoeWeights m;
     m.router = matrix(p + "gate.weight", c.num_experts, c.hidden_size);
     m.bias = vector(p + "gate.e_score_correction_bias", c.num_experts);
-    for (const float b : m.bias) {
+    for (const float b : m.bias.values) {
       // It only orders experts, so a bad one would change the model without a trace.
       if (!std::isfinite(b)) throw InputError(p + "gate.e_score_correction_bias: not finite");
     }
@@ -174,6 +174,11 @@ class Loader {
     m.first_expert = own.begin;
     for (int64_t e = own.begin; e < own.begin + own.count; ++e) {
       m.experts.push_back(mlp(p + "experts." + std::to_string(e) + ".", c.moe_intermediate, false));
+    }
+    for (const MlpWeights& e : m.experts) {
+      m.gates.weights.push_back(e.gate);
+      m.ups.weights.push_back(e.up);
+      m.downs.weights.push_back(e.down);
     }
     if (c.num_shared_experts > 0) {
       m.shared = mlp(p + "shared_experts.", c.moe_intermediate * c.num_shared_experts, true);

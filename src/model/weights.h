@@ -19,11 +19,30 @@
 
 namespace tamis {
 
+// A vector of a norm or a bias: float32 values on the host and, in a copy of the weights on a
+// device, the same values there.
+struct Parameters {
+  Parameters() = default;
+  Parameters(std::vector<float> v) : values(std::move(v)) {}  // NOLINT: they are the same thing
+
+  // Where the operations read them.
+  const float* data() const { return on_device != nullptr ? on_device : values.data(); }
+
+  std::vector<float> values;
+  const float* on_device = nullptr;
+};
+
+// One matrix of every expert.
+struct ExpertTable {
+  std::vector<Weight> weights;
+  const Weight* on_device = nullptr;
+};
+
 struct IndexerWeights {
-  Weight wq_b;                            // [index_heads * index_dim, q_lora]
-  Weight wk;                              // [index_dim, hidden]
-  Weight weights_proj;                    // [index_heads, hidden]
-  std::vector<float> k_norm_w, k_norm_b;  // [index_dim]
+  Weight wq_b;                    // [index_heads * index_dim, q_lora]
+  Weight wk;                      // [index_dim, hidden]
+  Weight weights_proj;            // [index_heads, hidden]
+  Parameters k_norm_w, k_norm_b;  // [index_dim]
 };
 
 struct AttentionWeights {
@@ -32,7 +51,7 @@ struct AttentionWeights {
   Weight kv_a;  // [kv_lora + rope, hidden]
   Weight kv_b;  // [heads * (nope + v_head), kv_lora], this rank's heads
   Weight o;     // [hidden, heads * v_head], this rank's rows
-  std::vector<float> q_a_norm, kv_a_norm;
+  Parameters q_a_norm, kv_a_norm;
   std::optional<IndexerWeights> indexer;
 };
 
@@ -43,14 +62,15 @@ struct MlpWeights {
 
 struct MoeWeights {
   Weight router;                    // [experts, hidden]
-  std::vector<float> bias;          // e_score_correction_bias [experts]
+  Parameters bias;                  // e_score_correction_bias [experts]
   std::vector<MlpWeights> experts;  // this rank's: first_expert, first_expert + 1, ...
+  ExpertTable gates, ups, downs;    // the same, matrix by matrix
   int64_t first_expert = 0;
   std::optional<MlpWeights> shared;
 };
 
 struct LayerWeights {
-  std::vector<float> input_norm, post_attention_norm;  // [hidden]
+  Parameters input_norm, post_attention_norm;  // [hidden]
   AttentionWeights attention;
   MlpWeights mlp;  // dense layers
   MoeWeights moe;  // expert layers
@@ -58,8 +78,8 @@ struct LayerWeights {
 
 // The multi-token-prediction layer; embedding and head are the main model's.
 struct MtpWeights {
-  std::vector<float> enorm, hnorm, norm;  // [hidden]
-  Weight eh_proj;                         // [hidden, 2 * hidden]
+  Parameters enorm, hnorm, norm;  // [hidden]
+  Weight eh_proj;                 // [hidden, 2 * hidden]
   LayerWeights layer;
 };
 
@@ -67,7 +87,7 @@ struct ModelWeights {
   Weight embed;  // [vocabulary, hidden], this rank's rows
   int64_t first_vocab = 0;
   Weight head;  // the same rows
-  std::vector<float> norm;
+  Parameters norm;
   std::vector<LayerWeights> layers;
   std::vector<MtpWeights> mtp;
   // FP8 scales, checked (finite, > 0) and copied because files do not align them.
