@@ -68,6 +68,9 @@ void Engine::check(const Request& request) const {
                      std::to_string(options_.max_context) + " and needs room for an answer");
   }
   request.sampling.check(vocab);
+  if (request.constraint != nullptr && request.constraint->vocab_size() != vocab) {
+    throw UsageError("the constraint was compiled for another vocabulary");
+  }
   if (!request.attention) return;
   const SelectionPolicy& p = *request.attention;
   if (p.kind != AttentionKind::kDense && (p.topk < 1 || p.topk > model_.config().max_position)) {
@@ -95,6 +98,7 @@ int64_t Engine::submit(Request request) {
       std::make_unique<Sequence>(next_request_, std::move(request), model_.config().vocab_size);
   s->policy = s->request.attention.value_or(options_.policy);
   s->selector = make_selector(s->policy);
+  if (s->request.constraint != nullptr) s->matcher.emplace(s->request.constraint);
   s->root = root_of(s->policy, s->request.cache_salt);
   scheduler_.add(std::move(s));
   return next_request_++;
@@ -212,15 +216,36 @@ void Engine::end(Sequence& s, TokenEvent event, std::vector<TokenEvent>& events)
   events.push_back(std::move(event));
 }
 
+// What the constraint allows, and the end of the text where it may be.
+TokenBits Engine::allowed(Sequence& s) {
+  if (!s.matcher) return {};
+  const auto mask = s.matcher->allowed();
+  allowed_.assign(mask.begin(), mask.end());
+  if (s.matcher->accepting()) {
+    for (const int64_t id : s.request.stop_ids) {
+      if (id < 0 || id >= model_.config().vocab_size) continue;
+      allowed_[static_cast<size_t>(id) / 64] |= 1ULL << (id % 64);
+    }
+  }
+  return allowed_;
+}
+
 void Engine::sample(Sequence& s, TokenEvent& event) {
   const float* logits = logits_.data() + s.logit_row * model_.config().vocab_size;
-  s.sampler.sample(logits, {}, scratch_, event.token);
+  s.sampler.sample(logits, allowed(s), scratch_, event.token);
   s.tokens.push_back(event.token.id);
   ++counts_.generated_tokens;
   const auto& stops = s.request.stop_ids;
   if (std::find(stops.begin(), stops.end(), event.token.id) != stops.end()) {
     event.finish = FinishReason::kStop;
-  } else if (s.size() - s.prompt >= s.request.max_tokens) {
+    return;
+  }
+  if (s.matcher) {
+    s.matcher->accept(event.token.id);
+    s.matcher->commit();
+    if (s.matcher->finished()) event.finish = FinishReason::kStop;
+  }
+  if (event.finish == FinishReason::kNone && s.size() - s.prompt >= s.request.max_tokens) {
     event.finish = FinishReason::kLength;
   }
 }

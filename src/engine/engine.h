@@ -65,6 +65,7 @@ class Engine {
   // All zero for a request that is not here.
   RequestProgress progress(int64_t request) const;
   EngineStats stats() const;
+  const PrefixStats& prefix_stats() const { return scheduler_.prefix_stats(); }
   int64_t max_context() const { return options_.max_context; }
   const PagedCache& cache() const { return cache_; }
   // What is wrong with the books of the cache, empty if nothing. For tests, after any step.
@@ -79,6 +80,7 @@ class Engine {
   void run_batch(const Selector& selector);
   void finish_tokens(Pass pass, std::vector<TokenEvent>& events);
   void sample(Sequence& s, TokenEvent& event);
+  TokenBits allowed(Sequence& s);
   void end(Sequence& s, TokenEvent event, std::vector<TokenEvent>& events);
   const Sequence* find(int64_t request) const;
   bool exact() const { return model_.model().options().precision == Precision::kExact; }
@@ -99,6 +101,7 @@ class Engine {
   std::vector<BatchSequence> slices_;
   std::vector<float> logits_;
   Sampler::Scratch scratch_;
+  std::vector<uint64_t> allowed_;
 };
 
 }  // namespace tamis

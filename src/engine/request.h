@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -10,6 +11,7 @@
 #include "engine/prefix_cache.h"
 #include "engine/sampler.h"
 #include "model/selector.h"
+#include "text/grammar/automaton.h"
 
 namespace tamis {
 
@@ -24,6 +26,9 @@ struct Request {
   int64_t priority = 0;  // the higher goes first, and may put lower ones back into the queue
   // Which earlier positions each token reads; the engine's own way if empty.
   std::optional<SelectionPolicy> attention;
+  // What the answer may look like (text/grammar/constraint.h); null: anything. stop_ids may come
+  // only where the constraint is satisfied; when nothing else may follow, the request stops.
+  std::shared_ptr<Constraint> constraint;
 };
 
 enum class FinishReason : uint8_t { kNone, kStop, kLength, kError, kCancelled };

@@ -17,6 +17,7 @@ struct Sequence {
   std::shared_ptr<const Selector> selector;
   std::string root;  // of its text in the prefix cache
   Sampler sampler;
+  std::optional<Matcher> matcher;
   CachedSequence cache;
   std::vector<int32_t> tokens;  // prompt and answer
   int64_t prompt = 0;           // tokens of it

@@ -224,6 +224,7 @@ std::optional<int32_t> Tokenizer::token_to_id(std::string_view token) const {
 }
 
 bool Tokenizer::is_special(int32_t id) const { return state_->kind(id) == State::kSpecial; }
+bool Tokenizer::is_ordinary(int32_t id) const { return state_->kind(id) == State::kOrdinary; }
 
 StreamingDecoder::StreamingDecoder(Tokenizer tokenizer, bool skip_special)
     : tokenizer_(std::move(tokenizer)), skip_special_(skip_special) {}

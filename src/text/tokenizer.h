@@ -53,6 +53,8 @@ class Tokenizer {
 
   // Whether the file calls the token special; false for ids that no token has.
   bool is_special(int32_t id) const;
+  // Whether the token stands for bytes of text alone: neither added to the vocabulary nor missing.
+  bool is_ordinary(int32_t id) const;
 
  private:
   friend class StreamingDecoder;

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "engine/engine.h"
 #include "invariance/runner.h"
+#include "text/grammar/constraint.h"
 
 namespace tamis {
 namespace {
@@ -266,6 +267,65 @@ TEST_P(EngineBits, RefusesWhatItCannotServe) {
   EXPECT_TRUE(engine.progress(0).waiting);
   EXPECT_EQ(engine.progress(9).prompt_tokens, 0);
   drain(engine);
+}
+
+// Constrained and free requests in one batch: the constrained ones give what they promise, the
+// same bits as alone, also when they were put back in between.
+TEST(EngineConstraint, HoldsInABatchAndAfterPreemptions) {
+  const std::string folder = std::string(TAMIS_SOURCE_DIR) + "/models/tamis-mini";
+  const LoadedModel model(folder, {}, single_group());
+  const Tokenizer tokenizer = Tokenizer::load(folder + "/tokenizer.json");
+  KernelContext context(2);
+  ConstraintSpec spec;
+  spec.answer = ConstraintSpec::Answer::kSchema;
+  spec.text =
+      R"({"type":"array","items":{"enum":["red","green","blue"]},"minItems":8,"maxItems":8})";
+  const auto constraint =
+      compile_constraint(spec, std::make_shared<TokenTrie>(tokenizer, model.config().vocab_size));
+  const auto answers = [&](int64_t pages, int first, int last, int64_t* preemptions) {
+    EngineOptions o;
+    o.policy.topk = model.config().index_topk;
+    o.cache.pages = pages;
+    o.max_context = 256;
+    o.audit = true;
+    Engine engine(model, context, o);
+    for (int i = first; i < last; ++i) {
+      Request r;
+      r.prompt = random_ids(60, model.config().vocab_size, static_cast<uint32_t>(i));
+      r.max_tokens = 120;
+      r.stop_ids = model.config().eos_ids;
+      r.sampling.temperature = 1;
+      r.sampling.seed = static_cast<uint64_t>(i);
+      if (i % 2 == 0) r.constraint = constraint;
+      engine.submit(r);
+    }
+    std::map<int64_t, std::vector<int32_t>> ids;
+    std::vector<TokenEvent> events;
+    while (!engine.idle()) {
+      engine.step(events);
+      for (const TokenEvent& e : events) {
+        EXPECT_EQ(e.error, "");
+        if (e.token.id >= 0) ids[e.request + first].push_back(e.token.id);
+        if (e.finish != FinishReason::kNone && (e.request + first) % 2 == 0) {
+          EXPECT_EQ(e.finish, FinishReason::kStop);
+        }
+      }
+    }
+    if (preemptions != nullptr) *preemptions = engine.stats().preemptions;
+    return ids;
+  };
+  int64_t preemptions = 0;
+  const auto together = answers(6, 0, 6, &preemptions);
+  EXPECT_GT(preemptions, 0);
+  for (const int i : {0, 2, 4}) {
+    EXPECT_EQ(together.at(i), answers(64, i, i + 1, nullptr).at(i)) << i;
+    const std::string text = tokenizer.decode(together.at(i), true);
+    size_t quotes = 0;
+    for (const char c : text) quotes += c == '"' ? 1 : 0;
+    EXPECT_EQ(text.front(), '[') << text;
+    EXPECT_EQ(text.back(), ']') << text;
+    EXPECT_EQ(quotes, 16U) << text;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Paths, EngineBits,
