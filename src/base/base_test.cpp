@@ -13,7 +13,8 @@ namespace tamis {
 namespace {
 
 TEST(Utf8, RejectsWhatRfc3629Rejects) {
-  for (const char* bad : {"\xFF", "\xC0\xAF", "\xED\xA0\x80", "\xF4\x90\x80\x80", "\xE4\xB8", "\x80"}) {
+  for (const char* bad :
+       {"\xFF", "\xC0\xAF", "\xED\xA0\x80", "\xF4\x90\x80\x80", "\xE4\xB8", "\x80"}) {
     EXPECT_EQ(utf8_sequence_length(bad), 0u) << printable(bad);
   }
   EXPECT_EQ(utf8_sequence_length("\xE4\xB8\xAD"), 3u);
@@ -21,7 +22,7 @@ TEST(Utf8, RejectsWhatRfc3629Rejects) {
 }
 
 TEST(Utf8, LossyReplacesMaximalParts) {
-  EXPECT_EQ(utf8_lossy("a\xE4\xB8z"), "a\xEF\xBF\xBDz");             // one cut character, one mark
+  EXPECT_EQ(utf8_lossy("a\xE4\xB8z"), "a\xEF\xBF\xBDz");  // one cut character, one mark
   EXPECT_EQ(utf8_lossy("\xED\xA0\x80"), "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD");
   EXPECT_EQ(utf8_lossy("\xF0\x9F\x98\x80"), "\xF0\x9F\x98\x80");
 }
@@ -46,7 +47,11 @@ TEST(ThreadPool, RunsEveryTaskOnceAndRethrows) {
       });
       for (const auto& s : seen) ASSERT_EQ(s, 1);
     }
-    EXPECT_THROW(pool.run(10, [](int64_t i, int) { if (i == 3) throw InputError("x"); }), InputError);
+    EXPECT_THROW(pool.run(10,
+                          [](int64_t i, int) {
+                            if (i == 3) throw InputError("x");
+                          }),
+                 InputError);
     pool.run(1, [](int64_t, int) {});
   }
 }

@@ -8,9 +8,7 @@
 
 namespace tamis {
 
-void throw_errno(const std::string& what) {
-  throw DeviceError(what + ": " + std::strerror(errno));
-}
+void throw_errno(const std::string& what) { throw DeviceError(what + ": " + std::strerror(errno)); }
 
 std::string printable(std::string_view text, size_t max_bytes) {
   static const char kHex[] = "0123456789abcdef";

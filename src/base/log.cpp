@@ -22,10 +22,14 @@ spdlog::logger& logger() {
 
 void set_log_level(LogLevel level) {
   switch (level) {
-    case LogLevel::kError: return logger().set_level(spdlog::level::err);
-    case LogLevel::kWarning: return logger().set_level(spdlog::level::warn);
-    case LogLevel::kInfo: return logger().set_level(spdlog::level::info);
-    case LogLevel::kDebug: return logger().set_level(spdlog::level::debug);
+    case LogLevel::kError:
+      return logger().set_level(spdlog::level::err);
+    case LogLevel::kWarning:
+      return logger().set_level(spdlog::level::warn);
+    case LogLevel::kInfo:
+      return logger().set_level(spdlog::level::info);
+    case LogLevel::kDebug:
+      return logger().set_level(spdlog::level::debug);
   }
 }
 

@@ -5,10 +5,10 @@
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <exception>
 #include <mutex>
-#include <condition_variable>
 #include <thread>
 #include <vector>
 
@@ -27,7 +27,8 @@ class ThreadPool {
   int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Calls body(task, thread) for task in [0, tasks), thread in [0, num_threads). Returns when all
-  // are done; rethrows the first exception of a task. One caller at a time; a body must not call run.
+  // are done; rethrows the first exception of a task. One caller at a time; a body must not call
+  // run.
   void run(int64_t tasks, FunctionRef<void(int64_t task, int thread)> body);
 
  private:

@@ -30,8 +30,8 @@ size_t valid_prefix(std::string_view text, const Lead& lead) {
   if (lead.length == 0) return 0;
   size_t n = 1;
   while (n < lead.length && n < text.size()) {
-    const bool ok = n == 1 ? in(at(text, 1), lead.second_lo, lead.second_hi)
-                           : in(at(text, n), 0x80, 0xBF);
+    const bool ok =
+        n == 1 ? in(at(text, 1), lead.second_lo, lead.second_hi) : in(at(text, n), 0x80, 0xBF);
     if (!ok) break;
     ++n;
   }

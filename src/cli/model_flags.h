@@ -26,7 +26,7 @@ struct ModelFlags {
   bool follow_links = false;
   bool explain_kernels = false;
   mutable std::shared_ptr<Group> world;  // set by load()
-  bool wrong_index_rope = false;  // a control of `eval perplexity`; no flag of the others
+  bool wrong_index_rope = false;         // a control of `eval perplexity`; no flag of the others
 
   void add_folder(CLI::App& app);  // -m alone
   void add_to(CLI::App& app);      // all of them

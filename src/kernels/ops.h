@@ -4,8 +4,8 @@
 #pragma once
 
 #include "kernels/cross_entropy/cross_entropy.h"      // negative log-likelihood
-#include "kernels/embedding/embedding.h"              // ids -> residual stream
 #include "kernels/elementwise/elementwise.h"          // rounding, copies, checks between products
+#include "kernels/embedding/embedding.h"              // ids -> residual stream
 #include "kernels/grouped_linear/grouped_linear.h"    // the routed experts
 #include "kernels/hadamard/hadamard.h"                // rotation before FP8 in the indexer
 #include "kernels/indexer_logits/indexer_logits.h"    // equation (1): the index scores

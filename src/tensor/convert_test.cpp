@@ -25,9 +25,9 @@ TEST(Convert, E4m3RoundsToNearestEvenAndSaturates) {
   EXPECT_EQ(e4m3_to_float(float_to_e4m3(1.1875f)), 1.25f);  // halfway 1.125, 1.25
   EXPECT_EQ(e4m3_to_float(float_to_e4m3(1e9f)), 448.0f);
   EXPECT_EQ(e4m3_to_float(float_to_e4m3(-1e9f)), -448.0f);
-  EXPECT_EQ(e4m3_to_float(float_to_e4m3(0x1p-10f)), 0.0f);          // halfway 0 and 2^-9
-  EXPECT_EQ(e4m3_to_float(float_to_e4m3(0x1.8p-9f)), 0x1p-8f);      // halfway 2^-9 and 2^-8
-  EXPECT_EQ(e4m3_to_float(float_to_e4m3(0x1.fp-7f)), 0x1p-6f);      // up into the normals
+  EXPECT_EQ(e4m3_to_float(float_to_e4m3(0x1p-10f)), 0.0f);      // halfway 0 and 2^-9
+  EXPECT_EQ(e4m3_to_float(float_to_e4m3(0x1.8p-9f)), 0x1p-8f);  // halfway 2^-9 and 2^-8
+  EXPECT_EQ(e4m3_to_float(float_to_e4m3(0x1.fp-7f)), 0x1p-6f);  // up into the normals
   EXPECT_EQ(float_to_e4m3(std::nanf("")), 0x7F);
 }
 

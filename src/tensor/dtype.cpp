@@ -10,11 +10,11 @@ struct Entry {
 };
 
 constexpr Entry kEntries[] = {
-    {DType::kF64, "F64", 64},       {DType::kF32, "F32", 32},   {DType::kF16, "F16", 16},
-    {DType::kBF16, "BF16", 16},     {DType::kF8E4M3, "F8_E4M3", 8},
-    {DType::kF8E8M0, "F8_E8M0", 8}, {DType::kI64, "I64", 64},   {DType::kI32, "I32", 32},
-    {DType::kI16, "I16", 16},       {DType::kI8, "I8", 8},      {DType::kU8, "U8", 8},
-    {DType::kBool, "BOOL", 8},      {DType::kI4, "I4", 4},
+    {DType::kF64, "F64", 64},   {DType::kF32, "F32", 32},       {DType::kF16, "F16", 16},
+    {DType::kBF16, "BF16", 16}, {DType::kF8E4M3, "F8_E4M3", 8}, {DType::kF8E8M0, "F8_E8M0", 8},
+    {DType::kI64, "I64", 64},   {DType::kI32, "I32", 32},       {DType::kI16, "I16", 16},
+    {DType::kI8, "I8", 8},      {DType::kU8, "U8", 8},          {DType::kBool, "BOOL", 8},
+    {DType::kI4, "I4", 4},
 };
 
 }  // namespace

@@ -7,11 +7,19 @@
 namespace tamis {
 
 enum class DType : uint8_t {
-  kF64, kF32, kF16, kBF16,
+  kF64,
+  kF32,
+  kF16,
+  kBF16,
   kF8E4M3,  // e4m3fn: 1-4-3 bits, bias 7, largest 448, no infinity, 0x7F and 0xFF are NaN
   kF8E8M0,  // UE8M0: an unsigned exponent, value 2^(byte - 127), 0xFF is NaN
-  kI64, kI32, kI16, kI8, kU8, kBool,
-  kI4,      // two per byte, low nibble first, values -8..7; rows start on a byte
+  kI64,
+  kI32,
+  kI16,
+  kI8,
+  kU8,
+  kBool,
+  kI4,  // two per byte, low nibble first, values -8..7; rows start on a byte
 };
 
 // The name as safetensors files spell it ("F32", "BF16", "F8_E4M3", "I8", ...).

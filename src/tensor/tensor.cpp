@@ -43,19 +43,31 @@ std::string Shape::to_string() const {
 
 float tensor_element(const Tensor& t, int64_t i) {
   switch (t.dtype) {
-    case DType::kF64: return static_cast<float>(load<double>(t, i));
-    case DType::kF32: return load<float>(t, i);
-    case DType::kF16: return f16_to_float(load<uint16_t>(t, i));
-    case DType::kBF16: return bf16_to_float(load<uint16_t>(t, i));
-    case DType::kF8E4M3: return e4m3_to_float(load<uint8_t>(t, i));
-    case DType::kF8E8M0: return e8m0_to_float(load<uint8_t>(t, i));
-    case DType::kI64: return static_cast<float>(load<int64_t>(t, i));
-    case DType::kI32: return static_cast<float>(load<int32_t>(t, i));
-    case DType::kI16: return static_cast<float>(load<int16_t>(t, i));
-    case DType::kI8: return static_cast<float>(load<int8_t>(t, i));
+    case DType::kF64:
+      return static_cast<float>(load<double>(t, i));
+    case DType::kF32:
+      return load<float>(t, i);
+    case DType::kF16:
+      return f16_to_float(load<uint16_t>(t, i));
+    case DType::kBF16:
+      return bf16_to_float(load<uint16_t>(t, i));
+    case DType::kF8E4M3:
+      return e4m3_to_float(load<uint8_t>(t, i));
+    case DType::kF8E8M0:
+      return e8m0_to_float(load<uint8_t>(t, i));
+    case DType::kI64:
+      return static_cast<float>(load<int64_t>(t, i));
+    case DType::kI32:
+      return static_cast<float>(load<int32_t>(t, i));
+    case DType::kI16:
+      return static_cast<float>(load<int16_t>(t, i));
+    case DType::kI8:
+      return static_cast<float>(load<int8_t>(t, i));
     case DType::kU8:
-    case DType::kBool: return static_cast<float>(load<uint8_t>(t, i));
-    case DType::kI4: break;
+    case DType::kBool:
+      return static_cast<float>(load<uint8_t>(t, i));
+    case DType::kI4:
+      break;
   }
   throw UsageError("tensor_element: 4-bit tensors have no addressable element");
 }

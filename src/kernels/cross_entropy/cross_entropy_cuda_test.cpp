@@ -2,8 +2,8 @@
 #include <limits>
 
 #include "kernels/cross_entropy/cross_entropy.h"
-#include "kernels/cuda/test_device.h"
 #include "kernels/test_weight.h"
+#include "support/cuda_device.h"
 
 namespace tamis {
 namespace {

@@ -23,7 +23,8 @@ __device__ inline void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
 }
 
-// sm_75: four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8.
+// sm_75: four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l
+// / 8.
 __device__ inline void ldmatrix_x4(uint32_t (&r)[4], const void* shared) {
   const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"

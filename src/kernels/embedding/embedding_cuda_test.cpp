@@ -1,6 +1,6 @@
-#include "kernels/cuda/test_device.h"
-#include "kernels/cuda/test_device_weight.h"
 #include "kernels/embedding/embedding.h"
+#include "support/cuda_device.h"
+#include "support/cuda_weight.h"
 
 namespace tamis {
 namespace {

@@ -1,8 +1,8 @@
 #include <cstring>
 
-#include "kernels/cuda/test_device.h"
 #include "kernels/hadamard/hadamard.h"
 #include "kernels/test_weight.h"
+#include "support/cuda_device.h"
 
 namespace tamis {
 namespace {

@@ -2,9 +2,9 @@
 #include <cstring>
 #include <limits>
 
-#include "kernels/cuda/test_cache.h"
 #include "kernels/indexer_select/test_problem.h"
 #include "kernels/topk/topk_impl.h"
+#include "support/cuda_cache.h"
 
 namespace tamis {
 using namespace indexer_select_test;

@@ -1,9 +1,9 @@
 // kv_append and kv_gather on CUDA: the bytes of the CPU.
 #include <cstring>
 
-#include "kernels/cuda/test_cache.h"
 #include "kernels/kv_append/kv_append.h"
 #include "kernels/kv_gather/kv_gather.h"
+#include "support/cuda_cache.h"
 
 namespace tamis {
 namespace {

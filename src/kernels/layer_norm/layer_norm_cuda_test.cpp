@@ -1,9 +1,9 @@
 #include <cmath>
 
-#include "kernels/cuda/test_device.h"
 #include "kernels/layer_norm/layer_norm.h"
 #include "kernels/test_weight.h"
 #include "kernels/tolerance.h"
+#include "support/cuda_device.h"
 
 namespace tamis {
 namespace {

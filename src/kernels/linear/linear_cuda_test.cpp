@@ -2,10 +2,10 @@
 #include <cstring>
 #include <limits>
 
-#include "kernels/cuda/test_device_weight.h"
 #include "kernels/linear/linear.h"
 #include "kernels/per_head_linear/per_head_linear.h"
 #include "kernels/tolerance.h"
+#include "support/cuda_weight.h"
 
 namespace tamis {
 namespace {

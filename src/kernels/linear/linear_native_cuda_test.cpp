@@ -2,10 +2,10 @@
 #include <cmath>
 #include <cstring>
 
-#include "kernels/cuda/test_device_weight.h"
 #include "kernels/grouped_linear/grouped_linear.h"
 #include "kernels/quantize_fp8/quantize_fp8.h"
 #include "kernels/tolerance.h"
+#include "support/cuda_weight.h"
 
 namespace tamis {
 namespace {

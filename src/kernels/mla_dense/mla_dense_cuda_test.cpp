@@ -1,7 +1,7 @@
 #include <cstring>
 
-#include "kernels/cuda/test_device.h"
 #include "kernels/mla_dense/test_problem.h"
+#include "support/cuda_device.h"
 
 namespace tamis {
 using namespace mla_dense_test;

@@ -1,8 +1,8 @@
 #include <cstring>
 
-#include "kernels/cuda/test_cache.h"
 #include "kernels/mla_sparse/test_problem.h"
 #include "kernels/tolerance.h"
+#include "support/cuda_cache.h"
 
 namespace tamis {
 using namespace mla_sparse_test;

@@ -1,9 +1,9 @@
 #include <cstring>
 #include <random>
 
-#include "kernels/cuda/test_device.h"
 #include "kernels/moe_permute/moe_permute.h"
 #include "kernels/test_weight.h"
+#include "support/cuda_device.h"
 
 namespace tamis {
 namespace {

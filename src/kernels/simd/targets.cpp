@@ -9,8 +9,7 @@ namespace tamis {
 
 bool vectors_available() {
   // Asked once: cpuid traps in a virtual machine and costs more than a small product.
-  static const bool available =
-      (hwy::SupportedTargets() & (HWY_AVX2 | HWY_AVX3 | HWY_NEON)) != 0;
+  static const bool available = (hwy::SupportedTargets() & (HWY_AVX2 | HWY_AVX3 | HWY_NEON)) != 0;
   return available;
 }
 

@@ -1,10 +1,10 @@
 #include <cmath>
 #include <limits>
 
-#include "kernels/cuda/test_device.h"
 #include "kernels/swiglu/swiglu.h"
 #include "kernels/test_weight.h"
 #include "kernels/tolerance.h"
+#include "support/cuda_device.h"
 
 namespace tamis {
 namespace {

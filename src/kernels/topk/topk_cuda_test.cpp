@@ -1,6 +1,6 @@
-#include "kernels/cuda/test_device.h"
 #include "kernels/topk/test_rows.h"
 #include "kernels/topk/topk_impl.h"
+#include "support/cuda_device.h"
 
 namespace tamis {
 namespace {

@@ -1,7 +1,7 @@
 // A PagedCache of the tests on the device, and TokenMaps into it. Test code only.
 #pragma once
 
-#include "kernels/cuda/test_device.h"
+#include "support/cuda_device.h"
 #include "support/paged_cache.h"
 
 namespace tamis {

@@ -1,8 +1,8 @@
 // A TestWeight's copy on the device, its misalignment kept. Test code only.
 #pragma once
 
-#include "kernels/cuda/test_device.h"
 #include "kernels/test_weight.h"
+#include "support/cuda_device.h"
 
 namespace tamis {
 
