@@ -4,6 +4,7 @@
 //   fp8_ue8m0   as it is: config.json says scale_fmt ue8m0
 //   fp8         without that key: activation scales are floats
 //   bf16        converted to bf16: bf16 products, FP8 indexer keys with float scales
+//   v32dec_...  with an FP8 cache of latents
 // The case c_bf16 holds a run of another implementation, in bf16 with another order of rounding.
 #include <gtest/gtest.h>
 
@@ -13,7 +14,9 @@
 
 #include "base/json.h"
 #include "checkpoint/convert.h"
+#include "kernels/quantize_fp8/quantize_fp8.h"
 #include "reference/stored_case.h"
+#include "tensor/convert.h"
 
 namespace tamis {
 namespace {
@@ -81,6 +84,21 @@ double changed_share(const TraceTensor& got, const Tensor& want) {
   return static_cast<double>(changed) / static_cast<double>(got.floats.size());
 }
 
+// What an FP8 cache gives back for each latent.
+void pass_through_fp8(TraceTensor& latents) {
+  const int64_t rows = latents.shape[0], width = latents.shape[1];
+  std::vector<uint8_t> q(static_cast<size_t>(width));
+  std::vector<float> scales(static_cast<size_t>((width + 127) / 128));
+  for (int64_t r = 0; r < rows; ++r) {
+    float* x = latents.floats.data() + r * width;
+    kv_quant_row(x, width, q.data(), scales.data());
+    for (int64_t i = 0; i < width; ++i) {
+      const auto at = static_cast<size_t>(i);
+      x[i] = round_to_bf16(e4m3_to_float(q[at]) * scales[at / 128]);
+    }
+  }
+}
+
 // The limits of docs/numerics.md 7 for the same order of rounding.
 void expect_official(const Case& c, const Trace& trace, const std::string& run) {
   const std::string prefix = "official." + run + ".";
@@ -145,6 +163,28 @@ TEST_P(Official, Bf16Weights) {
   convert(options);
   const Trace trace = trace_of(c, GetParam(), native(), official_cache(), out);
   expect_official(c, trace, "bf16");
+}
+
+// The release of December 2025 passes latents through FP8 with power-of-two scales before it keeps
+// them: the FP8 cache. It also takes weights_proj in float32 and rounds scores to bf16, which
+// native does not, so that past the cache the limits are those of runs that round in another order.
+TEST_P(Official, Fp8CacheOfDecember) {
+  if (!case_folder("d_fp8")) GTEST_SKIP() << "set TAMIS_FIXTURES to run d_fp8";
+  const Case c("d_fp8");
+  TraceOptions cache = official_cache();
+  cache.latent_format = KvFormat::kFP8;
+  const Trace trace = trace_of(c, GetParam(), native(), cache);
+  const auto stored = [&](const std::string& name) -> const Tensor& {
+    return *c.find("official.v32dec_fp8_ue8m0." + name);
+  };
+  TraceTensor kept = trace.at("kv_cache.0.c_kv");  // as it goes into the cache
+  pass_through_fp8(kept);
+  EXPECT_LE(changed_share(kept, stored("kv_cache.0.c_kv")), 0.01);
+  EXPECT_GE(changed_share(trace.at("kv_cache.0.c_kv"), stored("kv_cache.0.c_kv")), 0.5);
+  EXPECT_LE(compare(trace.at("index_scores.0"), stored("index_scores.0")).rel_rms, 5e-3);
+  EXPECT_GE(overlap(trace.at("topk.0"), stored("topk.0")), 0.99);
+  EXPECT_GE(overlap(trace.at("topk.1"), stored("topk.1")), 0.95);
+  EXPECT_LE(compare(trace.at("logits"), stored("logits")).rel_rms, 0.15);
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, Official, ::testing::Values(Backend::kReference, Backend::kCpu),
