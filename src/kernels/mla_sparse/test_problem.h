@@ -69,6 +69,7 @@ class Problem {
                          bool all_visible = false) const {
     std::vector<float> out(static_cast<size_t>((end - begin) * row()), NAN);
     MlaSparseArgs a = args(begin, end, all_visible);
+    a.round_bf16 = round_bf16;
     a.out = out.data();
     KernelContext context(threads);
     context.force("mla_sparse", name);
@@ -84,10 +85,11 @@ class Problem {
   // product of `dim` terms in 16 lanes, of rows whose norms bound it; an error of the score moves
   // every weight by that factor, numerator and denominator alike; weights and values are summed
   // over n entries.
-  double tolerance() {
+  double tolerance() const {
     const double u = std::ldexp(1.0, -24);
     const auto dim = static_cast<double>(shape_.kv_lora + shape_.rope);
-    double q = 0, k = 0, v = 0;
+    double q = 0, k = 0;
+    const double v = largest_value();
     for (int64_t r = 0; r < tokens_.size() * shape_.heads; ++r) {
       q = std::max(q, norm(q_.data() + r * shape_.kv_lora, shape_.kv_lora) +
                           norm(q_pe_.data() + r * (shape_.rope + 3), shape_.rope));
@@ -98,25 +100,36 @@ class Problem {
         read_latent(cache_.layer(), cache_.sequences()[s], p, row.data());
         if (std::isnan(row[0])) continue;
         k = std::max(k, norm(row.data(), shape_.kv_lora + shape_.rope));
-        for (int64_t i = 0; i < shape_.kv_lora; ++i) {
-          v = std::max<double>(v, std::fabs(row[static_cast<size_t>(i)]));
-        }
       }
     }
     const double score = scale() * q * k, score_error = (dim / 16 + 6) * u * score;
     const double exp_error = 4 * u + 2 * u * score;  // of exp itself, and of its argument
     const auto n = static_cast<double>(std::min<int64_t>(shape_.k, 700));
-    largest_value_ = v;
     return v * (2 * (score_error + exp_error) + (n + n / 16 + 40) * u);
   }
 
-  // Known after tolerance().
-  double largest_value() const { return largest_value_; }
+  // Of the latents in the cache.
+  double largest_value() const {
+    double v = 0;
+    std::vector<float> row(static_cast<size_t>(shape_.kv_lora + shape_.rope));
+    for (int64_t s = 0; s < 4; ++s) {
+      for (int64_t p = 0; p < cache_.length(s); ++p) {
+        read_latent(cache_.layer(), cache_.sequences()[s], p, row.data());
+        if (std::isnan(row[0])) continue;
+        for (int64_t i = 0; i < shape_.kv_lora; ++i) {
+          v = std::max<double>(v, std::fabs(row[static_cast<size_t>(i)]));
+        }
+      }
+    }
+    return v;
+  }
 
   void swap_first_two_of(int64_t t) {
     std::swap(indices_[static_cast<size_t>(t * shape_.k)],
               indices_[static_cast<size_t>(t * shape_.k + 1)]);
   }
+  bool round_bf16 = false;  // what run() asks for
+
   // Queries as the native path has them.
   void round_queries() {
     for (std::vector<float>* x : {&q_, &q_pe_}) {
@@ -152,7 +165,6 @@ class Problem {
   TokenList tokens_;
   std::vector<float> q_, q_pe_;
   std::vector<int32_t> indices_;
-  double largest_value_ = 0;
 };
 
 }  // namespace tamis::mla_sparse_test
