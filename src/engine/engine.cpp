@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/error.h"
 
@@ -14,6 +15,10 @@ std::string root_of(const SelectionPolicy& p, const std::string& salt) {
   if (p.kind != AttentionKind::kDense) root += ' ' + std::to_string(p.topk);
   if (p.kind == AttentionKind::kRandom) root += ' ' + std::to_string(p.seed);
   return root + '\n' + salt;
+}
+
+bool is_stop(const Request& r, int32_t id) {
+  return std::find(r.stop_ids.begin(), r.stop_ids.end(), id) != r.stop_ids.end();
 }
 
 SchedulerOptions scheduler_options(const EngineOptions& o, bool exact) {
@@ -235,8 +240,7 @@ void Engine::sample(Sequence& s, TokenEvent& event) {
   s.sampler.sample(logits, allowed(s), scratch_, event.token);
   s.tokens.push_back(event.token.id);
   ++counts_.generated_tokens;
-  const auto& stops = s.request.stop_ids;
-  if (std::find(stops.begin(), stops.end(), event.token.id) != stops.end()) {
+  if (is_stop(s.request, event.token.id)) {
     event.finish = FinishReason::kStop;
     return;
   }
@@ -273,6 +277,12 @@ void Engine::finish_tokens(Pass pass, std::vector<TokenEvent>& events) {
     } catch (const InputError& error) {
       e.finish = FinishReason::kError;
       e.error = error.what();
+    }
+    if (e.finish == FinishReason::kStop && !is_stop(s->request, e.token.id)) {
+      // The constraint is complete with this token, which is part of the text; a stop id is not.
+      e.finish = FinishReason::kNone;
+      events.push_back(std::exchange(e, {}));
+      e.finish = FinishReason::kStop;
     }
     if (e.finish != FinishReason::kNone) {
       end(*s, std::move(e), events);

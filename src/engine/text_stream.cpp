@@ -18,10 +18,10 @@ std::string TextStream::release(bool all) {
   size_t end = held_.size();
   for (const std::string& s : stop_) {
     const size_t at = held_.find(s);
-    if (at != std::string::npos) {
-      stopped_ = true;
-      end = std::min(end, at);
-    }
+    if (at == std::string::npos) continue;
+    if (!stopped_ || at < end) found_ = s;
+    stopped_ = true;
+    end = std::min(end, at);
   }
   if (!stopped_ && !all) {
     for (const std::string& s : stop_) {

@@ -22,13 +22,15 @@ class TextStream {
   std::string finish();
   // A stop string has appeared: nothing more will come.
   bool stopped() const { return stopped_; }
+  // The one that did; empty before that.
+  const std::string& stop_string() const { return found_; }
 
  private:
   std::string release(bool all);
 
   StreamingDecoder decoder_;
   std::vector<std::string> stop_;
-  std::string held_;
+  std::string held_, found_;
   bool stopped_ = false;
 };
 

@@ -29,6 +29,7 @@ struct ToolSpec {
   std::string description;
   std::string parameters_json;
   std::string function_json;
+  bool strict = false;  // calls shall follow the schema of the parameters
 };
 
 struct ToolCall {

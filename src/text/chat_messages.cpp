@@ -90,6 +90,7 @@ std::vector<ToolSpec> read_tools(const OrderedJson* array, const std::string& pa
     }
     tool.parameters_json = parameters == nullptr ? "{}" : python_json_dump(*parameters);
     tool.function_json = python_json_dump(function.value);
+    tool.strict = function.flag("strict");
     tools.push_back(std::move(tool));
   });
   return tools;

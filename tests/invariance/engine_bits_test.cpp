@@ -279,7 +279,7 @@ TEST(EngineConstraint, HoldsInABatchAndAfterPreemptions) {
   ConstraintSpec spec;
   spec.answer = ConstraintSpec::Answer::kSchema;
   spec.text =
-      R"({"type":"array","items":{"enum":["red","green","blue"]},"minItems":8,"maxItems":8})";
+      R"({"type":"array","items":{"enum":["red","green","blue"]},"minItems":3,"maxItems":3})";
   const auto constraint =
       compile_constraint(spec, std::make_shared<TokenTrie>(tokenizer, model.config().vocab_size));
   const auto answers = [&](int64_t pages, int first, int last, int64_t* preemptions) {
@@ -292,7 +292,7 @@ TEST(EngineConstraint, HoldsInABatchAndAfterPreemptions) {
     for (int i = first; i < last; ++i) {
       Request r;
       r.prompt = random_ids(60, model.config().vocab_size, static_cast<uint32_t>(i));
-      r.max_tokens = 120;
+      r.max_tokens = 30;  // over the end of the first page, which is what puts requests back
       r.stop_ids = model.config().eos_ids;
       r.sampling.temperature = 1;
       r.sampling.seed = static_cast<uint64_t>(i);
@@ -324,7 +324,7 @@ TEST(EngineConstraint, HoldsInABatchAndAfterPreemptions) {
     for (const char c : text) quotes += c == '"' ? 1 : 0;
     EXPECT_EQ(text.front(), '[') << text;
     EXPECT_EQ(text.back(), ']') << text;
-    EXPECT_EQ(quotes, 16U) << text;
+    EXPECT_EQ(quotes, 6U) << text;
   }
 }
 

@@ -75,6 +75,15 @@ class GrammarTable {
     return states_.size() > kFullStates || masks_ > kFullMasks || frames_.size() > 8 * kFullStates;
   }
 
+  int64_t bytes() const {
+    std::lock_guard lock(mutex_);
+    const size_t state = sizeof(State) + (256 + grammar_->markers.size()) * sizeof(int32_t);
+    // A frame and a place each stand in a list and in a tree.
+    return static_cast<int64_t>(states_.size() * state + frames_.size() * 5 * sizeof(Frame) +
+                                places_ * 2 * sizeof(Place) +
+                                masks_ * static_cast<size_t>(trie_->words()) * sizeof(uint64_t));
+  }
+
   // The same state in this table; its frames are copied from the other.
   int32_t import(const GrammarTable& from, int32_t state) {
     std::scoped_lock lock(mutex_, from.mutex_);
@@ -202,6 +211,7 @@ class GrammarTable {
     const auto [it, added] = state_ids_.try_emplace(key, static_cast<int32_t>(states_.size()));
     if (added) {
       if (states_.size() >= kMaxStates) too_ambiguous();
+      places_ += key.first.size();
       states_.push_back({key.first,
                          accepting,
                          std::vector<int32_t>(256 + grammar_->markers.size(), kUnknown),
@@ -265,13 +275,19 @@ class GrammarTable {
   std::map<Frame, int32_t> frame_ids_;
   std::vector<State> states_;
   std::map<std::pair<std::vector<Place>, bool>, int32_t> state_ids_;
-  size_t masks_ = 0;
+  size_t masks_ = 0, places_ = 0;
 };
 
 Constraint::Constraint(std::shared_ptr<const Grammar> grammar,
                        std::shared_ptr<const TokenTrie> trie)
     : grammar_(std::move(grammar)), trie_(std::move(trie)) {}
 Constraint::~Constraint() = default;
+
+int64_t Constraint::bytes() const {
+  const std::lock_guard lock(mutex_);
+  const auto nodes = static_cast<int64_t>(grammar_->nodes.size() * sizeof(GrammarNode));
+  return nodes + (table_ == nullptr ? 0 : table_->bytes());
+}
 
 std::shared_ptr<GrammarTable> Constraint::table() {
   std::lock_guard lock(mutex_);

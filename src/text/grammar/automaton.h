@@ -31,8 +31,8 @@ class Constraint {
 
   int64_t vocab_size() const { return trie_->vocab_size(); }
 
-  // Bytes that it holds at most, for who keeps many.
-  static constexpr int64_t kMaxBytes = 16 << 20;
+  // About what it holds now, for who keeps many. It grows while texts are followed.
+  int64_t bytes() const;
 
  private:
   friend class Matcher;
@@ -41,7 +41,7 @@ class Constraint {
 
   std::shared_ptr<const Grammar> grammar_;
   std::shared_ptr<const TokenTrie> trie_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::shared_ptr<GrammarTable> table_;
 };
 

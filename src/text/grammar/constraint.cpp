@@ -25,11 +25,7 @@ class ConstraintCompiler {
 
   std::shared_ptr<const Grammar> compile() {
     Expr all = body();
-    if (spec_.in_thinking) {
-      // Models put an empty line behind a thought.
-      const Expr gap = b_.any_of({b_.empty(), b_.bytes("\n"), b_.bytes("\n\n")});
-      all = b_.until(symbols(chat::kThinkEnd), b_.sequence({gap, all}), false);
-    }
+    if (spec_.in_thinking) all = b_.until(symbols(chat::kThinkEnd), all, false);
     return b_.finish(all);
   }
 
@@ -107,9 +103,9 @@ class ConstraintCompiler {
   };
   Parameters parameters_of(const ToolSpec& tool) {
     const std::string where = "tool '" + printable(tool.name) + "': parameters";
+    const bool held = tool.strict && !tool.parameters_json.empty();
     const OrderedJson& root =
-        keep(tool.parameters_json.empty() ? OrderedJson::object()
-                                          : parse_schema(tool.parameters_json, where));
+        keep(held ? parse_schema(tool.parameters_json, where) : OrderedJson::object());
     Parameters p{std::make_unique<SchemaCompiler>(b_, root, where), nullptr, false};
     p.schema = &p.compiler->resolve(root, "");
     if (!p.schema->is_object()) throw InputError(where + ": want a schema of an object");

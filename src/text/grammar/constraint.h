@@ -28,8 +28,10 @@ struct ConstraintSpec {
   };
   Tools tools = Tools::kFree;
   ChatFormat format = ChatFormat::kV31;
-  std::vector<ToolSpec> declared;  // for tool_choice with a name: that tool alone
-  bool parallel = true;            // more than one call
+  // Those that may be called. The arguments of a strict one follow its schema; those of another
+  // are any JSON object, because its schema was written to be read, not to be held to.
+  std::vector<ToolSpec> declared;
+  bool parallel = true;  // more than one call
 
   bool in_thinking = false;  // the prompt has opened a thought: all this begins after </think>
 };

@@ -240,97 +240,106 @@ int32_t GrammarBuilder::emit(int32_t expr, int32_t next) {
   return next;
 }
 
-bool GrammarBuilder::nullable(int32_t expr, const std::vector<uint8_t>& rules) const {
-  const Item& e = items_[static_cast<size_t>(expr)];
-  const auto is = [&](int32_t p) { return nullable(p, rules); };
-  switch (e.op) {
-    case Op::kEmpty:
-    case Op::kStar:
-      return true;
-    case Op::kRange:
-      return false;
-    case Op::kSequence:
-      return std::all_of(e.parts.begin(), e.parts.end(), is);
-    case Op::kAnyOf:
-      return std::any_of(e.parts.begin(), e.parts.end(), is);
-    case Op::kRepeat:
-      return e.low == 0 || is(e.parts[0]);
-    case Op::kCall:
-      return rules[static_cast<size_t>(e.low)] != 0;
+// Which expressions may be empty. The parts of an expression stand before it, so that one pass
+// settles all but rules that are called before they are defined; least fixed point.
+std::vector<uint8_t> GrammarBuilder::nullable_items() const {
+  std::vector<uint8_t> out(items_.size());
+  const auto is = [&](int32_t p) { return out[static_cast<size_t>(p)] != 0; };
+  for (bool changed = true; changed;) {
+    changed = false;
+    for (size_t i = 0; i < items_.size(); ++i) {
+      const Item& e = items_[i];
+      bool empty = e.op == Op::kEmpty || e.op == Op::kStar;
+      if (e.op == Op::kSequence) empty = std::all_of(e.parts.begin(), e.parts.end(), is);
+      if (e.op == Op::kAnyOf) empty = std::any_of(e.parts.begin(), e.parts.end(), is);
+      if (e.op == Op::kRepeat) empty = e.low == 0 || is(e.parts[0]);
+      if (e.op == Op::kCall) empty = is(body_of(e.low));
+      changed |= empty != (out[i] != 0);
+      out[i] = empty ? 1 : 0;
+    }
   }
-  return false;
+  return out;
 }
 
-// Calls within calls that the shortest text of an expression needs. What is called `last` in a
-// rule takes its place.
-int32_t GrammarBuilder::depth(int32_t expr, bool last, const std::vector<int32_t>& rules) const {
-  const Item& e = items_[static_cast<size_t>(expr)];
-  int32_t d = e.op == Op::kAnyOf ? kEndless : 0;
+// Calls within calls that the shortest text of an expression needs, where more follows in its rule
+// (inside) and where nothing does (last): what is called last in a rule takes its place.
+GrammarBuilder::Depths GrammarBuilder::depth(const Item& e, const std::vector<Depths>& of) const {
+  const auto at = [&](int32_t p) { return of[static_cast<size_t>(p)]; };
+  Depths d;
   switch (e.op) {
     case Op::kSequence:
-      for (const int32_t p : e.parts) {
-        d = std::max(d, depth(p, last && p == e.parts.back(), rules));
-      }
+      for (const int32_t p : e.parts) d.inside = std::max(d.inside, at(p).inside);
+      for (size_t i = 0; i + 1 < e.parts.size(); ++i)
+        d.last = std::max(d.last, at(e.parts[i]).inside);
+      d.last = std::max(d.last, at(e.parts.back()).last);
       return d;
     case Op::kAnyOf:
-      for (const int32_t p : e.parts) d = std::min(d, depth(p, last, rules));
+      d = {kEndless, kEndless};
+      for (const int32_t p : e.parts) {
+        d = {std::min(d.inside, at(p).inside), std::min(d.last, at(p).last)};
+      }
       return d;
     case Op::kRepeat:
-      return e.low == 0 ? 0 : depth(e.parts[0], false, rules);
+      if (e.low > 0) d = {at(e.parts[0]).inside, at(e.parts[0]).inside};
+      return d;
     case Op::kCall:
-      return std::min(rules[static_cast<size_t>(e.low)] + (last ? 0 : 1), kEndless);
+      d.last = at(body_of(e.low)).last;
+      d.inside = std::min(d.last + 1, kEndless);
+      return d;
     default:
       return d;
   }
 }
 
-void GrammarBuilder::first_calls(int32_t expr, const std::vector<uint8_t>& rules,
-                                 std::vector<int32_t>& out) const {
-  const Item& e = items_[static_cast<size_t>(expr)];
-  if (e.op == Op::kCall) out.push_back(e.low);
-  for (const int32_t p : e.parts) {
-    first_calls(p, rules, out);
-    if (e.op == Op::kSequence && !nullable(p, rules)) return;
-  }
-}
-
-// Least fixed point. Rules mostly call later ones, so that few rounds settle all.
 void GrammarBuilder::check_depth() {
-  std::vector<int32_t> depths(bodies_.size(), kEndless);
+  std::vector<Depths> depths(items_.size(), {kEndless, kEndless});
   for (int32_t round = 0; round <= kMaxRounds; ++round) {
     bool changed = false;
-    for (size_t r = bodies_.size(); r > 0; --r) {
-      const int32_t d = depth(bodies_[r - 1], true, depths);
-      changed |= d < depths[r - 1];
-      depths[r - 1] = std::min(d, depths[r - 1]);
+    for (size_t i = 0; i < items_.size(); ++i) {
+      const Depths d = depth(items_[i], depths);
+      changed |= d.inside < depths[i].inside || d.last < depths[i].last;
+      depths[i] = d;
     }
     if (!changed) break;
   }
   for (size_t r = 0; r < bodies_.size(); ++r) {
-    if (depths[r] >= Grammar::kMaxDepth) {
+    const int32_t d = depths[static_cast<size_t>(bodies_[r])].last;
+    if (d >= Grammar::kMaxDepth) {
       throw InputError("the constraint has a part that no finite text satisfies");
     }
-    grammar_->rules[r].min_depth = depths[r];
+    grammar_->rules[r].min_depth = d;
   }
+}
+
+// The rules that may be called before any symbol. An expression that stands in several places is
+// looked at once.
+std::vector<int32_t> GrammarBuilder::first_calls(int32_t rule, const std::vector<uint8_t>& nullable,
+                                                 std::vector<int32_t>& seen) const {
+  std::vector<int32_t> out, work{body_of(rule)};
+  while (!work.empty()) {
+    const auto at = static_cast<size_t>(work.back());
+    work.pop_back();
+    if (seen[at] == rule) continue;
+    seen[at] = rule;
+    const Item& e = items_[at];
+    if (e.op == Op::kCall) out.push_back(e.low);
+    for (const int32_t p : e.parts) {
+      work.push_back(p);
+      if (e.op == Op::kSequence && nullable[static_cast<size_t>(p)] == 0) break;
+    }
+  }
+  return out;
 }
 
 // A rule that comes back to itself without a symbol would be followed for ever: the calls that
 // come first must form no circle, which taking away rules that nobody calls first shows.
 void GrammarBuilder::check_recursion() const {
-  std::vector<uint8_t> empty_ok(bodies_.size());
-  for (bool changed = true; changed;) {
-    changed = false;
-    for (size_t r = bodies_.size(); r > 0; --r) {
-      if (empty_ok[r - 1] == 0 && nullable(bodies_[r - 1], empty_ok)) {
-        empty_ok[r - 1] = 1;
-        changed = true;
-      }
-    }
-  }
+  const std::vector<uint8_t> nullable = nullable_items();
+  std::vector<int32_t> seen(items_.size(), -1);
   std::vector<std::vector<int32_t>> calls(bodies_.size());
   std::vector<int64_t> callers(bodies_.size());
   for (size_t r = 0; r < bodies_.size(); ++r) {
-    first_calls(bodies_[r], empty_ok, calls[r]);
+    calls[r] = first_calls(static_cast<int32_t>(r), nullable, seen);
     for (const int32_t c : calls[r]) ++callers[static_cast<size_t>(c)];
   }
   std::vector<size_t> free;

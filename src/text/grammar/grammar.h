@@ -100,10 +100,14 @@ class GrammarBuilder {
   void utf8_ranges(uint32_t low, uint32_t high, std::vector<Expr>& out);
   int32_t emit(int32_t expr, int32_t next);
   int32_t node(GrammarNode n);
-  bool nullable(int32_t expr, const std::vector<uint8_t>& rules) const;
-  int32_t depth(int32_t expr, bool last, const std::vector<int32_t>& rules) const;
-  void first_calls(int32_t expr, const std::vector<uint8_t>& rules,
-                   std::vector<int32_t>& out) const;
+  int32_t body_of(int32_t rule) const { return bodies_[static_cast<size_t>(rule)]; }
+  std::vector<uint8_t> nullable_items() const;
+  struct Depths {
+    int32_t inside = 0, last = 0;
+  };
+  Depths depth(const Item& item, const std::vector<Depths>& of) const;
+  std::vector<int32_t> first_calls(int32_t rule, const std::vector<uint8_t>& nullable,
+                                   std::vector<int32_t>& seen) const;
   void check_depth();
   void check_recursion() const;
 

@@ -279,6 +279,9 @@ TEST(Constraint, HostileOnesAreRefusedQuickly) {
   refused(regex("a**"), "repetition");
   refused(regex("((a{1000}){1000}){1000}"), "repetitions");
   refused(regex("a{1,"), "{n,m}");
+  std::string nested_plus = "a?";
+  for (int i = 0; i < 60; ++i) nested_plus = "(" + nested_plus + ")+";
+  refused(regex(nested_plus), "too large");
   refused(schema(R"({"type":"kaboom"})"), "type");
   refused(schema(R"({"type":123})"), "type");
   refused(schema(R"(123)"), "schema");
@@ -344,7 +347,7 @@ TEST(Constraint, TablesAreRenewed) {
 }
 
 ToolSpec tool(const std::string& name, const std::string& parameters) {
-  return {name, "", parameters, ""};
+  return {name, "", parameters, "", /*strict=*/true};
 }
 
 // Thinking x tools x formats x answers: what is drawn parses, and the calls are declared and valid.
