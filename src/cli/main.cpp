@@ -1,13 +1,16 @@
 // tamis: DeepSeek Sparse Attention, from a checkpoint to an answer. See `tamis --help`.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <iostream>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "cli/commands.h"
+#include "cli/configuration.h"
 #include "comm/group.h"
 #include "comm/launcher.h"
 
@@ -46,6 +49,7 @@ int run(int argc, char** argv) {
   app.require_subcommand(1);
   app.get_formatter()->column_width(34);
   CommandBody chosen;
+  Configuration configuration;
   add_bench(app, chosen);
   add_info(app, chosen);
   add_chat(app, chosen);
@@ -55,16 +59,28 @@ int run(int argc, char** argv) {
   add_plan(app, chosen);
   add_render(app, chosen);
   add_serve(app, chosen);
+  configuration.cover(*app.get_subcommand("serve"));
   add_tokenize(app, chosen);
   add_trace(app, chosen);
   add_verify(app, chosen);
   try {
-    app.parse(argc, argv);
+    std::vector<std::string> arguments = configuration.extend({argv + 1, argv + argc});
+    std::reverse(arguments.begin(), arguments.end());  // as CLI11 takes them
+    app.parse(std::move(arguments));
+  } catch (const InputError& e) {
+    return report("", e, kInputWrong);
   } catch (const CLI::ParseError& e) {
     const int code = app.exit(e);
     return code == 0 ? 0 : kUsageWrong;
   }
   if (launcher_rank() > 0 && is_for_rank_0_only(app)) return 0;
+  if (configuration.print_wanted()) {
+    std::cout << configuration.effective() << std::flush;
+    return 0;
+  }
+  if (const std::string set = configuration.summary(); !set.empty()) {
+    std::cerr << "tamis serve: " + set + "\n";
+  }
   try {
     return chosen();
   } catch (const InputError& e) {

@@ -33,7 +33,7 @@ struct Flags {
   std::vector<std::string> hosts, origins;
   int64_t max_context = 0, max_sequences = 64, max_requests = 256, chunk = 512, cache_tokens = 0;
   int64_t drain_s = 30;
-  bool no_prefix_cache = false, no_access_log = false, print_config = false;
+  bool no_prefix_cache = false, no_access_log = false;
 };
 
 bool is_loopback(const std::string& host) {
@@ -213,6 +213,7 @@ void add_serve(CLI::App& app, CommandBody& chosen) {
       "  tamis serve -m models/tamis-mini\n"
       "  curl localhost:8080/v1/chat/completions -H 'Content-Type: application/json' \\\n"
       "    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}], \"stream\": true}'\n"
+      "  tamis serve --config tamis.toml --print-config\n"
       "  tamis serve -m DIR --host 0.0.0.0 --api-key-file keys.txt --tls-certificate c.pem "
       "--tls-key k.pem");
   c->callback([f, &chosen] { chosen = [f] { return run(*f); }; });
