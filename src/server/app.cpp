@@ -34,6 +34,8 @@ App::App(AppOptions options)
 App::~App() { stop(); }
 
 void App::serve(const ServedModel& model, EngineThread& engine) {
+  constraints_ = std::make_unique<ConstraintCache>(
+      std::make_shared<TokenTrie>(model.tokenizer, model.model.config().vocab_size));
   engine_ = &engine;
   model_ = &model;
 }
@@ -60,6 +62,9 @@ const std::vector<App::Route>& App::routes() {
       {"POST", "/v1/embeddings", Kind::kModel, &App::embeddings},
       {"POST", "/v1/chat/completions", Kind::kGenerate, nullptr},
       {"POST", "/v1/completions", Kind::kGenerate, nullptr},
+      {"POST", "/v1/messages", Kind::kGenerate, nullptr},
+      {"POST", "/v1/messages/count_tokens", Kind::kModel, &App::count_tokens},
+      {"POST", "/v1/responses", Kind::kGenerate, nullptr},
   };
   return kRoutes;
 }
@@ -192,6 +197,17 @@ void App::handle(HttpRequest request, std::shared_ptr<Exchange> exchange) {
   });
 }
 
+std::shared_ptr<Constraint> App::constraint_of(const Call& call) {
+  try {
+    return constraints_->get(call.answer);
+  } catch (const InputError& e) {
+    const std::string_view message = e.what();
+    const bool of_tools = message.starts_with("tool");
+    throw ApiError(400, (of_tools ? "" : call.answer_field + ": ") + std::string(message),
+                   of_tools ? "tools" : call.answer_field);
+  }
+}
+
 void App::generate(const HttpRequest& request, const std::shared_ptr<Exchange>& exchange,
                    std::shared_ptr<void> slot, std::chrono::steady_clock::time_point arrival) {
   std::unique_ptr<Reply> reply;
@@ -199,10 +215,17 @@ void App::generate(const HttpRequest& request, const std::shared_ptr<Exchange>& 
   if (request.path == "/v1/completions") {
     call = read_completion_call(request.body, model());
     reply = make_completion_reply(call, model());
+  } else if (request.path == "/v1/messages") {
+    call = read_messages_call(request.body, model());
+    reply = make_messages_reply(call, model());
+  } else if (request.path == "/v1/responses") {
+    call = read_responses_call(request.body, model());
+    reply = make_responses_reply(call, model());
   } else {
     call = read_chat_call(request.body, model());
     reply = make_chat_reply(call, model());
   }
+  call.request.constraint = constraint_of(call);
   // What one key's holder asked must not show in another's response times.
   call.request.cache_salt = std::to_string(access_.key_of(request)) + ":" + call.request.cache_salt;
   std::make_shared<RunningCall>(*engine_, metrics_, model(), std::move(call), std::move(reply),

@@ -15,6 +15,8 @@
 
 #include "server/access.h"
 #include "server/api_error.h"
+#include "server/call.h"
+#include "server/constraint_cache.h"
 #include "server/engine_thread.h"
 #include "server/http.h"
 #include "server/metrics.h"
@@ -70,6 +72,7 @@ class App final : public HttpService {
   void generate(const HttpRequest& request, const std::shared_ptr<Exchange>& exchange,
                 std::shared_ptr<void> slot, std::chrono::steady_clock::time_point arrival);
   std::shared_ptr<void> take_slot();
+  std::shared_ptr<Constraint> constraint_of(const Call& call);
   const ServedModel& model() const { return *model_; }
 
   HttpResponse livez(const HttpRequest& request);
@@ -82,11 +85,13 @@ class App final : public HttpService {
   HttpResponse detokenize(const HttpRequest& request);
   HttpResponse apply_template(const HttpRequest& request);
   HttpResponse embeddings(const HttpRequest& request);
+  HttpResponse count_tokens(const HttpRequest& request);
 
   AppOptions options_;
   AccessControl access_;
   Metrics metrics_;
   WorkQueue work_;
+  std::unique_ptr<ConstraintCache> constraints_;
   std::atomic<const ServedModel*> model_{nullptr};
   std::atomic<EngineThread*> engine_{nullptr};
   std::atomic<bool> draining_{false};

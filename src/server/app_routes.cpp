@@ -146,6 +146,10 @@ HttpResponse App::apply_template(const HttpRequest& request) {
   return json_response({{"prompt", render_prompt_text(chat, model())}});
 }
 
+HttpResponse App::count_tokens(const HttpRequest& request) {
+  return json_response({{"input_tokens", count_message_tokens(request.body, model())}});
+}
+
 HttpResponse App::embeddings(const HttpRequest&) {
   throw ApiError(501, "this model writes text: it has no embeddings to give");
 }

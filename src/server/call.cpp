@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "server/answer_format.h"
 #include "server/api_error.h"
 #include "text/python_json.h"
 
@@ -27,12 +28,7 @@ int32_t token_id(const Fields& f, const std::string& where, const OrderedJson& v
 }
 
 void read_stops(Fields& f, const ServedModel& model, Call& call) {
-  call.generation.stop = f.texts("stop", kMaxStops);
-  for (const std::string& s : call.generation.stop) {
-    if (s.size() > kMaxStopBytes) {
-      f.refuse("stop", fmt::format("want at most {} bytes, got {}", kMaxStopBytes, s.size()));
-    }
-  }
+  call.generation.stop = read_stop_texts(f, "stop");
   if (!f.flag("ignore_eos").value_or(false)) call.request.stop_ids = model.defaults.eos_ids;
   const OrderedJson* ids = f.array("stop_token_ids");
   if (ids == nullptr) return;
@@ -99,22 +95,6 @@ void read_choices(Fields& f, Call& call) {
   if (best_of && *best_of != call.n) f.refuse("best_of", "only the value of n is supported");
 }
 
-// "none", "auto" or null; other choices need constrained output.
-bool read_tool_choice(Fields& f) {
-  const OrderedJson* choice = f.find("tool_choice");
-  if (choice == nullptr || *choice == "auto") return true;
-  if (*choice == "none") return false;
-  f.refuse("tool_choice", "only auto and none are supported");
-}
-
-void read_response_format(Fields& f) {
-  const OrderedJson* format = f.object("response_format");
-  if (format == nullptr) return;
-  Fields o(*format, "response_format");
-  if (o.text("type").value_or("") != "text") o.refuse("type", "only text is supported");
-  o.no_others();
-}
-
 std::vector<int32_t> read_id_list(const Fields& f, const std::string& where,
                                   const OrderedJson& list, int64_t vocab) {
   std::vector<int32_t> ids;
@@ -175,6 +155,16 @@ void read_model(Fields& f, const ServedModel& model) {
   throw ApiError(
       404, "model: '" + printable(*name, 80) + "' is not served here, '" + model.name + "' is",
       "model", "model_not_found");
+}
+
+std::vector<std::string> read_stop_texts(Fields& f, const char* key) {
+  std::vector<std::string> stops = f.texts(key, kMaxStops);
+  for (const std::string& s : stops) {
+    if (s.size() > kMaxStopBytes) {
+      f.refuse(key, fmt::format("want at most {} bytes, got {}", kMaxStopBytes, s.size()));
+    }
+  }
+  return stops;
 }
 
 void read_salt(Fields& f, Call& call) {
@@ -255,12 +245,29 @@ bool read_thinking(Fields& f) {
   return thinking;
 }
 
+void need_chat_format(const ServedModel& model) {
+  if (model.format) return;
+  throw ApiError(400,
+                 "the checkpoint's chat format is unknown: use /v1/completions, or start "
+                 "the server with --chat-format");
+}
+
+ToolSpec make_tool(std::string name, std::string description, const OrderedJson* parameters,
+                   bool strict) {
+  ToolSpec tool;
+  OrderedJson function{{"name", name}};
+  if (!description.empty()) function["description"] = description;
+  if (parameters != nullptr) function["parameters"] = *parameters;
+  tool.name = std::move(name);
+  tool.description = std::move(description);
+  tool.parameters_json = parameters == nullptr ? "{}" : python_json_dump(*parameters);
+  tool.function_json = python_json_dump(function);
+  tool.strict = strict;
+  return tool;
+}
+
 ChatPrompt read_chat(std::string_view json, const ServedModel& model) {
-  if (!model.format) {
-    throw ApiError(400,
-                   "the checkpoint's chat format is unknown: use /v1/completions, or start "
-                   "the server with --chat-format");
-  }
+  need_chat_format(model);
   try {
     ChatRequest request = parse_messages(json, kWhere);
     if (request.messages.empty()) throw ApiError(400, "messages: is empty", "messages");
@@ -299,6 +306,9 @@ void render_prompt(const ChatPrompt& chat, const ServedModel& model, Call& call)
   call.prompts.push_back(encode_chat(model.tokenizer, pieces));
   call.generation.format = model.format;
   call.generation.in_thinking = starts_in_thinking(pieces);
+  call.answer.format = *model.format;
+  call.answer.in_thinking = call.generation.in_thinking;
+  call.answer.parallel = !call.generation.one_call;
 }
 
 std::string render_prompt_text(const ChatPrompt& chat, const ServedModel& model) {
@@ -345,9 +355,9 @@ Call read_chat_call(std::string_view body, const ServedModel& model) {
   }
   const char* field = "";
   const auto max_tokens = read_max_tokens(f, field);
-  const bool may_call = read_tool_choice(f);
+  const ToolChoice choice = read_tool_choice(f);
   call.generation.one_call = !f.flag("parallel_tool_calls").value_or(true);
-  read_response_format(f);
+  read_answer_format(f, call);
   const bool thinking = read_thinking(f);
   ignore_bookkeeping(f);
   f.ignore({"messages", "tools"});
@@ -356,8 +366,10 @@ Call read_chat_call(std::string_view body, const ServedModel& model) {
   if (root.find("messages") == root.end()) f.refuse("messages", "is missing");
   ChatPrompt chat = read_chat(body, model);
   chat.thinking = thinking;
+  const bool may_call = choice.mode != ToolChoice::Mode::kNone;
   if (!may_call) chat.tools.clear();
   call.generation.tools = may_call;
+  apply_tool_choice(choice, chat, call);
   render_prompt(chat, model, call);
   fit_into_context(max_tokens, field, model.max_context, model, call);
   return call;
@@ -380,8 +392,12 @@ Call read_completion_call(std::string_view body, const ServedModel& model) {
   const auto max_tokens = f.integer("max_tokens", call.score_prompt ? 0 : 1, INT32_MAX);
   if (f.text("suffix").value_or("") != "") f.refuse("suffix", "is not supported");
   read_prompts(f, model, call);
+  read_answer_format(f, call);
   ignore_bookkeeping(f);
   f.no_others();
+  if (!call.answer_field.empty() && call.score_prompt) {
+    f.refuse("echo", "is not for " + call.answer_field + " with logprobs");
+  }
   if (call.stream && call.score_prompt) f.refuse("stream", "is not for echo with logprobs");
   fit_into_context(max_tokens, "max_tokens", 16, model, call);
   return call;

@@ -31,6 +31,7 @@ void Generation::push(const TokenEvent& event, std::vector<OutputEvent>& parts) 
   }
   if (finished()) return;
   if (text_.stopped() || event.finish == FinishReason::kStop) {
+    result_.stop_string = text_.stop_string();
     end("stop", parts);
   } else if (event.finish == FinishReason::kLength) {
     end("length", parts);

@@ -32,6 +32,7 @@ struct GenerationResult {
   std::vector<ToolCall> tool_calls;
   std::vector<SampledToken> tokens;  // with logprobs
   std::string_view finish;           // "stop", "length", "tool_calls"
+  std::string stop_string;           // of those that were asked for, if one came
   int64_t token_count = 0, reasoning_tokens = 0;
 };
 

@@ -150,6 +150,8 @@ void Fields::only(const char* key, const OrderedJson& value) {
 
 void Fields::no_others() const {
   for (const auto& [key, value] : object_.items()) {
+    // Clients write null for what they leave out.
+    if (value.is_null()) continue;
     if (std::find(known_.begin(), known_.end(), key) != known_.end()) continue;
     const std::string path = printable(path_of(key), 80);
     throw ApiError(400, path + ": is not a field of this request", path, "unknown_parameter");

@@ -15,6 +15,10 @@ std::string dump(const OrderedJson& value) {
 
 std::string sse(const OrderedJson& value) { return "data: " + dump(value) + "\n\n"; }
 
+std::string named_sse(const OrderedJson& value) {
+  return "event: " + value.at("type").get<std::string>() + "\n" + sse(value);
+}
+
 double json_logprob(float logprob) {
   // NaN compares false, and becomes the bound too.
   return logprob > -9999.0F ? static_cast<double>(std::min(logprob, 0.0F)) : -9999.0;

@@ -56,12 +56,16 @@ class Reply {
 
 std::unique_ptr<Reply> make_chat_reply(const Call& call, const ServedModel& model);
 std::unique_ptr<Reply> make_completion_reply(const Call& call, const ServedModel& model);
+std::unique_ptr<Reply> make_messages_reply(const Call& call, const ServedModel& model);
+std::unique_ptr<Reply> make_responses_reply(const Call& call, const ServedModel& model);
 
 // Parts of several replies.
 
 // Strict JSON: bytes that are no UTF-8 become U+FFFD, numbers that are none null.
 std::string dump(const OrderedJson& value);
 std::string sse(const OrderedJson& value);
+// With the event's name, which is the member "type" of the value.
+std::string named_sse(const OrderedJson& value);
 OrderedJson usage_json(const CallSummary& summary);
 OrderedJson timings_json(const Timings& timings);
 // Finite, so that every JSON reader takes it.

@@ -1,47 +1,18 @@
 #!/usr/bin/env python3
-"""The official clients against a live server: clients_test.py TAMIS SOURCE_DIR"""
+"""The official clients against a live server: chat_clients_test.py TAMIS SOURCE_DIR"""
 
 import json
-import os
-import re
-import signal
 import subprocess
 import sys
 import tempfile
 import unittest
 import urllib.request
-from pathlib import Path
 
-import anthropic
 import openai
 
-TAMIS, SOURCE = sys.argv[1], Path(sys.argv[2])
-MODEL = SOURCE / "models/tamis-mini"
+from served import MODEL, TAMIS, Server
+
 QUESTION = [{"role": "user", "content": "What does the package manager do?"}]
-
-
-class Server:
-    """`tamis serve` on a free port."""
-
-    def __init__(self, *flags, env=None):
-        self.process = subprocess.Popen(
-            [TAMIS, "serve", "-m", MODEL, "--port", "0", "--threads", "1", *map(str, flags)],
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **(env or {})},
-        )
-        for line in self.process.stderr:
-            found = re.search(r"on (https?://\S+)/v1", line)
-            if found:
-                self.url = found.group(1)
-                break
-        else:
-            raise RuntimeError(f"no server: exit {self.process.wait()}")
-
-    def stop(self):
-        self.process.send_signal(signal.SIGTERM)
-        _, self.log = self.process.communicate(timeout=60)
-        return self.process.returncode
 
 
 def generate(*arguments):

@@ -1,0 +1,221 @@
+// Answers that are held to a form, through the API: thinking x form x tools x streaming x format.
+#include <nlohmann/json.hpp>
+
+#include "base/json.h"
+#include "server/live.h"
+
+namespace tamis::server {
+namespace {
+
+// What a client has put together from an answer or from its stream.
+struct Got {
+  std::string content, reasoning, finish;
+  std::vector<std::pair<std::string, std::string>> calls;  // name, arguments
+  friend bool operator==(const Got&, const Got&) = default;
+};
+
+void add_text(const Json& from, const char* key, std::string& to) {
+  if (from.contains(key) && from[key].is_string()) to += from[key].get<std::string>();
+}
+
+Got whole(const std::string& answer) {
+  Got g;
+  EXPECT_EQ(status_of(answer), 200) << answer;
+  if (status_of(answer) != 200) return g;
+  const Json choice = parse_json(body_of(answer), "answer")["choices"][0];
+  g.finish = choice["finish_reason"].get<std::string>();
+  add_text(choice["message"], "content", g.content);
+  add_text(choice["message"], "reasoning_content", g.reasoning);
+  if (!choice["message"].contains("tool_calls")) return g;
+  for (const Json& c : choice["message"]["tool_calls"]) {
+    g.calls.emplace_back(c["function"]["name"].get<std::string>(),
+                         c["function"]["arguments"].get<std::string>());
+  }
+  return g;
+}
+
+Got streamed(const std::string& answer) {
+  Got g;
+  EXPECT_EQ(status_of(answer), 200) << answer;
+  for (const std::string& data : events_of(answer)) {
+    if (data == "[DONE]") break;
+    const Json choice = parse_json(data, "event")["choices"][0];
+    add_text(choice, "finish_reason", g.finish);
+    const Json& delta = choice["delta"];
+    add_text(delta, "content", g.content);
+    add_text(delta, "reasoning_content", g.reasoning);
+    if (!delta.contains("tool_calls")) continue;
+    for (const Json& c : delta["tool_calls"]) {
+      const auto index = c["index"].get<size_t>();
+      if (index == g.calls.size()) g.calls.emplace_back(c["function"]["name"], "");
+      g.calls.at(index).second += c["function"]["arguments"].get<std::string>();
+    }
+  }
+  return g;
+}
+
+const std::string kSchema =
+    R"({"type":"object","properties":{"city":{"enum":["Oslo","Rome"]},"days":{"type":"integer","minimum":1,"maximum":14}},"required":["city","days"],"additionalProperties":false})";
+const std::string kTools =
+    R"("tools":[{"type":"function","function":{"name":"weather","strict":true,"parameters":)" +
+    kSchema +
+    R"(}},{"type":"function","function":{"name":"stop","strict":true,"parameters":{"type":"object","properties":{},"additionalProperties":false}}}])";
+
+bool fits_schema(const std::string& text) {
+  const Json v = parse_json(text, "answer");
+  return v.is_object() && v.size() == 2 && (v["city"] == "Oslo" || v["city"] == "Rome") &&
+         v["days"].is_number_integer() && v["days"] >= 1 && v["days"] <= 14;
+}
+
+struct Form {
+  const char* name;
+  std::string member;
+  bool (*fits)(const std::string& text);
+};
+const Form kForms[] = {
+    {"text", "", [](const std::string&) { return true; }},
+    {"schema",
+     R"("response_format":{"type":"json_schema","json_schema":{"name":"trip","strict":true,"schema":)" +
+         kSchema + "}},",
+     fits_schema},
+    {"flat", R"("response_format":{"type":"json_schema","schema":)" + kSchema + "},", fits_schema},
+    {"regex", R"("response_format":{"type":"regex","pattern":"(yes|no), [0-9]{3}"},)",
+     [](const std::string& t) {
+       return (t.starts_with("yes, ") || t.starts_with("no, ")) &&
+              t.find_first_of("0123456789") + 3 == t.size();
+     }},
+    {"choice", R"("structured_outputs":{"choice":["a+b","c"]},)",
+     [](const std::string& t) { return t == "a+b" || t == "c"; }},
+};
+
+void expect_calls(const Got& g, const std::string& choice) {
+  for (const auto& [name, arguments] : g.calls) {
+    EXPECT_TRUE(name == "weather" || (name == "stop" && choice != "named")) << name;
+    EXPECT_TRUE(name == "weather" ? fits_schema(arguments)
+                                  : parse_json(arguments, "arguments").empty())
+        << arguments;
+  }
+}
+
+class ConstrainedMatrix : public ::testing::TestWithParam<ChatFormat> {};
+
+TEST_P(ConstrainedMatrix, MatrixOfThinkingFormsToolsAndStreaming) {
+  Live live({}, {}, GetParam());
+  // A bias ends the thought at once; what comes then is held to the form all the same.
+  const std::string common =
+      R"("messages":[{"role":"user","content":"Where to?"}],"max_tokens":300,"temperature":1,"logit_bias":{"8182":100},"parallel_tool_calls":false)";
+  const std::pair<const char*, std::string> choices[] = {
+      {"none", R"(,"tool_choice":"none")"},
+      {"auto", ""},
+      {"required", R"(,"tool_choice":"required")"},
+      {"named", R"(,"tool_choice":{"type":"function","function":{"name":"weather"}})"},
+  };
+  for (const bool thinking : {false, true}) {
+    for (const Form& form : kForms) {
+      for (const auto& [choice, member] : choices) {
+        // Where tools must be called, the form of the answer has no part.
+        const bool must =
+            choice == std::string_view("required") || choice == std::string_view("named");
+        if (must && &form > &kForms[1]) continue;
+        const std::string body = "{" + form.member + kTools + member + "," + common +
+                                 ",\"thinking\":" + (thinking ? "true" : "false") + ",\"seed\":3";
+        const Got a = whole(ask(live, "/v1/chat/completions", body + "}"));
+        const Got b = streamed(ask(live, "/v1/chat/completions", body + ",\"stream\":true}"));
+        const std::string what = std::string(form.name) + " " + choice + "\n" + body;
+        EXPECT_EQ(a, b) << what << "\n" << a.content << "\n" << b.content;
+        EXPECT_EQ(a.reasoning, "") << what;
+        const std::string_view kind = choice;
+        if (must) {
+          EXPECT_EQ(a.calls.size(), 1U) << what << a.content;
+          EXPECT_EQ(a.content, "") << what;
+        }
+        if (kind == "none") {
+          EXPECT_TRUE(a.calls.empty()) << what;
+        }
+        expect_calls(a, choice);
+        if (!a.calls.empty()) {
+          EXPECT_EQ(a.finish, "tool_calls") << what;
+        } else if (form.name != std::string_view("text")) {
+          EXPECT_EQ(a.finish, "stop") << what << a.content;
+          EXPECT_TRUE(form.fits(a.content)) << what << "\n" << a.content;
+        }
+      }
+    }
+  }
+  EXPECT_TRUE(live.settles());
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, ConstrainedMatrix,
+                         ::testing::Values(ChatFormat::kV31, ChatFormat::kV32),
+                         [](const auto& p) { return p.param == ChatFormat::kV31 ? "V31" : "V32"; });
+
+// The thought itself is free, and its tokens are no part of the form.
+TEST(ConstrainedLive, ThoughtsAreFree) {
+  Live live;
+  const Got g = whole(ask(
+      live, "/v1/chat/completions",
+      R"({"messages":[{"role":"user","content":"Hello"}],"thinking":true,"max_tokens":12,"response_format":{"type":"json_object"}})"));
+  EXPECT_GT(g.reasoning.size(), 5U);
+  EXPECT_NE(g.reasoning[0], '{');
+  EXPECT_TRUE(g.content.empty() || g.content[0] == '{') << g.content;
+}
+
+TEST(ConstrainedLive, CompletionsAndSeveralAnswersAreHeldToo) {
+  Live live;
+  const std::string answer = ask(
+      live, "/v1/completions",
+      R"({"prompt":"Say it:","n":3,"temperature":1,"seed":1,"max_tokens":40,"guided_regex":"[a-c]{4}x"})");
+  ASSERT_EQ(status_of(answer), 200) << answer;
+  const Json choices = parse_json(body_of(answer), "answer")["choices"];
+  ASSERT_EQ(choices.size(), 3U);
+  for (const Json& c : choices) {
+    const auto text = c["text"].get<std::string>();
+    EXPECT_EQ(text.find_first_not_of("abc"), 4U) << text;
+    EXPECT_EQ(text.size(), 5U) << text;
+    EXPECT_EQ(c["finish_reason"], "stop");
+  }
+}
+
+TEST(ConstrainedLive, WhatCannotBeHeldToIsRefusedByName) {
+  Live live({}, {}, ChatFormat::kV32);
+  const auto refused = [&](const std::string& member, const std::string& param,
+                           const std::string& says) {
+    const std::string body =
+        R"({"messages":[{"role":"user","content":"Hi"}],"max_tokens":4,)" + member + "}";
+    const std::string answer = ask(live, "/v1/chat/completions", body);
+    ASSERT_EQ(status_of(answer), 400) << body << answer;
+    const Json error = parse_json(body_of(answer), "answer")["error"];
+    EXPECT_EQ(error["param"], param) << error.dump();
+    EXPECT_NE(error["message"].get<std::string>().find(says), std::string::npos) << error.dump();
+  };
+  const auto of_schema = [](const std::string& schema) {
+    return R"("response_format":{"type":"json_schema","json_schema":{"schema":)" + schema + "}}";
+  };
+  const std::string field = "response_format.json_schema.schema";
+  refused(of_schema(R"({"type":"object","patternProperties":{}})"), field, "patternProperties");
+  refused(of_schema(R"({"type":"kaboom"})"), field, "type");
+  refused(of_schema("123"), field, "schema");
+  refused(of_schema(R"({"$ref":"file:///etc/passwd"})"), field, "within the schema");
+  refused(R"("response_format":{"type":"json_schema"})", "response_format.json_schema", "missing");
+  refused(R"("response_format":{"type":"xml"})", "response_format.type", "want text");
+  refused(R"("response_format":{"type":"regex","pattern":"(a"})", "response_format.pattern", "')'");
+  refused(R"("guided_regex":"a","guided_json":{})", "guided_regex", "already given");
+  refused(R"("grammar":"root ::= root")", "grammar", "not a field");
+  refused(R"("tool_choice":"required")", "tool_choice", "no tool");
+  refused(kTools + R"(,"tool_choice":"always")", "tool_choice", "want none");
+  refused(kTools + R"(,"tool_choice":{"type":"function","function":{"name":"rain"}})",
+          "tool_choice", "'rain'");
+  refused(R"("tools":[{"type":"function","function":{"name":"a b","parameters":{}}}])", "tools",
+          "want a name");
+  // A strict tool is held to its schema, which must then be known; another one's is for the model.
+  const std::string odd = R"("parameters":{"type":"object","properties":{},"minProperties":1}}}])";
+  refused(R"("tools":[{"type":"function","function":{"name":"t","strict":true,)" + odd, "tools",
+          "minProperties");
+  const std::string lax = R"({"messages":[{"role":"user","content":"Hi"}],"max_tokens":4,)"
+                          R"("tools":[{"type":"function","function":{"name":"t",)" +
+                          odd + "}";
+  EXPECT_EQ(status_of(ask(live, "/v1/chat/completions", lax)), 200);
+}
+
+}  // namespace
+}  // namespace tamis::server
