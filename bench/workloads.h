@@ -121,4 +121,97 @@ constexpr MoeShape kMoeShapes[] = {
     {"mini_prefill512", 512, 16, 4, 2, 4, 256},
 };
 
+// Shapes for a GPU: too large for a CPU's minutes. Sequences of `context` tokens, the last `tokens`
+// of each in the call. Caches: bf16 (latents of 1152 bytes) or fp8 (656, keys of 132).
+struct GpuSparseShape {
+  const char* name;
+  int64_t sequences, tokens, heads, context, selected;
+  bool fp8;
+};
+constexpr GpuSparseShape kGpuSparseShapes[] = {
+    {"v32_prefill4096_8k.bf16", 1, 4096, 128, 8192, 2048, false},
+    {"v32_prefill4096_32k.bf16", 1, 4096, 128, 32768, 2048, false},
+    {"v32_prefill4096_128k.bf16", 1, 4096, 128, 131072, 2048, false},
+    {"v32_prefill4096_32k.fp8", 1, 4096, 128, 32768, 2048, true},
+    {"v32_prefill4096_32k_h64.bf16", 1, 4096, 64, 32768, 2048, false},
+    {"v32_prefill4096_32k_h16.bf16", 1, 4096, 16, 32768, 2048, false},
+    {"v32_decode1_32k.fp8", 1, 1, 128, 32768, 2048, true},
+    {"v32_decode2_32k.fp8", 2, 1, 128, 32768, 2048, true},
+    {"v32_decode4_32k.fp8", 4, 1, 128, 32768, 2048, true},
+    {"v32_decode16_32k.fp8", 16, 1, 128, 32768, 2048, true},
+    {"v32_decode64_32k.fp8", 64, 1, 128, 32768, 2048, true},
+    {"v32_decode128_32k.fp8", 128, 1, 128, 32768, 2048, true},
+    {"v32_decode1_32k.bf16", 1, 1, 128, 32768, 2048, false},
+    {"v32_decode128_32k.bf16", 128, 1, 128, 32768, 2048, false},
+    {"v32_decode128_32k_h16.fp8", 128, 1, 16, 32768, 2048, true},
+    {"mini_decode1_4k.bf16", 1, 1, 4, 4096, 256, false},
+    {"mini_decode256_4k.bf16", 256, 1, 4, 4096, 256, false},
+};
+
+// Keys in FP8. selected 0: the scores alone (indexer_logits), else with top-k (indexer_select).
+struct GpuIndexShape {
+  const char* name;
+  int64_t sequences, tokens, heads, context, selected;
+};
+constexpr GpuIndexShape kGpuIndexShapes[] = {
+    {"v32_prefill4096_4k", 1, 4096, 64, 4096, 0},
+    {"v32_prefill4096_32k", 1, 4096, 64, 32768, 0},
+    {"v32_prefill2048_128k", 1, 2048, 64, 131072, 0},
+    {"v32_decode1_8k", 1, 1, 64, 8192, 0},
+    {"v32_decode1_32k", 1, 1, 64, 32768, 0},
+    {"v32_decode1_128k", 1, 1, 64, 131072, 0},
+    {"v32_decode16_32k", 16, 1, 64, 32768, 0},
+    {"v32_decode64_32k", 64, 1, 64, 32768, 0},
+    {"v32_decode128_32k", 128, 1, 64, 32768, 0},
+    {"v32_prefill4096_32k", 1, 4096, 64, 32768, 2048},
+    {"v32_decode1_32k", 1, 1, 64, 32768, 2048},
+    {"v32_decode128_32k", 128, 1, 64, 32768, 2048},
+};
+
+struct GpuTopkShape {
+  const char* name;
+  int64_t rows, length, selected;
+  bool narrow;  // all scores within 1 % of each other
+};
+constexpr GpuTopkShape kGpuTopkShapes[] = {
+    {"v32_1x8k", 1, 8192, 2048, false},
+    {"v32_1x32k", 1, 32768, 2048, false},
+    {"v32_1x128k", 1, 131072, 2048, false},
+    {"v32_16x8k", 16, 8192, 2048, false},
+    {"v32_16x32k", 16, 32768, 2048, false},
+    {"v32_16x128k", 16, 131072, 2048, false},
+    {"v32_64x8k", 64, 8192, 2048, false},
+    {"v32_64x32k", 64, 32768, 2048, false},
+    {"v32_64x128k", 64, 131072, 2048, false},
+    {"v32_128x8k", 128, 8192, 2048, false},
+    {"v32_128x32k", 128, 32768, 2048, false},
+    {"v32_128x128k", 128, 131072, 2048, false},
+    {"v32_2048x8k", 2048, 8192, 2048, false},
+    {"v32_2048x32k", 2048, 32768, 2048, false},
+    {"v32_2048x128k", 2048, 131072, 2048, false},
+    {"v32_16x128k_narrow", 16, 131072, 2048, true},
+    {"v32_64x128k_narrow", 64, 131072, 2048, true},
+    {"mini_256x4k", 256, 4096, 256, false},
+};
+
+// y [m, rows] = x [m, cols] W^T in native precision, for each of kGpuLinearRows and both formats.
+constexpr LinearShape kGpuLinearShapes[] = {
+    {"v32_qkv_a", 7168, 2112},          {"v32_q_b", 1536, 24576},        {"v32_o", 16384, 7168},
+    {"v32_expert_up_gate", 7168, 4096}, {"v32_expert_down", 2048, 7168},
+};
+constexpr int64_t kGpuLinearRows[] = {1, 16, 32, 64, 128, 4096};
+
+// Rows of x spread evenly over experts in FP8; as many experts are active as there are rows.
+struct GpuGroupedShape {
+  const char* name;
+  int64_t groups, rows_of_x, cols, rows;
+};
+constexpr GpuGroupedShape kGpuGroupedShapes[] = {
+    {"v32_up_256x8", 256, 8, 7168, 4096},         {"v32_up_256x128", 256, 128, 7168, 4096},
+    {"v32_up_256x512", 256, 512, 7168, 4096},     {"v32_up_256x2048", 256, 2048, 7168, 4096},
+    {"v32_up_256x32768", 256, 32768, 7168, 4096}, {"v32_up_32x1024", 32, 1024, 7168, 4096},
+    {"v32_up_32x32768", 32, 32768, 7168, 4096},   {"v32_down_256x32768", 256, 32768, 2048, 7168},
+    {"v32_down_32x32768", 32, 32768, 2048, 7168}, {"v32_down_256x512", 256, 512, 2048, 7168},
+};
+
 }  // namespace tamis::bench

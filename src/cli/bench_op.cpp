@@ -1,7 +1,8 @@
-// tamis bench op: the named shapes of every operation against this machine's limits.
+// tamis bench op: the named shapes of every operation against this machine's limits, or the GPU's.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -14,6 +15,7 @@
 #include "cli/model_flags.h"
 #include "cli/support.h"
 #include "eval/op_speed.h"
+#include "kernels/workloads/cuda_workloads.h"
 
 namespace tamis::cli {
 namespace {
@@ -27,11 +29,12 @@ struct Flags {
 };
 
 // The entries of the wanted operations whose shape contains the wanted text.
-std::vector<Workload> wanted(const Flags& f) {
+template <typename W>
+std::vector<W> wanted(const Flags& f, const std::vector<W>& all) {
   std::set<std::string> known;
-  std::vector<Workload> out;
+  std::vector<W> out;
   const std::set<std::string> ops(f.ops.begin(), f.ops.end());
-  for (const Workload& w : all_workloads()) {
+  for (const W& w : all) {
     known.insert(w.op);
     const bool chosen = ops.empty() || ops.count(w.op) != 0;
     if (chosen && w.shape.find(f.shape) != std::string::npos) out.push_back(w);
@@ -45,8 +48,9 @@ std::vector<Workload> wanted(const Flags& f) {
   return out;
 }
 
-int list_shapes(const std::vector<Workload>& workloads, bool json) {
-  for (const Workload& w : workloads) {
+template <typename W>
+int list_shapes(const std::vector<W>& workloads, bool json) {
+  for (const W& w : workloads) {
     if (json) {
       const Json line{{"op", w.op}, {"shape", w.shape}, {"bytes", w.bytes}, {"flops", w.flops}};
       write_stdout(line.dump() + "\n");
@@ -58,7 +62,8 @@ int list_shapes(const std::vector<Workload>& workloads, bool json) {
   return 0;
 }
 
-std::vector<std::string> cells(const Workload& w, const OpSpeed& s) {
+template <typename W>
+std::vector<std::string> cells(const W& w, const OpSpeed& s) {
   return {w.op,
           w.shape,
           s.implementation.empty() ? "-" : s.implementation,
@@ -68,12 +73,11 @@ std::vector<std::string> cells(const Workload& w, const OpSpeed& s) {
           fmt::format("{:.0f} % of {}", 100 * s.share, s.memory_bound ? "memory" : "arithmetic")};
 }
 
-Json as_json(const Workload& w, const OpSpeed& s, int threads) {
+template <typename W>
+Json as_json(const W& w, const OpSpeed& s) {
   return {{"bench", "op"},
           {"op", w.op},
           {"shape", w.shape},
-          {"implementation", s.implementation},
-          {"threads", threads},
           {"us", s.microseconds},
           {"gb_per_s", s.gigabytes_per_second},
           {"gflops", s.gigaflops},
@@ -92,13 +96,58 @@ std::string line(const std::vector<std::string>& c) {
                      c[5], c[6]);
 }
 
-int run(const Flags& f) {
-  const std::vector<Workload> workloads = wanted(f);
-  if (f.list) return list_shapes(workloads, f.json);
-  const auto context = f.machine.make_context();
-  if (context->device() != nullptr) {
-    throw UsageError("bench op measures the CPU's operations; scripts/bench-gpu those of cuda");
+// How one call of a workload took `us` against the limits of the device.
+OpSpeed cuda_speed(const CudaWorkload& w, const CudaPeak& peak, double us) {
+  OpSpeed s;
+  s.microseconds = us;
+  s.gigabytes_per_second = w.bytes / us * 1e-3;
+  s.gigaflops = w.flops / us * 1e-3;
+  const double memory = w.bytes / peak.bytes_per_second, products = w.flops / peak.flops;
+  s.memory_bound = memory > products;
+  s.share = std::max(memory, products) / us * 1e6;
+  return s;
+}
+
+// The shapes of a GPU that f asks for, timed on it.
+int run_cuda(const Flags& f, KernelContext& context) {
+  const std::vector<CudaWorkload> workloads = wanted(f, cuda_workloads());
+  const CudaPeak peak = measure_cuda_peak(context);
+  const std::string& gpu = context.device()->info().name;
+  BenchPage page;
+  page.title = "tamis bench op --backend cuda";
+  page.columns = columns();
+  page.notes = {
+      fmt::format("{}; limits measured at the start: copying memory {:.0f} GB/s, bf16 products by "
+                  "mma.sync {:.0f} GFLOP/s. Operands cold.",
+                  gpu, peak.bytes_per_second * 1e-9, peak.flops * 1e-9)};
+  if (f.json) {
+    const Json machine{{"bench", "machine"},
+                       {"gpu", gpu},
+                       {"copy_gb_per_s", peak.bytes_per_second * 1e-9},
+                       {"mma_gflops", peak.flops * 1e-9}};
+    write_stdout(machine.dump() + "\n");
+  } else {
+    write_stdout(page.notes[0] + "\n\n" + line(page.columns));
   }
+  for (const CudaWorkload& w : workloads) {
+    const OpSpeed s = cuda_speed(w, peak, measure_cuda(context, w));
+    page.rows.push_back({cells(w, s), s.share});
+    Json json = as_json(w, s);
+    json["gpu"] = gpu;
+    write_stdout(f.json ? json.dump() + "\n" : line(page.rows.back().cells));
+  }
+  if (!f.html.empty()) write_bench_page(page, f.html);
+  return 0;
+}
+
+int run(const Flags& f) {
+  if (f.list && backend_from_name(f.machine.backend) == Backend::kCuda) {
+    return list_shapes(wanted(f, cuda_workloads()), f.json);
+  }
+  if (f.list) return list_shapes(wanted(f, all_workloads()), f.json);
+  const auto context = f.machine.make_context();
+  if (context->device() != nullptr) return run_cuda(f, *context);
+  const std::vector<Workload> workloads = wanted(f, all_workloads());
   const int threads = context->pool().num_threads();
   const MachinePeak peak = measure_peak(*context);
   BenchPage page;
@@ -121,7 +170,10 @@ int run(const Flags& f) {
   for (const Workload& w : workloads) {
     const OpSpeed s = measure_op(*context, w, peak, f.options);
     page.rows.push_back({cells(w, s), s.share});
-    write_stdout(f.json ? as_json(w, s, threads).dump() + "\n" : line(page.rows.back().cells));
+    Json json = as_json(w, s);
+    json["implementation"] = s.implementation;
+    json["threads"] = threads;
+    write_stdout(f.json ? json.dump() + "\n" : line(page.rows.back().cells));
   }
   if (!f.html.empty()) write_bench_page(page, f.html);
   return 0;
@@ -137,7 +189,7 @@ void add_bench_op(CLI::App& bench, CommandBody& chosen) {
   c->add_flag("--list", f->list, "Show the shapes, measure nothing");
   c->add_option("-t,--threads", f->machine.threads, "Threads (default: one for each core)")
       ->check(CLI::Range(1, 1024));
-  c->add_option("--backend", f->machine.backend, "reference or cpu")->capture_default_str();
+  c->add_option("--backend", f->machine.backend, "reference, cpu or cuda")->capture_default_str();
   c->add_option("--seconds", f->options.seconds, "Time for each shape at least")
       ->check(CLI::Range(0.0, 3600.0))
       ->capture_default_str();
@@ -149,10 +201,13 @@ void add_bench_op(CLI::App& bench, CommandBody& chosen) {
   c->add_option("--html", f->html, "Also write the results as one page");
   c->footer(
       "Shapes are those of bench/workloads.h: v32 is DeepSeek-V3.2, mini the bundled model.\n"
-      "The share is the time that memory or arithmetic alone would take over the time taken.\n\n"
+      "The share is the time that memory or arithmetic alone would take over the time taken.\n"
+      "cuda has shapes of its own (--list shows them); --seconds, --repeat and --warm are the "
+      "CPU's.\n\n"
       "Examples:\n"
       "  tamis bench op --shape v32 --op mla_sparse,indexer_select\n"
       "  tamis bench op --html op.html\n"
+      "  tamis bench op --backend cuda --op mla_sparse,topk --json\n"
       "  TAMIS_OP=mla_sparse:ref tamis bench op --op mla_sparse --shape mini");
   c->callback([f, &chosen] { chosen = [f] { return run(*f); }; });
 }

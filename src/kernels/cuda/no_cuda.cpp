@@ -21,6 +21,7 @@
 #include "kernels/rope/rope_impl.h"
 #include "kernels/swiglu/swiglu_impl.h"
 #include "kernels/topk/topk_impl.h"
+#include "kernels/workloads/cuda_workloads.h"
 
 namespace tamis {
 namespace {
@@ -34,6 +35,7 @@ namespace {
 void check_finite_cuda(KernelContext&, const CheckFiniteArgs&) { refuse(); }
 void check_flags_cuda(KernelContext&, const CheckFlagsArgs&) { refuse(); }
 void cross_entropy_cuda(KernelContext&, const CrossEntropyArgs&) { refuse(); }
+std::vector<CudaWorkload> cuda_workloads() { refuse(); }
 void embedding_cuda(KernelContext&, const EmbeddingArgs&) { refuse(); }
 void fill_cuda(KernelContext&, const FillArgs&) { refuse(); }
 void gather_rows_cuda(KernelContext&, const GatherRowsArgs&) { refuse(); }
@@ -48,6 +50,8 @@ void kv_gather_cuda(KernelContext&, const KvGatherArgs&) { refuse(); }
 void layer_norm_cuda(KernelContext&, const LayerNormArgs&) { refuse(); }
 void linear_fp8_cuda(KernelContext&, const LinearFp8Args&) { refuse(); }
 void linears_cuda(KernelContext&, const std::span<const LinearArgs>&) { refuse(); }
+double measure_cuda(KernelContext&, const CudaWorkload&) { refuse(); }
+CudaPeak measure_cuda_peak(KernelContext&) { refuse(); }
 void mla_dense_cuda(KernelContext&, const MlaDenseArgs&) { refuse(); }
 bool mla_dense_cuda_supports(const MlaDenseArgs&) { return true; }
 void mla_sparse_cuda(KernelContext&, const MlaSparseArgs&) { refuse(); }
