@@ -56,6 +56,8 @@ void mla_dense_cuda(KernelContext&, const MlaDenseArgs&) { refuse(); }
 bool mla_dense_cuda_supports(const MlaDenseArgs&) { return true; }
 void mla_sparse_cuda(KernelContext&, const MlaSparseArgs&) { refuse(); }
 bool mla_sparse_cuda_supports(const MlaSparseArgs&) { return true; }
+void mla_sparse_mma_cuda(KernelContext&, const MlaSparseArgs&) { refuse(); }
+bool mla_sparse_mma_supports(const MlaSparseArgs&) { return true; }
 void moe_combine_cuda(KernelContext&, const MoeCombineArgs&) { refuse(); }
 void moe_gate_cuda(KernelContext&, const MoeGateArgs&) { refuse(); }
 bool moe_gate_cuda_supports(const MoeGateArgs&) { refuse(); }

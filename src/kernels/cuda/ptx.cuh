@@ -14,6 +14,12 @@ __device__ inline void cp_async_16(void* shared, const void* from, bool valid = 
                : "memory");
 }
 
+// sm_80: 4 bytes from global to shared memory, without waiting.
+__device__ inline void cp_async_4(void* shared, const void* from) {
+  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;\n" ::"r"(to), "l"(from) : "memory");
+}
+
 // sm_80: ends this thread's group of copies.
 __device__ inline void cp_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 
@@ -86,6 +92,20 @@ __device__ inline uint32_t e4m3x2_to_f16x2(uint16_t codes) {
   if ((codes & 0x7Fu) == 0x7Fu) scaled |= 0x00007FFFu;
   if ((codes & 0x7F00u) == 0x7F00u) scaled |= 0x7FFF0000u;
   return scaled | sign;
+#endif
+}
+
+// Four codes as two such pairs. In one piece, so that the halves of a register are named where
+// they are used and none is shifted.
+__device__ inline void e4m3x4_to_f16x2(uint32_t codes, uint32_t* low, uint32_t* high) {
+#if __CUDA_ARCH__ >= 890
+  asm("{\n.reg .b16 a, b;\nmov.b32 {a, b}, %2;\ncvt.rn.f16x2.e4m3x2 %0, a;\n"
+      "cvt.rn.f16x2.e4m3x2 %1, b;\n}\n"
+      : "=r"(*low), "=r"(*high)
+      : "r"(codes));
+#else
+  *low = e4m3x2_to_f16x2(static_cast<uint16_t>(codes));
+  *high = e4m3x2_to_f16x2(static_cast<uint16_t>(codes >> 16));
 #endif
 }
 

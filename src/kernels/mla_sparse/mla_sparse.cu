@@ -7,7 +7,7 @@
 // attention_exact.cuh; then each thread adds its columns, entry by entry in order. Chunks of the
 // list (attention_list.cuh) are folded in registers, or, when there are few tokens, made by blocks
 // of their own and folded by mla_combine: the same operations in the same order.
-// Bound by FP32 arithmetic. The native path is mla_sparse_mma.cu.
+// Bound by FP32 arithmetic. The native path is mla_sparse_mma.cuh.
 #include "base/error.h"
 #include "kernels/cuda/attention_exact.cuh"
 #include "kernels/cuda/attention_list.cuh"

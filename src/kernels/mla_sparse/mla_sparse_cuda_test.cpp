@@ -1,5 +1,6 @@
 #include <cstring>
 
+#include "kernels/mla_sparse/mla_sparse_impl.h"
 #include "kernels/mla_sparse/test_problem.h"
 #include "kernels/tolerance.h"
 #include "support/cuda_cache.h"
@@ -34,6 +35,30 @@ class OnDevice {
   // Tokens [begin, end); the float32 kernel, or the tensor cores' if `native`.
   Result run(int64_t begin, int64_t end, bool native, bool all_visible = false,
              int64_t mass_stride = 0) const {
+    return run_with(begin, end, native, all_visible, mass_stride,
+                    [&](const MlaSparseArgs& a) { mla_sparse(context_, a); });
+  }
+  Floats all(bool native) const { return run(0, problem_.tokens(), native).out; }
+
+  // Every token by the tensor cores, once for each way of cutting the work.
+  std::vector<Floats> all_plans(bool all_visible) const {
+    std::vector<Floats> results;
+    size_t plans = 1;
+    for (size_t i = 0; i < plans; ++i) {
+      const auto call = [&](const MlaSparseArgs& a) {
+        const std::vector<MlaMmaPlan> list = mla_sparse_mma_plans(context_, a);
+        plans = list.size();
+        mla_sparse_mma_run(context_, a, list.at(i));
+      };
+      results.push_back(run_with(0, problem_.tokens(), true, all_visible, 0, call).out);
+    }
+    return results;
+  }
+
+ private:
+  template <typename Call>
+  Result run_with(int64_t begin, int64_t end, bool native, bool all_visible, int64_t mass_stride,
+                  const Call& call) const {
     MlaSparseArgs a = problem_.args(begin, end, all_visible);
     const int64_t n = end - begin, heads = a.heads, rows = n * heads;
     const DeviceTokens tokens(context_, a.tokens, cache_);
@@ -52,12 +77,10 @@ class OnDevice {
     a.out = out.data();
     a.mass = mass_stride == 0 ? nullptr : mass.data();
     a.mass_stride = mass_stride;
-    mla_sparse(context_, a);
+    call(a);
     return {out.read(), mass.read()};
   }
-  Floats all(bool native) const { return run(0, problem_.tokens(), native).out; }
 
- private:
   KernelContext& context_;
   const Problem& problem_;
   DeviceCache cache_;
@@ -129,6 +152,29 @@ TEST_F(MlaSparseCuda, TensorCoresAgreeWithTheReference) {
         Problem problem({heads, 512, 64, k}, format);
         problem.round_queries();
         problem.poison_unselected();
+        const double exact = problem.tolerance();
+        expect_reference(problem, true, exact * 4 + 2 * kUnitBf16 * problem.largest_value());
+      }
+    }
+  }
+}
+
+// Lists of up to four chunks: cut among blocks or not, 16 or 64 heads a block.
+TEST_F(MlaSparseCuda, EveryWayOfCuttingTheWorkGivesTheSameBits) {
+  for (const KvFormat format : {KvFormat::kBF16, KvFormat::kFP8}) {
+    for (const int64_t heads : {4, 70}) {
+      for (const bool all_visible : {false, true}) {
+        Problem problem({heads, 512, 64, 2048}, format, 1, 2300);
+        problem.round_queries();
+        if (!all_visible) problem.poison_unselected();
+        const OnDevice device(context(), problem);
+        const Floats want = device.run(0, problem.tokens(), true, all_visible).out;
+        const std::vector<Floats> got = device.all_plans(all_visible);
+        EXPECT_GE(got.size(), 2U);
+        for (size_t i = 0; i < got.size(); ++i) {
+          EXPECT_TRUE(same_bits(want, got[i])) << "plan " << i << ", heads " << heads;
+        }
+        if (all_visible) continue;
         const double exact = problem.tolerance();
         expect_reference(problem, true, exact * 4 + 2 * kUnitBf16 * problem.largest_value());
       }

@@ -19,9 +19,11 @@ struct Shape {
 // One call's inputs: ragged sequences, a selection for each token.
 class Problem {
  public:
-  Problem(const Shape& shape, KvFormat format, uint32_t page_order = 1)
+  Problem(const Shape& shape, KvFormat format, uint32_t page_order = 1, int32_t longest = 700)
       : shape_(shape),
-        cache_({shape.kv_lora, shape.rope, 0, format, format}, {1, 70, 700, 65}, 7, page_order) {
+        longest_(longest),
+        cache_({shape.kv_lora, shape.rope, 0, format, format}, {1, 70, longest, 65}, 7,
+               page_order) {
     for (int64_t s = 0; s < 4; ++s) {
       for (int64_t back = std::min<int64_t>(5, cache_.length(s)); back > 0; --back) {
         tokens_.add(s, cache_.length(s) - back);
@@ -104,7 +106,7 @@ class Problem {
     }
     const double score = scale() * q * k, score_error = (dim / 16 + 6) * u * score;
     const double exp_error = 4 * u + 2 * u * score;  // of exp itself, and of its argument
-    const auto n = static_cast<double>(std::min<int64_t>(shape_.k, 700));
+    const auto n = static_cast<double>(std::min<int64_t>(shape_.k, longest_));
     return v * (2 * (score_error + exp_error) + (n + n / 16 + 40) * u);
   }
 
@@ -161,6 +163,7 @@ class Problem {
   }
 
   Shape shape_;
+  int64_t longest_;
   PagedCache cache_;
   TokenList tokens_;
   std::vector<float> q_, q_pe_;
