@@ -81,6 +81,24 @@ TEST_F(TopkCuda, RowsOfDifferentLengths) {
   expect_reference(scores, 500, lengths, 64);
 }
 
+// More rows than multiprocessors, with fewer threads for each; and a few long rows of all kinds,
+// which several blocks share.
+TEST_F(TopkCuda, ManyRowsAndFewLongOnes) {
+  std::vector<int32_t> lengths;
+  Floats scores;
+  for (int row = 0; row < 300; ++row) {
+    const Floats kind = scores_of(row % kScoreKinds, 9000, static_cast<uint32_t>(row));
+    scores.insert(scores.end(), kind.begin(), kind.end());
+    lengths.push_back(row < 20 ? 2040 + row : 9000 - 29 * row);
+  }
+  expect_reference(scores, 9000, lengths, 2048);
+  expect_reference(scores, 9000, lengths, 37);
+  for (const int64_t k : {1, 100, 2048}) {
+    expect_kinds(20001, k, all_kinds());
+    expect_kinds(66000, k, {0, 3, 7}, 1);
+  }
+}
+
 TEST_F(TopkCuda, TwentyRunsGiveTheSame) {
   const int64_t n = 40000, k = 2048;
   Device<float> s(context(), scores_of(3, n, 1));

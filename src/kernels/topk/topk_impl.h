@@ -15,6 +15,8 @@ struct TopkRun {
   bool unscored = false;
 };
 void topk_cuda_run(KernelContext& context, const TopkArgs& args, const TopkRun& run);
+// The same with several blocks a row, for few long rows; k up to 2048.
+void topk_cuda_split(KernelContext& context, const TopkArgs& args, const TopkRun& run);
 void topk_simd(KernelContext& context, const TopkArgs& args);
 
 }  // namespace tamis
