@@ -12,7 +12,7 @@
 // step j lane t holds four neighbours of the row where it lies in memory, and q is stored in shared
 // memory in the same order, ready to be loaded as B. So keys pass no shared memory and no barrier.
 //   block: 8 warps, up to 8 tokens of q (16 KB each), a range of keys; tokens of one sequence share
-//   its keys, others take turns.
+//   its keys, others take turns, without a pause in the stream of keys.
 //   registers: 64 for A, 64 sums, 32 for the next keys.
 // A product (16x8x16) costs 128 bytes of shared memory, 1 cycle of an SM; the tensor cores need 1.6
 // on Hopper through mma.sync. Floors: prefill by mma.sync's rate (about 60 % of wgmma's), decode by
@@ -78,8 +78,7 @@ __device__ Keys fragments(const Raw<true>& raw) {
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       const uint32_t codes = word(raw.part[i][step / 4], step % 4);
-      k.a[i / 2][step][i % 2] = ptx::e4m3x2_to_f16x2(static_cast<uint16_t>(codes));
-      k.a[i / 2][step][i % 2 + 2] = ptx::e4m3x2_to_f16x2(static_cast<uint16_t>(codes >> 16));
+      ptx::e4m3x4_to_f16x2(codes, &k.a[i / 2][step][i % 2], &k.a[i / 2][step][i % 2 + 2]);
     }
   }
   return k;
@@ -170,51 +169,103 @@ __device__ float score(const Keys& k, const uint4* q, const float2* w) {
   return t == 0 ? sum[0] : t == 1 ? sum[1] : t == 2 ? sum[2] : sum[3];
 }
 
-// Tokens [first, last) of the block, all of one sequence, against keys [begin, end) of the block.
-struct Run {
-  int first, last, begin, end;
+// The block's tokens: how many positions each sees (0: wants no scores), and its sequence.
+struct BlockTokens {
+  int seen[kMaxTokens], sequence[kMaxTokens];
 };
 
+// A warp's way through its block's tiles of 32 keys: tokens [first, last) of one sequence against
+// keys `key` .., every kBlockKeys-th; then the next tokens. The page of a tile is looked up when
+// the warp comes to it, before its keys are wanted.
+struct Walk {
+  int first, last, key, stop;
+  const int32_t* pages;
+  const std::byte* page;
+
+  __device__ bool valid(int tokens) const { return first < tokens; }
+
+  // The first tile of tokens from `token` on.
+  __device__ void open(const IndexerArgs& a, const KvRows& kv, const BlockTokens& b, int tokens,
+                       int begin, int end, int token) {
+    key = begin + static_cast<int>(threadIdx.x) / 32 * kWarpKeys;
+    stop = 0;
+    last = token;
+    do {
+      first = last;
+      if (first >= tokens) return;
+      int visible = 0;
+      for (; last < tokens && b.sequence[last] == b.sequence[first]; ++last) {
+        visible = max(visible, b.seen[last]);
+      }
+      stop = min(end, visible);
+    } while (key >= stop);
+    pages = a.tokens.sequences[b.sequence[first]].pages;
+    find_page(kv);
+  }
+  __device__ void find_page(const KvRows& kv) {
+    page = kv.base + pages[key / kPageTokens] * kv.page_stride;
+  }
+};
+
+// Every tile of the warp against its tokens; the next tile's keys are on their way meanwhile.
 template <bool kFp8, int kTiles>
-__device__ void score_run(const IndexerArgs& a, const KvRows& kv, const IndexerScores& to,
-                          int64_t t0, const Run& run, const Queries<kTiles>& queries) {
+__device__ void score_tiles(const IndexerArgs& a, const KvRows& kv, const IndexerScores& to,
+                            int64_t t0, const BlockTokens& b, int tokens, int begin, int end,
+                            const Queries<kTiles>& queries) {
   const int lane = threadIdx.x % 32, mine = lane / 4 + lane % 4 * 8;  // the key a lane stores
-  const KvSequence seq = a.tokens.sequences[a.tokens.sequence[t0 + run.first]];
-  int visible = 0;
-  for (int i = run.first; i < run.last; ++i) visible = max(visible, a.tokens.position[t0 + i] + 1);
-  const int stop = min(run.end, visible), stride = kBlockKeys;
-  int key = run.begin + static_cast<int>(threadIdx.x) / 32 * kWarpKeys;
-  Raw<kFp8> next;
-  if (key < stop) next = load_keys<kFp8>(kv, page_of(kv, seq, key), key % kPageTokens);
-  for (; key < stop; key += stride) {
+  const auto advance = [&](Walk& walk) {
+    walk.key += kBlockKeys;
+    if (walk.key < walk.stop) return walk.find_page(kv);
+    walk.open(a, kv, b, tokens, begin, end, walk.last);
+  };
+  Walk ahead;
+  ahead.open(a, kv, b, tokens, begin, end, 0);
+  Walk now = ahead;
+  if (!now.valid(tokens)) return;
+  Raw<kFp8> next = load_keys<kFp8>(kv, now.page, now.key % kPageTokens);
+  advance(ahead);
+  while (now.valid(tokens)) {
     const Keys k = fragments(next);
+    const int key = now.key, first = now.first, last = now.last;
     float scale = 1;
     if constexpr (kFp8) {
-      const std::byte* scales = page_of(kv, seq, key) + kv.index_offset + kPageTokens * kDim;
+      const std::byte* scales = now.page + kv.index_offset + kPageTokens * kDim;
       scale = reinterpret_cast<const float*>(scales)[key % kPageTokens + mine];
     }
-    if (key + stride < stop) {
-      next = load_keys<kFp8>(kv, page_of(kv, seq, key + stride), (key + stride) % kPageTokens);
+    now = ahead;
+    if (now.valid(tokens)) {
+      next = load_keys<kFp8>(kv, now.page, now.key % kPageTokens);
+      advance(ahead);
     }
-    for (int i = run.first; i < run.last; ++i) {
-      const int seen = a.tokens.position[t0 + i] + 1;
-      if (seen <= to.skip_visible) continue;
+    for (int i = first; i < last; ++i) {
+      const int seen = b.seen[i], at = key + mine;
+      if (seen == 0) continue;
       float value = -INFINITY;
       if (key < seen) {
         value = score<kFp8, kTiles>(k, queries.q + i * kTiles * (kSteps / 2) * 32,
                                     queries.w + i * kTiles * 4) *
                 scale;
       }
-      const int at = key + mine;
       if (at < seen || (to.fill && at < to.columns)) {
         to.out[(t0 + i) * to.stride + at] = at < seen ? value : -INFINITY;
       }
     }
   }
-  if (!to.fill) return;
-  for (; key < run.end; key += stride) {
-    for (int i = run.first; i < run.last; ++i) {
-      if (key + lane < to.columns) to.out[(t0 + i) * to.stride + key + lane] = -INFINITY;
+}
+
+// -inf behind the tiles that hold a key which some token of a sequence sees.
+__device__ void fill_rest(const IndexerScores& to, int64_t t0, const BlockTokens& b, int tokens,
+                          int begin, int end) {
+  for (int first = 0, last = 0; first < tokens; first = last) {
+    int visible = begin;
+    for (; last < tokens && b.sequence[last] == b.sequence[first]; ++last) {
+      visible = max(visible, b.seen[last]);
+    }
+    const int from = begin + (visible - begin + kWarpKeys - 1) / kWarpKeys * kWarpKeys;
+    for (int i = first; i < last; ++i) {
+      for (int at = from + static_cast<int>(threadIdx.x); at < end; at += kThreads) {
+        to.out[(t0 + i) * to.stride + at] = -INFINITY;
+      }
     }
   }
 }
@@ -224,26 +275,25 @@ __global__ void __launch_bounds__(kThreads, 1)
     indexer_mma_kernel(const IndexerArgs a, const KvRows kv, const IndexerScores to,
                        const Plan plan) {
   extern __shared__ uint4 shared[];
+  __shared__ BlockTokens block_tokens;
   const int64_t t0 = static_cast<int64_t>(blockIdx.x) * plan.block_tokens;
   const int tokens = static_cast<int>(min(a.tokens.num_tokens - t0, int64_t{plan.block_tokens}));
-  const int begin = static_cast<int>(blockIdx.y) * plan.range;
-  int visible = 0;
-  for (int i = 0; i < tokens; ++i) {
+  const int begin = static_cast<int>(blockIdx.y) * plan.range, i = static_cast<int>(threadIdx.x);
+  bool wanted = to.fill;
+  if (i < tokens) {
     const int seen = a.tokens.position[t0 + i] + 1;
-    if (seen > to.skip_visible) visible = max(visible, seen);
+    block_tokens.seen[i] = seen > to.skip_visible ? seen : 0;
+    block_tokens.sequence[i] = a.tokens.sequence[t0 + i];
+    wanted |= begin < block_tokens.seen[i];
   }
-  if (begin >= visible && !to.fill) return;
+  if (__syncthreads_or(wanted) == 0) return;
   const Queries<kTiles> queries{
       shared, reinterpret_cast<float2*>(shared + plan.block_tokens * kTiles * kSteps / 2 * 32)};
   load_queries<kFp8, kTiles>(a, t0, tokens, queries);
   __syncthreads();
   const int end = static_cast<int>(min(int64_t{begin} + plan.range, to.columns));
-  for (int first = 0; first < tokens;) {
-    int last = first + 1;
-    while (last < tokens && a.tokens.sequence[t0 + last] == a.tokens.sequence[t0 + first]) ++last;
-    score_run<kFp8, kTiles>(a, kv, to, t0, {first, last, begin, end}, queries);
-    first = last;
-  }
+  score_tiles<kFp8, kTiles>(a, kv, to, t0, block_tokens, tokens, begin, end, queries);
+  if (to.fill) fill_rest(to, t0, block_tokens, tokens, begin, end);
 }
 
 int64_t shared_bytes(int tokens, int tiles) { return int64_t{tokens} * tiles * (2048 + 32); }
@@ -255,7 +305,9 @@ void launch(KernelContext& context, const IndexerArgs& a, const IndexerScores& t
   Plan plan;
   plan.block_tokens = static_cast<int>(std::min<int64_t>(most, a.tokens.num_tokens));
   const int64_t groups = (a.tokens.num_tokens + plan.block_tokens - 1) / plan.block_tokens;
-  const int64_t ranges = std::max<int64_t>(1, device.multiprocessors * 8 / groups);
+  // Few tokens: a block for each multiprocessor. Many: eight, so that the last ones matter little.
+  const int64_t blocks = device.multiprocessors * (groups * 4 <= device.multiprocessors ? 1 : 8);
+  const int64_t ranges = std::max<int64_t>(1, blocks / groups);
   const int64_t range = (to.columns + ranges - 1) / ranges;
   plan.range = static_cast<int>((range + kBlockKeys - 1) / kBlockKeys * kBlockKeys);
   const auto bytes = static_cast<int>(shared_bytes(plan.block_tokens, kTiles));
