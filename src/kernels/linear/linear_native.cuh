@@ -15,9 +15,10 @@
 // few_kernel, up to 16 rows of x: a block of 8 warps has 16 rows of W; warp w sums the blocks w,
 // w+8, .. straight from global memory, the next one's loads in flight; block sums meet in shared
 // memory and are added in order. Bound by memory: W once.
-// tile_kernel, more rows: 64 columns of W and x at a time in shared memory, copied by cp.async up
-// to kStages - 1 steps ahead; 8 warps of kMt x kNt mma tiles. Bound by mma: 2 * m * rows * cols
-// flops.
+// tile_kernel, more rows: 64 or 128 columns of W and x at a time in shared memory, copied by
+// cp.async up to kStages - 1 steps ahead, a block's scales with them; 8 warps of kMt x kNt mma
+// tiles. Bound by mma: 2 * m * rows * cols flops. A warp of 64 x 32 reads 8 KB (FP8) or 12 KB of
+// shared memory for 64 columns, 64 or 96 clocks of an SM for 102 of mma.sync.
 #pragma once
 
 #include <algorithm>
@@ -224,19 +225,32 @@ __global__ void __launch_bounds__(kThreads, 2) few_kernel(const NativeProducts p
   }
 }
 
-// kRows rows of W by kXRows rows of x; warps: kDown along W, 8 / kDown along x.
-template <bool kFp8_, int kRows_, int kXRows_, int kDown_, int kStages_>
+// kRows rows of W by kXRows rows of x, kColumns columns a step; warps: kDown along W, 8 / kDown
+// along x.
+template <bool kFp8_, int kRows_, int kXRows_, int kDown_, int kColumns_, int kStages_>
 struct Tile {
   static constexpr bool kFp8 = kFp8_;
   static constexpr int kRows = kRows_, kXRows = kXRows_, kDown = kDown_, kStages = kStages_;
-  static constexpr int kAcross = kWarps / kDown;
+  static constexpr int kAcross = kWarps / kDown, kHalves = kColumns_ / kHalf;
   static constexpr int kMt = kRows / kDown / 16, kNt = kXRows / kAcross / 8;
-  static constexpr int kWeightBytes = kHalf * (kFp8 ? 1 : 2);  // of a row in a step
+  static constexpr int kWeightBytes = kHalf * (kFp8 ? 1 : 2);  // of a row in half a block
   static constexpr int kXBytes = kHalf * 2;
-  static constexpr int kStageBytes = kRows * kWeightBytes + kXRows * kXBytes;
-  static constexpr int kSharedBytes = kStageBytes * kStages;
+  static constexpr int kHalfBytes = kRows * kWeightBytes + kXRows * kXBytes;
+  static constexpr int kStageBytes = kHalfBytes * kHalves;
+  // The scales of a block's rows: as many blocks as can be on their way, and two.
+  static constexpr int kScaleSlots = kStages * kHalves / 2 + 2;
+  static constexpr int kScaleBytes = kFp8 ? (kXRows + kRows) * 4 : 0;
+  static constexpr int kSharedBytes = kStageBytes * kStages + kScaleBytes * kScaleSlots;
+  // 16-byte copies of a thread in a step, each kWeightRows (kXRowsApart) rows below the last.
+  static constexpr int kWeightChunks = kWeightBytes / 16 * kHalves, kXChunks = 8 * kHalves;
+  static constexpr int kWeightRows = kThreads / kWeightChunks, kXRowsApart = kThreads / kXChunks;
+  static constexpr int kWeightCopies = kRows / kWeightRows, kXCopies = kXRows / kXRowsApart;
   static_assert(kMt * kDown * 16 == kRows && kNt * kAcross * 8 == kXRows);
-  static_assert(kSharedBytes <= 96 * 1024, "what every GPU from sm_80 on has");
+  static_assert(kHalves * kHalf == kColumns_ && kHalves <= 2);
+  static_assert(kWeightCopies * kWeightRows == kRows && kXCopies * kXRowsApart == kXRows);
+  static_assert(kWeightRows % 2 == 0 && kXRowsApart % 2 == 0, "chunk_at(row) - row is the same");
+  static_assert(kXRows + kRows <= kThreads, "one scale a thread");
+  static_assert(kSharedBytes <= 99 * 1024, "what every GPU from sm_80 on has");
 };
 
 // Where 16-byte chunk `chunk` of row `row` lies. Rows of 128 bytes: neighbouring rows swap odd and
@@ -246,33 +260,94 @@ __device__ inline int chunk_at(int row, int chunk) {
   return row * kRowBytes + (kRowBytes == 128 ? chunk ^ (row & 1) : chunk) * 16;
 }
 
-// Starts the copies of step `step` (64 columns) into `stage`.
+// A thread's copies into shared memory, step after step. Everything that a step does not change is
+// worked out once: the kernel is bound by instructions, not by addresses.
 template <typename T>
-__device__ inline void start_step(const NativeProduct& p, bool wide, int64_t r0, int64_t m0,
-                                  int64_t step, std::byte* stage) {
-  constexpr int kW = T::kWeightBytes;
-  for (int i = static_cast<int>(threadIdx.x); i < T::kRows * kW / 16; i += kThreads) {
-    const int row = i / (kW / 16), chunk = i % (kW / 16);
-    const int64_t begin = step * kW + chunk * 16;
-    std::byte* to = stage + chunk_at<kW>(row, chunk);
-    const bool valid = r0 + row < p.w.rows && begin < p.w.cols * (T::kFp8 ? 1 : 2);
-    if (wide) {
-      const std::byte* from = p.w.data + (valid ? (r0 + row) * p.w.row_bytes + begin : 0);
-      ptx::cp_async_16(to, from, valid);
-    } else if (valid) {
-      gather<T::kFp8, 16>(p.w, r0 + row, begin, to);
-    } else {
-      *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
+class Copies {
+ public:
+  __device__ Copies(const NativeProduct& p, int64_t r0, int64_t m0)
+      : p_(p), r0_(r0), wide_(wide_rows<T::kFp8>(p.w)) {
+    const int tid = static_cast<int>(threadIdx.x);
+    const int row = tid / T::kWeightChunks, chunk = tid % T::kWeightChunks;
+    constexpr int kInHalf = T::kWeightBytes / 16;
+    weight_at_ = chunk / kInHalf * T::kHalfBytes + chunk_at<T::kWeightBytes>(row, chunk % kInHalf);
+    weight_byte_ = chunk * 16;
+    weight_ = p.w.data + r0 * p.w.row_bytes + weight_byte_;
+#pragma unroll
+    for (int i = 0; i < T::kWeightCopies; ++i) {
+      const int64_t r = min(r0 + row + i * T::kWeightRows, p.w.rows - 1) - r0;
+      weight_row_[i] = static_cast<uint32_t>(r * p.w.row_bytes);
+    }
+    const int x_row = tid / T::kXChunks, x_chunk = tid % T::kXChunks;
+    x_at_ = x_chunk / 8 * T::kHalfBytes + T::kRows * T::kWeightBytes +
+            chunk_at<T::kXBytes>(x_row, x_chunk % 8);
+    x_ = p.x + m0 * p.x_stride + x_chunk * 8;
+#pragma unroll
+    for (int i = 0; i < T::kXCopies; ++i) {
+      const int64_t m = min(m0 + x_row + i * T::kXRowsApart, p.m - 1) - m0;
+      x_row_[i] = static_cast<uint32_t>(m * p.x_stride);
+    }
+    if constexpr (T::kFp8) {
+      const int64_t m = min(m0 + tid, p.m - 1), w = r0 + tid - T::kXRows;
+      scale_ = tid < T::kXRows ? p.x_scales + m * (p.x_stride / kFp8Block)
+                               : weight_scale_at(p.w, min(w, p.w.rows - 1));
     }
   }
-  stage += T::kRows * kW;
-  for (int i = static_cast<int>(threadIdx.x); i < T::kXRows * T::kXBytes / 16; i += kThreads) {
-    const int row = i / 8, chunk = i % 8;
-    const bool valid = m0 + row < p.m;
-    const uint16_t* from = p.x + (valid ? (m0 + row) * p.x_stride + step * kHalf + chunk * 8 : 0);
-    ptx::cp_async_16(stage + chunk_at<T::kXBytes>(row, chunk), from, valid);
+
+  // Starts the copies of the next step into `stage`.
+  __device__ void start(std::byte* stage) {
+    constexpr int kBytes = T::kWeightBytes * T::kHalves;  // of a row of W in a step
+    if (wide_) {
+      const bool inside = weight_byte_ < p_.w.cols * (T::kFp8 ? 1 : 2);
+#pragma unroll
+      for (int i = 0; i < T::kWeightCopies; ++i) {
+        ptx::cp_async_16(stage + weight_at_ + i * T::kWeightRows * T::kWeightBytes,
+                         inside ? weight_ + weight_row_[i] : p_.w.data, inside);
+      }
+    } else {
+      gather_rows(stage);
+    }
+    weight_ += kBytes;
+    weight_byte_ += kBytes;
+#pragma unroll
+    for (int i = 0; i < T::kXCopies; ++i) {
+      ptx::cp_async_16(stage + x_at_ + i * T::kXRowsApart * T::kXBytes, x_ + x_row_[i]);
+    }
+    x_ += kHalf * T::kHalves;
   }
-}
+
+  // Starts the copies of the next block's scales: those of x, then those of W.
+  __device__ void start_scales(std::byte* slot) {
+    if (static_cast<int>(threadIdx.x) < T::kXRows + T::kRows) {
+      ptx::cp_async_4(slot + threadIdx.x * 4, scale_);
+    }
+    ++scale_;
+  }
+
+ private:
+  static __device__ const float* weight_scale_at(const Weight& w, int64_t row) {
+    return reinterpret_cast<const float*>(w.scales) +
+           (row + w.row_offset) / kFp8Block * w.scale_stride + w.col_offset / kFp8Block;
+  }
+  __device__ void gather_rows(std::byte* stage) const {
+    const int row = static_cast<int>(threadIdx.x) / T::kWeightChunks;
+    for (int i = 0; i < T::kWeightCopies; ++i) {
+      const int64_t r = min(r0_ + row + i * T::kWeightRows, p_.w.rows - 1);
+      gather<T::kFp8, 16>(p_.w, r, weight_byte_,
+                          stage + weight_at_ + i * T::kWeightRows * T::kWeightBytes);
+    }
+  }
+
+  const NativeProduct& p_;
+  int64_t r0_;
+  bool wide_;
+  const std::byte* weight_;  // the thread's chunk of row r0 in the next step
+  int64_t weight_byte_;
+  uint32_t weight_row_[T::kWeightCopies], x_row_[T::kXCopies];  // from r0, m0 to the copies' rows
+  const uint16_t* x_;
+  const float* scale_ = nullptr;
+  int weight_at_, x_at_;  // in a stage
+};
 
 template <bool kFp8>
 __device__ inline RowPart<kFp8> read_part(const std::byte* rows, int row) {
@@ -287,18 +362,19 @@ __device__ inline RowPart<kFp8> read_part(const std::byte* rows, int row) {
   return part;
 }
 
+// 64 columns.
 template <typename T>
-__device__ inline void multiply_step(const std::byte* stage, int warp_row, int warp_x,
+__device__ inline void multiply_half(const std::byte* half, int warp_row, int warp_x,
                                      float (&sum)[T::kMt][T::kNt][4]) {
   const int g = static_cast<int>(threadIdx.x % 32 / 4);
-  const std::byte* xs = stage + T::kRows * T::kWeightBytes;
+  const std::byte* xs = half + T::kRows * T::kWeightBytes;
   RowPart<false> x[T::kNt];
 #pragma unroll
   for (int n = 0; n < T::kNt; ++n) x[n] = read_part<false>(xs, warp_x + 8 * n + g);
 #pragma unroll
   for (int i = 0; i < T::kMt; ++i) {
-    const auto low = read_part<T::kFp8>(stage, warp_row + 16 * i + g);
-    const auto high = read_part<T::kFp8>(stage, warp_row + 16 * i + g + 8);
+    const auto low = read_part<T::kFp8>(half, warp_row + 16 * i + g);
+    const auto high = read_part<T::kFp8>(half, warp_row + 16 * i + g + 8);
 #pragma unroll
     for (int s = 0; s < 4; ++s) {
       const uint32_t a[4] = {low.pair(s, 0), high.pair(s, 0), low.pair(s, 1), high.pair(s, 1)};
@@ -310,25 +386,39 @@ __device__ inline void multiply_step(const std::byte* stage, int warp_row, int w
   }
 }
 
-// The scales of a thread's rows of W and x in one block.
+// Adds a block's sums to the totals, times the scales in `slot`, and clears them.
 template <typename T>
-struct BlockScales {
-  float w[T::kMt][2], x[T::kNt][2];
-
-  __device__ void load(const NativeProduct& p, int64_t row, int64_t m, int64_t block) {
-    const int g = static_cast<int>(threadIdx.x % 32 / 4), t = static_cast<int>(threadIdx.x % 4);
+__device__ inline void end_block(const std::byte* slot, int warp_row, int warp_x,
+                                 float (&sum)[T::kMt][T::kNt][4],
+                                 float (&total)[T::kMt][T::kNt][4]) {
+  const int g = static_cast<int>(threadIdx.x % 32 / 4), t = static_cast<int>(threadIdx.x % 4);
+  const auto* scales = reinterpret_cast<const float*>(slot);
+  float x[T::kNt][2] = {};
+  if constexpr (T::kFp8) {
 #pragma unroll
-    for (int i = 0; i < T::kMt; ++i) {
-      w[i][0] = weight_scale(p.w, row + 16 * i + g, block);
-      w[i][1] = weight_scale(p.w, row + 16 * i + g + 8, block);
+    for (int n = 0; n < T::kNt; ++n) {
+      const auto two = *reinterpret_cast<const float2*>(scales + warp_x + 8 * n + 2 * t);
+      x[n][0] = two.x;
+      x[n][1] = two.y;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < T::kMt; ++i) {
+    float w[2] = {};
+    if constexpr (T::kFp8) {
+      w[0] = scales[T::kXRows + warp_row + 16 * i + g];
+      w[1] = scales[T::kXRows + warp_row + 16 * i + g + 8];
     }
 #pragma unroll
     for (int n = 0; n < T::kNt; ++n) {
-      x[n][0] = x_scale(p, m + 8 * n + 2 * t, block);
-      x[n][1] = x_scale(p, m + 8 * n + 2 * t + 1, block);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        total[i][n][k] = add_block<T::kFp8>(total[i][n][k], sum[i][n][k], x[n][k % 2] * w[k / 2]);
+        sum[i][n][k] = 0;
+      }
     }
   }
-};
+}
 
 template <typename T>
 __device__ inline void tile_product(const NativeProduct& p, int64_t r0, int64_t m0, bool round,
@@ -336,39 +426,38 @@ __device__ inline void tile_product(const NativeProduct& p, int64_t r0, int64_t 
   const int warp = static_cast<int>(threadIdx.x / 32);
   const int warp_row = warp % T::kDown * (T::kMt * 16), warp_x = warp / T::kDown * (T::kNt * 8);
   const int g = static_cast<int>(threadIdx.x % 32 / 4), t = static_cast<int>(threadIdx.x % 4);
-  const bool wide = wide_rows<T::kFp8>(p.w);
-  const int64_t steps = p.x_stride / kHalf;
-  float total[T::kMt][T::kNt][4] = {}, sum[T::kMt][T::kNt][4] = {};
-  BlockScales<T> scales;
-  for (int64_t s = 0; s < T::kStages - 1; ++s) {
-    if (s < steps) start_step<T>(p, wide, r0, m0, s, shared + s * T::kStageBytes);
-    ptx::cp_async_commit();
-  }
-  for (int64_t step = 0; step < steps; ++step) {
-    ptx::cp_async_wait<T::kStages - 2>();
-    __syncthreads();
-    const int64_t ahead = step + T::kStages - 1;
-    if (ahead < steps) {
-      start_step<T>(p, wide, r0, m0, ahead, shared + ahead % T::kStages * T::kStageBytes);
-    }
-    ptx::cp_async_commit();
-    if constexpr (T::kFp8) {
-      if (step % 2 == 0) scales.load(p, r0 + warp_row, m0 + warp_x, step / 2);
-    }
-    multiply_step<T>(shared + step % T::kStages * T::kStageBytes, warp_row, warp_x, sum);
-    if (step % 2 == 0) continue;
-#pragma unroll
-    for (int i = 0; i < T::kMt; ++i) {
-#pragma unroll
-      for (int n = 0; n < T::kNt; ++n) {
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          const float scale = T::kFp8 ? scales.x[n][k % 2] * scales.w[i][k / 2] : 1.0f;
-          total[i][n][k] = add_block<T::kFp8>(total[i][n][k], sum[i][n][k], scale);
-          sum[i][n][k] = 0;
-        }
+  constexpr int kStepsABlock = 2 / T::kHalves;
+  const auto steps = static_cast<int>(p.x_stride / (kHalf * T::kHalves));
+  std::byte* scales = shared + T::kStages * T::kStageBytes;
+  Copies<T> copies(p, r0, m0);
+  int begun = 0, begun_stage = 0, begun_slot = 0;  // what the next copies are
+  const auto begin_step = [&] {
+    if (begun < steps) {
+      copies.start(shared + begun_stage * T::kStageBytes);
+      if (T::kFp8 && begun % kStepsABlock == 0) {
+        copies.start_scales(scales + begun_slot * T::kScaleBytes);
+        begun_slot = begun_slot + 1 == T::kScaleSlots ? 0 : begun_slot + 1;
       }
     }
+    ptx::cp_async_commit();
+    ++begun;
+    begun_stage = begun_stage + 1 == T::kStages ? 0 : begun_stage + 1;
+  };
+  float total[T::kMt][T::kNt][4] = {}, sum[T::kMt][T::kNt][4] = {};
+  for (int s = 0; s < T::kStages - 1; ++s) begin_step();
+  int stage = 0, slot = 0;
+  for (int step = 0; step < steps; ++step) {
+    ptx::cp_async_wait<T::kStages - 2>();
+    __syncthreads();
+    begin_step();
+#pragma unroll
+    for (int h = 0; h < T::kHalves; ++h) {
+      multiply_half<T>(shared + stage * T::kStageBytes + h * T::kHalfBytes, warp_row, warp_x, sum);
+    }
+    stage = stage + 1 == T::kStages ? 0 : stage + 1;
+    if (step % kStepsABlock != kStepsABlock - 1) continue;
+    end_block<T>(scales + slot * T::kScaleBytes, warp_row, warp_x, sum, total);
+    slot = slot + 1 == T::kScaleSlots ? 0 : slot + 1;
   }
   ptx::cp_async_wait<0>();
   __syncthreads();  // the next tile may overwrite the stages
@@ -431,12 +520,12 @@ void products_native(KernelContext& context, const NativeProducts& p, int64_t ro
   if (p.count == 0 || rows == 0 || m == 0) return;
   if (m <= 8) return launch_few<kFp8, 1>(context, p, rows, m);
   if (m <= 16) return launch_few<kFp8, 2>(context, p, rows, m);
-  if (m <= 32) return launch_tile<Tile<kFp8, 64, 32, 4, 6>>(context, p, rows, m);
+  if (m <= 32) return launch_tile<Tile<kFp8, 64, 32, 4, 128, 4>>(context, p, rows, m);
   const int64_t large = (rows + 127) / 128 * ((m + 127) / 128) * p.count;
   if (m <= 64 || large < context.device()->info().multiprocessors) {
-    return launch_tile<Tile<kFp8, 64, 64, 4, 6>>(context, p, rows, m);
+    return launch_tile<Tile<kFp8, 64, 64, 4, 128, 3>>(context, p, rows, m);
   }
-  launch_tile<Tile<kFp8, 128, 128, 2, kFp8 ? 4 : 3>>(context, p, rows, m);
+  launch_tile<Tile<kFp8, 128, 128, 2, 64, 3>>(context, p, rows, m);
 }
 
 }  // namespace native
