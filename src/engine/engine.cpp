@@ -21,6 +21,8 @@ bool is_stop(const Request& r, int32_t id) {
   return std::find(r.stop_ids.begin(), r.stop_ids.end(), id) != r.stop_ids.end();
 }
 
+constexpr int64_t kMaxReads = 64;
+
 SchedulerOptions scheduler_options(const EngineOptions& o, bool exact) {
   return {o.chunk, o.max_sequences, o.prefix_cache, exact};
 }
@@ -48,7 +50,8 @@ Engine::Engine(const LoadedModel& model, KernelContext& context, const EngineOpt
       context_(context),
       options_(options),
       cache_(model.config(), options.cache, context.device()),
-      scheduler_(scheduler_options(options, exact()), cache_) {
+      scheduler_(scheduler_options(options, exact()), cache_),
+      probe_(model.config().num_layers(), context.device()) {
   const int64_t limit = model.config().max_position;
   if (options_.max_context <= 0 || options_.max_context > limit) options_.max_context = limit;
   options_.max_context = std::min(options_.max_context, options_.cache.pages * kPageTokens);
@@ -75,6 +78,12 @@ void Engine::check(const Request& request) const {
   request.sampling.check(vocab);
   if (request.constraint != nullptr && request.constraint->vocab_size() != vocab) {
     throw UsageError("the constraint was compiled for another vocabulary");
+  }
+  if (request.top_reads < 0 || request.top_reads > kMaxReads) {
+    throw InputError("top_reads: want 0 to " + std::to_string(kMaxReads));
+  }
+  if (request.top_reads > 0 && model_.group().size() > 1) {
+    throw InputError("top_reads: works on one rank only");
   }
   if (!request.attention) return;
   const SelectionPolicy& p = *request.attention;
@@ -144,6 +153,7 @@ EngineStats Engine::stats() const {
   s.pages_cached = cache_.cached_pages();
   s.preemptions = scheduler_.preemptions();
   s.prefix = scheduler_.prefix_stats();
+  s.selection = probe_.stats();
   return s;
 }
 
@@ -154,6 +164,7 @@ void Engine::build_batch(Pass pass) {
   logit_rows_.clear();
   tables_.clear();
   slices_.clear();
+  probe_.clear();
   for (Sequence* s : pass) {
     s->slice = slices_.size();
     slices_.push_back({static_cast<int64_t>(ids_.size()), s->taken, s->in_prompt() && !exact()});
@@ -164,12 +175,24 @@ void Engine::build_batch(Pass pass) {
       position_.push_back(static_cast<int32_t>(p));
       sequence_.push_back(static_cast<int32_t>(s->slice));
     }
-    s->logit_row = -1;
+    s->logit_row = s->probed = -1;
     if (s->taken == s->left()) {
       s->logit_row = static_cast<int64_t>(logit_rows_.size());
       logit_rows_.push_back(static_cast<int32_t>(ids_.size()) - 1);
+      probe_token(*s);
     }
   }
+}
+
+// The attention of the last token is what the next one is drawn from.
+void Engine::probe_token(Sequence& s) {
+  recall_due_ += options_.recall_sample;
+  const bool recall = recall_due_ >= 1;
+  if (recall) recall_due_ -= 1;
+  if (!recall && s.request.top_reads == 0) return;
+  s.probed = static_cast<int64_t>(probe_.size());
+  probe_.add(
+      {static_cast<int64_t>(ids_.size()) - 1, position_.back(), s.request.top_reads, recall});
 }
 
 void Engine::run_batch(const Selector& selector) {
@@ -185,7 +208,7 @@ void Engine::run_batch(const Selector& selector) {
   b.logit_rows = logit_rows_;
   b.logits = logits_.data();
   b.failed_layer = failed_.data();
-  model_.model().forward(context_, b, selector, act_);
+  model_.model().forward(context_, b, selector, act_, probe_.size() == 0 ? nullptr : &probe_);
 }
 
 // Several ranks must stay in step, so that there a failure ends the engine.
@@ -284,6 +307,7 @@ void Engine::finish_tokens(Pass pass, std::vector<TokenEvent>& events) {
       events.push_back(std::exchange(e, {}));
       e.finish = FinishReason::kStop;
     }
+    if (s->probed >= 0) e.token.reads = probe_.reads(static_cast<size_t>(s->probed));
     if (e.finish != FinishReason::kNone) {
       end(*s, std::move(e), events);
     } else {

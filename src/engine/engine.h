@@ -21,6 +21,7 @@
 #include "engine/paged_cache.h"
 #include "engine/request.h"
 #include "engine/scheduler.h"
+#include "engine/selection_probe.h"
 
 namespace tamis {
 
@@ -32,6 +33,9 @@ struct EngineOptions {
   int64_t max_sequences = 64;  // running at the same time
   int64_t max_waiting = 0;     // submitted and not yet running; 0: no limit
   bool prefix_cache = true;
+  // The part of the generated tokens whose selection is compared with dense attention, for
+  // metrics: 0 none, 1 all.
+  double recall_sample = 0;
   // For tests. Audits the books of the cache after every step (std::logic_error); and is called
   // with the requests of a pass before it runs: what it throws counts as a failure of the pass.
   bool audit = false;
@@ -77,6 +81,7 @@ class Engine {
   void drop_cancelled(std::vector<TokenEvent>& events);
   void run(Pass pass, std::vector<TokenEvent>& events);
   void build_batch(Pass pass);
+  void probe_token(Sequence& sequence);
   void run_batch(const Selector& selector);
   void finish_tokens(Pass pass, std::vector<TokenEvent>& events);
   void sample(Sequence& s, TokenEvent& event);
@@ -93,6 +98,8 @@ class Engine {
   Activations act_;
   int64_t next_request_ = 0;
   EngineStats counts_;
+  SelectionProbe probe_;
+  double recall_due_ = 0;
 
   // The batch of the current step; members so that a step allocates nothing.
   std::vector<Sequence*> pass_;

@@ -10,6 +10,7 @@
 
 #include "engine/prefix_cache.h"
 #include "engine/sampler.h"
+#include "engine/token_reads.h"
 #include "model/selector.h"
 #include "text/grammar/automaton.h"
 
@@ -29,6 +30,8 @@ struct Request {
   // What the answer may look like (text/grammar/constraint.h); null: anything. stop_ids may come
   // only where the constraint is satisfied; when nothing else may follow, the request stops.
   std::shared_ptr<Constraint> constraint;
+  // Report with each token the context positions that were read most for it, this many; 0: none.
+  int64_t top_reads = 0;
 };
 
 enum class FinishReason : uint8_t { kNone, kStop, kLength, kError, kCancelled };
@@ -60,6 +63,7 @@ struct EngineStats {
   int64_t preemptions = 0;
   int64_t finished[5] = {};  // by FinishReason
   PrefixStats prefix;
+  SelectionStats selection;  // with EngineOptions::recall_sample
 };
 
 }  // namespace tamis

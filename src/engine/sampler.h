@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include "engine/token_reads.h"
+
 namespace tamis {
 
 struct SamplingParams {
@@ -37,6 +39,7 @@ struct SampledToken {
   int32_t id = -1;
   float logprob = 0;
   std::vector<TokenLogprob> top;  // best first; ties by lower id
+  TokenReads reads = {};          // with Request::top_reads
 };
 
 // Fills in the log-probability of out.id and the `top` best ids. logits [vocab_size], finite.

@@ -25,6 +25,7 @@ struct Sequence {
   bool cancelled = false, prompt_kept = false;
   // This step: tokens given to the model, and the row of its logits (-1: none yet).
   int64_t taken = 0, logit_row = -1;
+  int64_t probed = -1;  // its row in the selection probe
   size_t slice = 0;
 
   Sequence(int64_t n, Request r, int64_t vocab)

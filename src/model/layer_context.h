@@ -24,11 +24,13 @@ struct LayerContext {
   int64_t local_heads() const { return config.num_heads / group.size(); }
   void observe(std::string_view name, int64_t layer, const float* data, int64_t rows,
                int64_t cols) const {
-    if (observer != nullptr) observer->floats(name, layer, shown(data, rows * cols), rows, cols);
+    if (!shows()) return;
+    observer->floats(name, layer, shown(data, rows * cols), rows, cols);
   }
   void observe(std::string_view name, int64_t layer, const int32_t* data, int64_t rows,
                int64_t cols) const {
-    if (observer != nullptr) observer->ints(name, layer, shown(data, rows * cols), rows, cols);
+    if (!shows()) return;
+    observer->ints(name, layer, shown(data, rows * cols), rows, cols);
   }
   // x [rows, width], rows `stride` apart, to bf16 when native.
   void round(float* x, int64_t rows, int64_t width, int64_t stride) const {
@@ -36,6 +38,7 @@ struct LayerContext {
   }
 
  private:
+  bool shows() const { return observer != nullptr && observer->wants_values(); }
   // The values on the host.
   template <typename T>
   const T* shown(const T* data, int64_t count) const {

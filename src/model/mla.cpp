@@ -230,6 +230,7 @@ void mla_forward(LayerContext& c, const AttentionWeights& w, const LayerConfig& 
     a.indices = c.act.topk.data();
     a.k = c.selector.topk();
   }
+  if (c.observer != nullptr) c.observer->attention(c.kernels, layer, a);
   attend(c, w, a);
   project_out(c, w);
 }

@@ -7,9 +7,17 @@
 
 namespace tamis {
 
+class KernelContext;
+struct MlaSparseArgs;
+
 class Observer {
  public:
   virtual ~Observer() = default;
+  // floats() and ints() are not called, and nothing is copied for them, where nobody wants them.
+  virtual bool wants_values() const { return true; }
+  // The absorbed queries of a layer and what they attend to, before it is computed. Pointers are
+  // the back end's, and valid during the call only.
+  virtual void attention(KernelContext&, int64_t /*layer*/, const MlaSparseArgs&) {}
   // Index scores are computed for every row only when somebody wants them.
   virtual bool wants_index_scores() const { return false; }
   // A float result [rows, cols] of one layer (layer -1: of no layer): "hidden", "attn_out",
