@@ -34,9 +34,29 @@ find_package(CUDAToolkit REQUIRED)
 # -ffp-contract=off: a fused operation is written as fmaf. -lineinfo costs no speed and names lines
 # in compute-sanitizer and the profilers.
 add_library(tamis_cuda_flags INTERFACE)
+option(TAMIS_PTXAS_REPORT "ptxas prints registers and spills of every kernel" OFF)
+if(TAMIS_PTXAS_REPORT)
+  target_compile_options(tamis_cuda_flags INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-v>")
+endif()
 target_compile_options(tamis_cuda_flags INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:\
 -fmad=false -lineinfo --expt-relaxed-constexpr -Wno-deprecated-gpu-targets \
 -Xcompiler=-Wall,-Wextra,-ffp-contract=off $<$<BOOL:${TAMIS_WERROR}>:-Werror=all-warnings>>")
+
+# Takes the .cu files out of the list `sources` and makes a target of them alone, TARGET_device, so
+# that they can be compiled without the rest; the list gets its objects instead.
+function(tamis_cuda_objects target sources)
+  set(device ${${sources}})
+  list(FILTER device INCLUDE REGEX "\\.cu$")
+  if(NOT device)
+    return()
+  endif()
+  add_library(${target}_device OBJECT ${device})
+  target_include_directories(${target}_device PRIVATE "${PROJECT_SOURCE_DIR}/src")
+  target_link_libraries(${target}_device PRIVATE tamis_flags tamis_cuda_flags)
+  set(host ${${sources}})
+  list(FILTER host EXCLUDE REGEX "\\.cu$")
+  set(${sources} ${host} $<TARGET_OBJECTS:${target}_device> PARENT_SCOPE)
+endfunction()
 
 function(tamis_cuda_library target)
   target_link_libraries(${target} PRIVATE tamis_cuda_flags PUBLIC CUDA::cudart_static)

@@ -65,6 +65,7 @@ void write_page(BenchPage& page, const std::string& path) {
 int run(const Flags& f, bool decode) {
   const auto context = f.model.make_context();
   const auto model = f.model.load();
+  f.model.place(*context, *model);
   ThroughputOptions o = f.options;
   o.policy = f.model.policy(model->config());
   o.cache = f.model.cache_options();

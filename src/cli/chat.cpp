@@ -295,6 +295,7 @@ int run(const Flags& f) {
   if (model->group().size() > 1) throw UsageError("chat: one rank only; the others have no input");
   auto tokenizer = load_tokenizer(f.model.folder);
   if (!tokenizer) throw InputError(f.model.folder + ": no tokenizer.json");
+  f.model.place(*context, *model);
   Session session(f, *model, *context, std::move(*tokenizer), interrupts);
   Shell(session, interrupts).run();
   f.model.explain(*context);

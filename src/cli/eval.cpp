@@ -73,6 +73,7 @@ int64_t bytes_of(const Tokenizer& tokenizer, std::span<const int32_t> ids) {
 int run(const Flags& f) {
   const auto context = f.model.make_context();
   const auto model = f.model.load();
+  f.model.place(*context, *model);
   const auto tokenizer = load_tokenizer(f.model.folder);
   if (!tokenizer) throw InputError(f.model.folder + ": no tokenizer.json");
   const std::string text = f.text == "-" ? read_stdin() : read_text_file(f.text, kMaxTextBytes);

@@ -110,6 +110,7 @@ void print(const Flags& f, const RetrievalOptions& o, RetrievalTask task, int64_
 int run(const Flags& f) {
   const auto context = f.model.make_context();
   const auto model = f.model.load();
+  f.model.place(*context, *model);
   const auto tokenizer = load_tokenizer(f.model.folder);
   if (!tokenizer) throw InputError(f.model.folder + ": no tokenizer.json");
   RetrievalOptions options = f.options;

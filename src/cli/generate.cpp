@@ -182,6 +182,7 @@ int run(const Flags& f) {
       std::min<int64_t>(model->config().max_position,
                         static_cast<int64_t>(request.prompt.size()) + request.max_tokens);
   options.cache.pages = pages_for(options.max_context);
+  f.model.place(*context, *model, !f.quiet);
   Engine engine(*model, *context, options);
   std::unique_ptr<TextStream> stream;
   if (tok != nullptr) stream = std::make_unique<TextStream>(*tok, f.sampling.stop);

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "base/error.h"
+#include "cli/support.h"
 #include "comm/launcher.h"
 
 namespace tamis::cli {
@@ -56,6 +57,19 @@ std::unique_ptr<LoadedModel> ModelFlags::load(bool with_mtp) const {
   o.with_mtp = with_mtp;
   if (world == nullptr) world = world_group();
   return std::make_unique<LoadedModel>(folder, o, world);
+}
+
+void ModelFlags::place(KernelContext& context, const LoadedModel& model, bool show) const {
+  if (context.device() == nullptr) return;
+  constexpr int64_t kMiB = int64_t{1} << 20;
+  Progress progress("copying weights to the GPU, MiB", device_weight_bytes(model.weights()) / kMiB,
+                    show);
+  int64_t shown = 0;
+  model.model().place(context, [&](int64_t done, int64_t) {
+    progress.add(done / kMiB - shown);
+    shown = done / kMiB;
+  });
+  progress.finish();
 }
 
 SelectionPolicy ModelFlags::policy(const ModelConfig& config) const {

@@ -37,6 +37,8 @@ struct ModelFlags {
   // With this process's ranks (mpirun), or the group of one. The ranks stay in `world` until the
   // flags go: an error must reach main(), which reports it, before the group of a rank ends.
   std::unique_ptr<LoadedModel> load(bool with_mtp = false) const;
+  // Copies the weights to the context's device and shows how far it is. Nothing on the CPU.
+  void place(KernelContext& context, const LoadedModel& model, bool show = true) const;
   // "auto" is sparse where the model has an indexer and dense where not; asking for sparse
   // attention of a model without an indexer is a UsageError.
   SelectionPolicy policy(const ModelConfig& config) const;

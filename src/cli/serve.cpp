@@ -106,6 +106,7 @@ struct Service {
     auto tokenizer = load_tokenizer(f.model.folder);
     if (!tokenizer) throw InputError(f.model.folder + ": no tokenizer.json");
     const EngineOptions options = engine_options(f, model->config());
+    f.model.place(*context, *model);
     engine = std::make_unique<Engine>(*model, *context, options);
     scorer = std::make_unique<PromptScorer>(*model, *context, options);
     served = std::make_unique<server::ServedModel>(server::ServedModel{

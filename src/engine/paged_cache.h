@@ -42,9 +42,8 @@ class PagedCache {
   // Address space is reserved at once; the machine gives memory when a page is first written.
   // DeviceError if the space cannot be had; UsageError for formats the model cannot have (an FP8
   // indexer key holds at most 128 values).
-  // With a device the pages are there, taken at once.
-  PagedCache(const ModelConfig& config, const CacheOptions& options,
-             DeviceContext* device = nullptr);
+  // With a device (KernelContext::device()) the pages are there, taken at once.
+  PagedCache(const ModelConfig& config, const CacheOptions& options, DeviceContext* device);
   ~PagedCache();
   PagedCache(const PagedCache&) = delete;
   PagedCache& operator=(const PagedCache&) = delete;

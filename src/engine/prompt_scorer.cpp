@@ -25,7 +25,7 @@ PromptScorer::PromptScorer(const LoadedModel& model, KernelContext& context,
     : model_(model),
       context_(context),
       selector_(make_selector(options.policy)),
-      cache_(model.config(), cache_for(options, model.config())),
+      cache_(model.config(), cache_for(options, model.config()), context.device()),
       max_context_(cache_.total_pages() * kPageTokens) {}
 
 PromptScorer::~PromptScorer() { stop(); }

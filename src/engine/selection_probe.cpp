@@ -10,7 +10,7 @@
 namespace tamis {
 
 SelectionProbe::SelectionProbe(int64_t layers, DeviceContext* device)
-    : layers_(layers), device_(device) {
+    : layers_(layers), place_{device} {
   stats_.layers.resize(static_cast<size_t>(layers));
 }
 

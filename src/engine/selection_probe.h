@@ -55,11 +55,11 @@ class SelectionProbe final : public Observer {
   void measure(KernelContext& context, const Row& row, int64_t layer, const MlaSparseArgs& args);
 
   int64_t layers_;
-  DeviceContext* device_;
+  Place place_;
   std::vector<Row> rows_;
   std::vector<Layers> shares_;  // by row
   SelectionStats stats_;
-  GrowBuffer<float> out_{device_}, mass_{device_};
+  GrowBuffer<float> out_{place_}, mass_{place_};
   std::vector<float> host_;
   std::vector<int32_t> selected_;
 };

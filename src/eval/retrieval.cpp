@@ -16,7 +16,7 @@ class AnswerChecker::Impl {
         model_(model),
         options_(options),
         selector_(make_selector(options.policy)),
-        cache_(model.config(), paged(options, tokens)),
+        cache_(model.config(), paged(options, tokens), context.device()),
         tokens_(tokens) {}
 
   int64_t right_tokens(std::span<const int32_t> prompt, std::span<const int32_t> answer) {

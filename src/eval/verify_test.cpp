@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "base/error.h"
+#include "support/test_backend.h"
 
 namespace tamis {
 namespace {
@@ -24,7 +25,7 @@ VerifyOptions options_for(const std::string& name) {
 }
 
 VerifyReport verify(const VerifyOptions& o) {
-  KernelContext reference(1, Backend::kReference), cpu(1);
+  KernelContext reference(1, Backend::kReference), cpu(1, test_backend());
   return verify_backend(reference, cpu, o, [](std::string_view) {});
 }
 

@@ -4,6 +4,7 @@
 #include <new>
 
 #include "base/error.h"
+#include "kernels/cuda/device_code.h"
 
 namespace tamis {
 namespace {
@@ -39,7 +40,10 @@ std::string_view backend_name(Backend backend) {
 
 KernelContext::KernelContext(int num_threads, Backend backend, int ordinal)
     : pool_(num_threads), backend_(backend) {
-  if (backend == Backend::kCuda) device_ = std::make_unique<DeviceContext>(ordinal);
+  if (backend == Backend::kCuda) {
+    device_ = std::make_unique<DeviceContext>(ordinal);
+    check_device_code(*device_);
+  }
   buffers_.resize(static_cast<size_t>(num_threads) * kSlots);
 }
 

@@ -6,30 +6,35 @@
 #include <vector>
 
 #include "kernels/linear/linear.h"
+#include "model/place.h"
+#include "model/step_graphs.h"
 #include "tensor/cuda/device.h"
 
 namespace tamis {
 
-// Host memory, or device memory while the DeviceContext that it was made with is not null.
+// Host memory, or device memory while its place names a device.
 template <typename T>
 class GrowBuffer {
  public:
-  explicit GrowBuffer(DeviceContext* const& device) : device_(device) {}
+  explicit GrowBuffer(Place& place) : place_(place) {}
 
   // At least n elements; earlier contents are lost when it grows.
   T* get(int64_t n) {
-    if (device_ == nullptr) {
+    if (place_.device == nullptr) {
       if (static_cast<int64_t>(host_.size()) < n) host_.resize(static_cast<size_t>(n));
     } else if (const auto bytes = n * static_cast<int64_t>(sizeof(T)); on_device_.bytes() < bytes) {
       on_device_ = DeviceBuffer();  // first: both together may not fit
-      on_device_ = DeviceBuffer(*device_, bytes + bytes / 4, "activations");
+      on_device_ = DeviceBuffer(*place_.device, bytes + bytes / 4, "activations");
+      ++place_.moves;
     }
     return data();
   }
-  T* data() { return device_ == nullptr ? host_.data() : reinterpret_cast<T*>(on_device_.data()); }
+  T* data() {
+    return place_.device == nullptr ? host_.data() : reinterpret_cast<T*>(on_device_.data());
+  }
 
  private:
-  DeviceContext* const& device_;
+  Place& place_;
   std::vector<T> host_;
   DeviceBuffer on_device_;
 };
@@ -39,37 +44,39 @@ struct Activations {
   Activations(const Activations&) = delete;
   Activations& operator=(const Activations&) = delete;
 
-  DeviceContext* device = nullptr;  // of the forward pass; null: the host
+  Place place;  // of the forward pass
   using Floats = GrowBuffer<float>;
   // Residual stream. `x` is the stream before the last half-block's output `delta` is added: the
   // next norm adds the two, as the official code does.
-  Floats x{device}, delta{device}, normed{device};
-  Floats cos{device}, sin{device};
+  Floats x{place}, delta{place}, normed{place};
+  Floats cos{place}, sin{place};
+  // A device's table of positions 0 .. rope_positions - 1.
+  Floats rope_cos{place}, rope_sin{place};
+  int64_t rope_positions = 0;
   // MLA: names of the paper.
-  Floats q_lora{device}, q{device}, kv_a{device}, c_kv{device}, q_latent{device}, o_latent{device},
-      o{device}, o_all{device};
-  Floats k_expanded{device}, kv_expanded{device}, k_pe_expanded{device};  // expanded (MHA) form
+  Floats q_lora{place}, q{place}, kv_a{place}, c_kv{place}, q_latent{place}, o_latent{place},
+      o{place}, o_all{place};
+  Floats k_expanded{place}, kv_expanded{place}, k_pe_expanded{place};  // expanded (MHA) form
   // Indexer.
-  Floats index_q{device}, index_k{device}, index_w{device}, index_scores{device};
-  GrowBuffer<int32_t> topk{device};
-  GrowBuffer<uint8_t> has_nan{device};
+  Floats index_q{place}, index_k{place}, index_w{place}, index_scores{place};
+  GrowBuffer<int32_t> topk{place};
+  GrowBuffer<uint8_t> has_nan{place};
   // FFN.
-  Floats router{device}, expert_weights{device}, expert_rows{device}, gate{device}, up{device},
-      down{device}, shared_gate{device}, shared_up{device}, shared_all{device}, shared_down{device};
-  GrowBuffer<int32_t> expert_ids{device}, expert_row_of{device};
-  GrowBuffer<int64_t> expert_offsets{device};
+  Floats router{place}, expert_weights{place}, expert_rows{place}, gate{place}, up{place},
+      down{place}, shared_gate{place}, shared_up{place}, shared_all{place}, shared_down{place};
+  GrowBuffer<int32_t> expert_ids{place}, expert_row_of{place};
+  GrowBuffer<int64_t> expert_offsets{place};
   std::vector<LinearArgs> linears, beside;  // the products of one parallel loop
-  std::vector<float> host_cos, host_sin;
   // Multi-token prediction.
-  Floats mtp_embedding{device}, mtp_hidden{device}, mtp_joined{device};
+  Floats mtp_embedding{place}, mtp_hidden{place}, mtp_joined{place};
   // A batch where a device reads it, and its results there (staging.h).
-  GrowBuffer<std::byte> staged{device};
-  PinnedBuffer pinned;
-  Floats logits{device};
-  GrowBuffer<int32_t> failed{device};
+  GrowBuffer<std::byte> staged{place};
+  PinnedBuffer pinned, pinned_results;
+  StepGraphs graphs;
+  Floats results{place};
   std::vector<std::byte> shown;  // what observers are given of device memory
   // Head, and the part of an output that one of several ranks computes.
-  Floats final_rows{device}, part{device}, gathered{device};
+  Floats final_rows{place}, part{place}, gathered{place};
 };
 
 }  // namespace tamis

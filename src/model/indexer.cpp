@@ -77,7 +77,12 @@ bool select_positions(LayerContext& c, const LayerConfig& kind, int64_t layer,
   in.tokens = c.batch.tokens;
   in.attention = attention;
   in.indexer = {c.act.index_q.data(), c.act.index_w.data(), m.index_heads,
-                c.batch.kv[static_cast<size_t>(layer)], c.staged.tokens};
+                c.batch.kv[static_cast<size_t>(layer)], c.staged.tokens,
+                // index_query() quantised them, in one block of one scale.
+                c.numerics.native() && m.index_dim <= kFp8Block};
+  // Without queries there are no scores: every token takes all that it sees.
+  int64_t& longest = in.indexer.tokens.max_context;
+  if (!indexer_needed(c)) longest = std::min(longest, c.selector.topk());
   const bool own = kind.indexer == IndexerKind::kOwn;
   if (own && c.observer != nullptr && c.observer->wants_index_scores()) {
     const int64_t stride = *std::max_element(in.tokens.position, in.tokens.position + n) + 1;

@@ -42,7 +42,7 @@ struct LayerContext {
   // The values on the host.
   template <typename T>
   const T* shown(const T* data, int64_t count) const {
-    if (act.device == nullptr) return data;
+    if (act.place.device == nullptr) return data;
     const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
     act.shown.resize(static_cast<size_t>(bytes));
     get(kernels, act.shown.data(), data, bytes);

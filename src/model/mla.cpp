@@ -62,9 +62,7 @@ void rotate(LayerContext& c) {
   k.token_stride = width;
   k.heads = 1;
   rope(c.kernels, k);
-  for (int64_t h = 0; h < heads; ++h) {
-    c.round(q.x + h * m.qk_head(), n, m.rope, q.token_stride);
-  }
+  c.round(q.x, n * heads, m.rope, m.qk_head());
   c.round(k.x, n, m.rope, width);
 }
 

@@ -35,6 +35,7 @@ class LearnedSelector final : public Selector {
   explicit LearnedSelector(int64_t k) : k_(k) {}
   int64_t topk() const override { return k_; }
   bool uses_indexer() const override { return true; }
+  bool same_every_step() const override { return true; }
   void select(KernelContext& context, const SelectorInput& in, int32_t* indices,
               uint8_t* has_nan) const override {
     indexer_select(context, {in.indexer, k_, indices, has_nan});
@@ -47,6 +48,7 @@ class LearnedSelector final : public Selector {
 class DenseSelector final : public Selector {
  public:
   bool selects_all() const override { return true; }
+  bool same_every_step() const override { return true; }
   void select(KernelContext&, const SelectorInput&, int32_t*, uint8_t*) const override {}
 };
 
@@ -54,6 +56,7 @@ class WindowSelector final : public Selector {
  public:
   explicit WindowSelector(int64_t k) : k_(k) {}
   int64_t topk() const override { return k_; }
+  bool same_every_step() const override { return true; }
   void select(KernelContext& context, const SelectorInput& in, int32_t* indices,
               uint8_t*) const override {
     const TokenMap& t = in.attention.tokens;
@@ -117,9 +120,9 @@ class OracleSelector final : public Selector {
     const int64_t n = in.tokens.num_tokens;
     const int64_t stride =
         *std::max_element(in.tokens.position, in.tokens.position + n) + int64_t{1};
-    DeviceContext* const device = context.device();
-    GrowBuffer<float> mass(device), out(device);
-    GrowBuffer<int32_t> lengths(device);
+    Place place{context.device()};
+    GrowBuffer<float> mass(place), out(place);
+    GrowBuffer<int32_t> lengths(place);
     std::vector<int32_t> visible;
     for (int64_t t = 0; t < n; ++t) visible.push_back(in.tokens.position[t] + 1);
     put(context, lengths.get(n), visible.data(), n * static_cast<int64_t>(sizeof(int32_t)));

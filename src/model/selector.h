@@ -40,6 +40,8 @@ class Selector {
   // Chooses by the attention of this rank's heads alone. Over several ranks that is another choice
   // on each, so the model refuses it there.
   virtual bool sees_own_heads_only() const { return false; }
+  // Reads nothing on the host: the operations it runs depend on the sizes of its input alone.
+  virtual bool same_every_step() const { return false; }
   // Needs the indexer's queries.
   virtual bool uses_indexer() const { return false; }
   // indices [tokens, topk]: ascending, padded with -1; at least one each. has_nan [tokens] is set

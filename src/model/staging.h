@@ -1,8 +1,9 @@
 // A batch where the operations run: on the CPU the caller's own arrays, on a device copies of them.
 //
-//   StagedBatch s(context, batch, act);    one upload: ids, positions, page tables, wanted rows
+//   StagedBatch s(context, batch, vocab, act);    one upload: ids, positions, page tables, wanted
+//   rows
 //   ... operations on s.tokens, s.ids ...
-//   s.finish();                            batch.logits and batch.failed_layer are there
+//   s.finish(act);                         batch.logits and batch.failed_layer are there
 #pragma once
 
 #include "model/transformer.h"
@@ -11,9 +12,9 @@ namespace tamis {
 
 class StagedBatch {
  public:
-  StagedBatch(KernelContext& context, const Batch& batch, Activations& act);
+  StagedBatch(KernelContext& context, const Batch& batch, int64_t vocab, Activations& act);
   // Copies the results to the batch and waits for them. Nothing to do on the CPU.
-  void finish(int64_t vocab);
+  void finish(Activations& act);
 
   TokenMap tokens;
   const int32_t* ids = nullptr;         // [tokens]
@@ -26,6 +27,7 @@ class StagedBatch {
 
   KernelContext& context_;
   const Batch& batch_;
+  int64_t logit_values_;
 };
 
 }  // namespace tamis

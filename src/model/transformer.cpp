@@ -1,6 +1,8 @@
 #include "model/transformer.h"
 
 #include <algorithm>
+#include <bit>
+#include <numeric>
 
 #include "base/error.h"
 #include "model/layer_context.h"
@@ -15,6 +17,21 @@ void embed(LayerContext& c, const ModelWeights& w, float* x) {
   if (c.group.size() > 1) c.group.all_reduce({x, static_cast<size_t>(n * d)});
 }
 
+// On a device, cos and sin of every position that may come. Computed on the host: those of the C
+// library are the reference's.
+void grow_rope_tables(LayerContext& c, const std::vector<float>& inv_freq, float scaling) {
+  const int64_t count = c.staged.tokens.max_context, half = static_cast<int64_t>(inv_freq.size());
+  if (count <= c.act.rope_positions) return;
+  std::vector<int32_t> positions(static_cast<size_t>(count));
+  std::iota(positions.begin(), positions.end(), 0);
+  std::vector<float> cos(static_cast<size_t>(count * half)), sin(cos.size());
+  rope_tables(c.kernels, inv_freq, scaling, positions.data(), count, cos.data(), sin.data());
+  const auto bytes = static_cast<int64_t>(cos.size() * sizeof(float));
+  put(c.kernels, c.act.rope_cos.get(count * half), cos.data(), bytes);
+  put(c.kernels, c.act.rope_sin.get(count * half), sin.data(), bytes);
+  c.act.rope_positions = count;
+}
+
 void prepare(LayerContext& c, const std::vector<float>& inv_freq) {
   const int64_t n = c.tokens(), d = c.config.hidden_size;
   const auto half = static_cast<int64_t>(inv_freq.size());
@@ -22,14 +39,14 @@ void prepare(LayerContext& c, const std::vector<float>& inv_freq) {
   c.act.normed.get(n * d);
   zero(c.kernels, c.act.delta.get(n * d), n * d * static_cast<int64_t>(sizeof(float)));
   const auto scaling = static_cast<float>(rope_attention_scaling(c.config.yarn_or_null()));
-  // On the host for every back end: cos and sin of the C library are those of the reference.
-  std::vector<float>&cos = c.act.host_cos, &sin = c.act.host_sin;
-  cos.resize(std::max(cos.size(), static_cast<size_t>(n * half)));
-  sin.resize(cos.size());
-  rope_tables(c.kernels, inv_freq, scaling, c.batch.tokens.position, n, cos.data(), sin.data());
-  const int64_t bytes = n * half * static_cast<int64_t>(sizeof(float));
-  put(c.kernels, c.act.cos.get(n * half), cos.data(), bytes);
-  put(c.kernels, c.act.sin.get(n * half), sin.data(), bytes);
+  float *cos = c.act.cos.get(n * half), *sin = c.act.sin.get(n * half);
+  if (c.act.place.device == nullptr) {
+    return rope_tables(c.kernels, inv_freq, scaling, c.batch.tokens.position, n, cos, sin);
+  }
+  grow_rope_tables(c, inv_freq, scaling);
+  const int32_t* position = c.staged.tokens.position;
+  gather_rows(c.kernels, {c.act.rope_cos.data(), position, n, half, cos});
+  gather_rows(c.kernels, {c.act.rope_sin.data(), position, n, half, sin});
 }
 
 // Adds the last delta, norms, and leaves the final hidden states in act.normed.
@@ -51,6 +68,31 @@ void head(LayerContext& c, const ModelWeights& w) {
   gather_columns(c, y, rows, v, c.staged.logits);
   check_finite(c.kernels, {c.staged.logits, rows, v, c.staged.logit_rows, c.staged.tokens.sequence,
                            static_cast<int32_t>(c.config.num_layers()), c.staged.failed});
+}
+
+// True for a step of decoding on a device whose operations depend on its key alone.
+bool recordable(const LayerContext& c) {
+  const auto& sequences = c.batch.sequences;
+  return c.act.place.device != nullptr && c.observer == nullptr && c.selector.same_every_step() &&
+         c.tokens() == static_cast<int64_t>(sequences.size()) &&
+         std::none_of(sequences.begin(), sequences.end(),
+                      [](const BatchSequence& s) { return s.expanded; });
+}
+
+StepGraphs::Key step_key(const LayerContext& c, const ModelWeights* weights) {
+  const auto address = [](const void* p) {
+    return static_cast<int64_t>(std::bit_cast<intptr_t>(p));
+  };
+  return {address(weights),
+          address(c.batch.kv.front().base),
+          c.batch.kv.front().page_stride,
+          c.tokens(),
+          static_cast<int64_t>(c.batch.logit_rows.size()),
+          c.staged.tokens.max_context,
+          c.selector.topk(),
+          c.selector.uses_indexer() ? 1 : 0,
+          c.selector.selects_all() ? 1 : 0,
+          indexer_needed(c) ? 1 : 0};
 }
 
 void check_batch(const ModelConfig& config, const Batch& b) {
@@ -98,34 +140,37 @@ const ModelWeights& Transformer::weights_on(KernelContext& context) const {
   return place(context, [](int64_t, int64_t) {});
 }
 
-int64_t Transformer::logit_values(const Batch& batch) const {
-  return static_cast<int64_t>(batch.logit_rows.size()) * config_.vocab_size;
-}
-
 void Transformer::forward(KernelContext& context, const Batch& batch, const Selector& selector,
                           Activations& act, Observer* observer) const {
   check_batch(config_, batch);
   check_selector(group_, selector);
   check_group(context, group_);
-  act.device = context.device();
+  act.place.device = context.device();
   const ModelWeights& weights = weights_on(context);
-  StagedBatch staged(context, batch, act);
-  if (act.device != nullptr) staged.logits = act.logits.get(logit_values(batch));
+  StagedBatch staged(context, batch, config_.vocab_size, act);
   LayerContext c{context, config_, options_, numerics_, group_,
                  batch,   staged,  selector, act,       observer};
+  if (recordable(c)) {
+    act.graphs.run(act.place, step_key(c, &weights), [&] { walk(c, weights); });
+  } else {
+    walk(c, weights);
+  }
+  staged.finish(act);
+}
+
+void Transformer::walk(LayerContext& c, const ModelWeights& weights) const {
   prepare(c, inv_freq_);
-  embed(c, weights, act.x.data());
+  embed(c, weights, c.act.x.data());
   for (int64_t l = 0; l < config_.num_layers(); ++l) {
     const auto i = static_cast<size_t>(l);
     block_forward(c, weights.layers[i], config_.layers[i], l);
   }
   final_norm(c, weights.norm);
   const int64_t n = c.tokens(), d = config_.hidden_size;
-  c.observe("hidden", config_.num_layers(), act.x.data(), n, d);
-  c.observe("hidden.norm", -1, act.normed.data(), n, d);
-  check_finite(c, act.normed.data(), d, config_.num_layers());
+  c.observe("hidden", config_.num_layers(), c.act.x.data(), n, d);
+  c.observe("hidden.norm", -1, c.act.normed.data(), n, d);
+  check_finite(c, c.act.normed.data(), d, config_.num_layers());
   head(c, weights);
-  staged.finish(config_.vocab_size);
 }
 
 void Transformer::forward_mtp(KernelContext& context, const Batch& batch, int64_t index,
@@ -134,10 +179,9 @@ void Transformer::forward_mtp(KernelContext& context, const Batch& batch, int64_
   check_batch(config_, batch);
   check_selector(group_, selector);
   check_group(context, group_);
-  act.device = context.device();
+  act.place.device = context.device();
   const ModelWeights& weights = weights_on(context);
-  StagedBatch staged(context, batch, act);
-  if (act.device != nullptr) staged.logits = act.logits.get(logit_values(batch));
+  StagedBatch staged(context, batch, config_.vocab_size, act);
   const MtpWeights& w = weights.mtp.at(static_cast<size_t>(index));
   LayerContext c{context, config_, options_, numerics_, group_,
                  batch,   staged,  selector, act,       observer};
@@ -161,7 +205,7 @@ void Transformer::forward_mtp(KernelContext& context, const Batch& batch, int64_
   c.observe("mtp.hidden", -1, act.normed.data(), n, d);
   check_finite(c, act.normed.data(), d, config_.num_layers() + index);
   head(c, weights);
-  staged.finish(config_.vocab_size);
+  staged.finish(act);
 }
 
 }  // namespace tamis

@@ -27,6 +27,8 @@
 
 namespace tamis {
 
+struct LayerContext;
+
 // One sequence's tokens within a batch.
 struct BatchSequence {
   int64_t first_token = 0, num_tokens = 0;
@@ -78,8 +80,9 @@ class Transformer {
                    const Selector& selector, Activations& act, Observer* observer = nullptr) const;
 
  private:
+  // The operations of a forward pass, from the staged ids to the logits.
+  void walk(LayerContext& c, const ModelWeights& weights) const;
   const ModelWeights& weights_on(KernelContext& context) const;
-  int64_t logit_values(const Batch& batch) const;
 
   ModelConfig config_;
   const ModelWeights& weights_;

@@ -29,7 +29,7 @@ bool same_bits(const Answer& a, const Answer& b) {
 
 class EngineBits : public ::testing::TestWithParam<Precision> {
  protected:
-  EngineBits() : context_(2) {
+  EngineBits() : context_(2, test_backend()) {
     LoadOptions o;
     o.model.precision = GetParam();
     model_ = std::make_unique<LoadedModel>(
@@ -93,6 +93,21 @@ TEST_P(EngineBits, Among64Others) {
   const EngineStats s = engine.stats();
   EXPECT_EQ(s.finished[static_cast<size_t>(FinishReason::kLength)], 65);
   EXPECT_EQ(s.running + s.waiting + s.pages_used, 0);
+}
+
+TEST_P(EngineBits, Among256Others) {
+  std::vector<Request> requests;
+  for (uint32_t i = 0; i < 257; ++i) requests.push_back(request(i, 1 + i % 9, 4 + i % 3));
+  EngineOptions o = options_;
+  o.max_sequences = 257;
+  o.cache.pages = 300;
+  o.chunk = 4096;
+  Engine engine(*model_, context_, o);
+  auto answers = run(engine, requests);
+  for (const size_t i : {0U, 100U, 256U}) {
+    EXPECT_TRUE(same_bits(answers[static_cast<int64_t>(i)], alone(requests[i]))) << i;
+  }
+  EXPECT_EQ(engine.stats().finished[static_cast<size_t>(FinishReason::kLength)], 257);
 }
 
 TEST_P(EngineBits, AfterACacheHit) {
@@ -275,7 +290,7 @@ TEST(EngineConstraint, HoldsInABatchAndAfterPreemptions) {
   const std::string folder = std::string(TAMIS_SOURCE_DIR) + "/models/tamis-mini";
   const LoadedModel model(folder, {}, single_group());
   const Tokenizer tokenizer = Tokenizer::load(folder + "/tokenizer.json");
-  KernelContext context(2);
+  KernelContext context(2, test_backend());
   ConstraintSpec spec;
   spec.answer = ConstraintSpec::Answer::kSchema;
   spec.text =

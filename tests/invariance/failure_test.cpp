@@ -66,7 +66,7 @@ EngineOptions engine_options(const LoadedModel& model) {
 
 // Runs one request of 40 tokens; returns its error, counts its tokens.
 std::string run_one(const std::string& folder, int64_t* tokens) {
-  KernelContext context(1);
+  KernelContext context(1, test_backend());
   const LoadedModel model(folder, {}, single_group());
   Engine engine(model, context, engine_options(model));
   Request r;

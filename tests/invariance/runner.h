@@ -7,6 +7,7 @@
 
 #include "engine/loaded_model.h"
 #include "engine/paged_cache.h"
+#include "support/test_backend.h"
 
 namespace tamis {
 
@@ -24,7 +25,9 @@ class Runner {
  public:
   Runner(const LoadedModel& model, int threads, Backend backend = Backend::kCpu,
          KvFormat format = KvFormat::kF32)
-      : model_(model), context_(threads, backend), cache_(model.config(), {512, format, format}) {
+      : model_(model),
+        context_(threads, backend),
+        cache_(model.config(), {512, format, format}, context_.device()) {
     SelectionPolicy policy;
     policy.topk = model.config().index_topk;
     if (!model.config().has_indexer()) policy.kind = AttentionKind::kDense;

@@ -15,6 +15,7 @@
 #include "eval/perplexity.h"
 #include "eval/retrieval.h"
 #include "eval/retrieval_tasks.h"
+#include "support/test_backend.h"
 
 namespace tamis {
 namespace {
@@ -43,7 +44,7 @@ LoadOptions precision(Precision p) {
 class Mini : public ::testing::Test {
  protected:
   explicit Mini(const LoadOptions& options = {})
-      : context_(2),
+      : context_(2, test_backend()),
         model_(kFolder, options, single_group()),
         tokenizer_(Tokenizer::load(kFolder + "/tokenizer.json")) {}
 
@@ -120,8 +121,10 @@ TEST_F(Mini, ChatAnswers) {
 
 // The mean loss of chunk `chunk` of a text, or of all of it (-1).
 double mean_loss(KernelContext& context, const LoadedModel& model,
-                 const std::vector<int32_t>& all_ids, AttentionKind kind, int64_t chunk) {
+                 const std::vector<int32_t>& all_ids, AttentionKind kind, int64_t chunk,
+                 KvFormat format = KvFormat::kF32) {
   PerplexityOptions options;
+  options.cache.latent_format = options.cache.index_format = format;
   options.policy = {kind, model.config().index_topk, 1};
   if (model.model().options().precision == Precision::kNative) {
     options.cache.latent_format = KvFormat::kBF16;
@@ -178,6 +181,19 @@ TEST_F(MiniText, LossInFloat32) {
   }
   expect_losses("clean_public", "float32", kNllExact, 2, {kSparse, kDense, kWindow});
   expect_losses("public", "float32", kNllExact, 4, {kSparse});
+}
+
+// Smaller caches, which no stored number is of: the reference's own loss.
+TEST_F(MiniText, LossWithSmallerCaches) {
+  std::vector<int32_t> ids = ids_of("clean_public");
+  ids.resize(300);  // plain loops are slow
+  KernelContext reference(2, Backend::kReference);
+  for (const KvFormat format : {KvFormat::kBF16, KvFormat::kFP8}) {
+    const double want = mean_loss(reference, model_, ids, kSparse, -1, format);
+    const double got = mean_loss(context_, model_, ids, kSparse, -1, format);
+    std::printf("cache format %d: %.6f, reference %.6f\n", static_cast<int>(format), got, want);
+    EXPECT_NEAR(got, want, kNllNative);
+  }
 }
 
 // The stored controls show what a broken selection costs; ours must cost it too. The window of the

@@ -99,8 +99,20 @@ void pass_through_fp8(TraceTensor& latents) {
   }
 }
 
-// The limits of docs/numerics.md 7 for the same order of rounding.
-void expect_official(const Case& c, const Trace& trace, const std::string& run) {
+// The limits of docs/numerics.md 7. The CPU rounds in the official order. cuda rounds the weights
+// of attention before they are divided by their sum, so that what follows the first attention is
+// another draw of the same rounding errors: there the limits are those between two implementations.
+struct OfficialLimits {
+  double overlap, logits, router;
+};
+
+OfficialLimits limits_of(Backend backend) {
+  return backend == Backend::kCuda ? OfficialLimits{0.95, 0.25, 0.90}
+                                   : OfficialLimits{0.99, 3e-2, 0.98};
+}
+
+void expect_official(const Case& c, const Trace& trace, const std::string& run, Backend backend) {
+  const OfficialLimits limits = limits_of(backend);
   const std::string prefix = "official." + run + ".";
   SCOPED_TRACE(prefix);
   const auto stored = [&](const std::string& name) -> const Tensor& {
@@ -112,9 +124,9 @@ void expect_official(const Case& c, const Trace& trace, const std::string& run) 
   }
   EXPECT_LE(compare(trace.at("index_scores.0"), stored("index_scores.0")).rel_rms, 5e-3);
   EXPECT_GE(overlap(trace.at("topk.0"), stored("topk.0")), 0.99);
-  EXPECT_GE(overlap(trace.at("topk.1"), stored("topk.1")), 0.99);
-  EXPECT_LE(compare(trace.at("logits"), stored("logits")).rel_rms, 3e-2);
-  EXPECT_GE(equal_share(trace.at("router.1.ids"), stored("router.1.ids")), 0.98);
+  EXPECT_GE(overlap(trace.at("topk.1"), stored("topk.1")), limits.overlap);
+  EXPECT_LE(compare(trace.at("logits"), stored("logits")).rel_rms, limits.logits);
+  EXPECT_GE(equal_share(trace.at("router.1.ids"), stored("router.1.ids")), limits.router);
   std::printf("%s logits %.2e, index scores %.1e, overlap %.4f %.4f\n", run.c_str(),
               compare(trace.at("logits"), stored("logits")).rel_rms,
               compare(trace.at("index_scores.0"), stored("index_scores.0")).rel_rms,
@@ -128,7 +140,7 @@ TEST_P(Official, Fp8WithPowerOfTwoScales) {
   if (!case_folder("d_fp8")) GTEST_SKIP() << "set TAMIS_FIXTURES to run d_fp8";
   const Case c("d_fp8");
   const Trace trace = trace_of(c, GetParam(), native(), official_cache());
-  expect_official(c, trace, "fp8_ue8m0");
+  expect_official(c, trace, "fp8_ue8m0", GetParam());
   // It is this run and no other: the float scales of the run fp8 are further away.
   EXPECT_GT(compare(trace.at("index_scores.0"), *c.find("official.fp8.index_scores.0")).rel_rms,
             5e-3);
@@ -147,7 +159,7 @@ TEST_P(Official, Fp8WithFloatScales) {
   fs::remove(config);
   std::ofstream(config) << json.dump();
   const Trace trace = trace_of(c, GetParam(), native(), official_cache(), scratch.path.string());
-  expect_official(c, trace, "fp8");
+  expect_official(c, trace, "fp8", GetParam());
 }
 
 TEST_P(Official, Bf16Weights) {
@@ -162,7 +174,7 @@ TEST_P(Official, Bf16Weights) {
   options.threads = 1;
   convert(options);
   const Trace trace = trace_of(c, GetParam(), native(), official_cache(), out);
-  expect_official(c, trace, "bf16");
+  expect_official(c, trace, "bf16", GetParam());
 }
 
 // The release of December 2025 passes latents through FP8 with power-of-two scales before it keeps
@@ -184,17 +196,18 @@ TEST_P(Official, Fp8CacheOfDecember) {
   EXPECT_LE(compare(trace.at("index_scores.0"), stored("index_scores.0")).rel_rms, 5e-3);
   EXPECT_GE(overlap(trace.at("topk.0"), stored("topk.0")), 0.99);
   EXPECT_GE(overlap(trace.at("topk.1"), stored("topk.1")), 0.95);
-  EXPECT_LE(compare(trace.at("logits"), stored("logits")).rel_rms, 0.15);
+  EXPECT_LE(compare(trace.at("logits"), stored("logits")).rel_rms,
+            std::max(0.15, limits_of(GetParam()).logits));
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, Official, ::testing::Values(Backend::kReference, Backend::kCpu),
+INSTANTIATE_TEST_SUITE_P(Backends, Official, ::testing::Values(Backend::kReference, test_backend()),
                          [](const auto& param) { return std::string(backend_name(param.param)); });
 
 // Another order of rounding: the limits are the spread that such runs show against each other.
 TEST(Native, Bf16RunOfAnotherImplementation) {
   if (!case_folder("c_bf16")) GTEST_SKIP() << "set TAMIS_FIXTURES to run c_bf16";
   const Case c("c_bf16");
-  const Trace trace = trace_of(c, Backend::kCpu, native(), official_cache());
+  const Trace trace = trace_of(c, test_backend(), native(), official_cache());
   EXPECT_LE(compare(trace.at("index_scores.0"), *c.find("bf16.index_scores.0")).rel_rms, 8e-2);
   EXPECT_GE(overlap(trace.at("topk.0"), *c.find("bf16.topk.0")), 0.95);
   const TraceTensor& logits = trace.at("logits");

@@ -67,7 +67,7 @@ INSTANTIATE_TEST_SUITE_P(Cases, Reference,
                          ::testing::Combine(::testing::Values("a_fp32_dense", "b_fp32_sparse_yarn",
                                                               "c_bf16", "d_fp8", "d2_fp8_ragged",
                                                               "e_v3_dense", "f_glm_dsa"),
-                                            ::testing::Values(Backend::kReference, Backend::kCpu)),
+                                            ::testing::Values(Backend::kReference, test_backend())),
                          [](const auto& param) {
                            return std::string(std::get<0>(param.param)) + "_" +
                                   std::string(backend_name(std::get<1>(param.param)));
@@ -78,7 +78,7 @@ INSTANTIATE_TEST_SUITE_P(Cases, Reference,
 TEST(ReferenceLong, SelectionsHiddenAndGreedy) {
   if (!case_folder("h_long")) GTEST_SKIP() << "set TAMIS_FIXTURES to run h_long";
   const Case c("h_long");
-  const Trace trace = trace_of(c, Backend::kCpu, {}, {});
+  const Trace trace = trace_of(c, test_backend(), {}, {});
   for (const std::string layer : {"0", "1"}) {
     const Tensor& want = *c.find("topk." + layer);
     const Tensor& margin = *c.find("topk_margin." + layer);
@@ -111,7 +111,7 @@ TEST(ReferenceLong, SelectionsHiddenAndGreedy) {
 TEST(ReferenceBatch, RaggedGreedy) {
   if (!case_folder("i_ragged_batch")) GTEST_SKIP() << "set TAMIS_FIXTURES to run i_ragged_batch";
   const Case c("i_ragged_batch");
-  KernelContext context(2);
+  KernelContext context(2, test_backend());
   const LoadedModel model(c.folder, {}, single_group());
   EngineOptions options;
   options.policy.topk = model.config().index_topk;
@@ -143,7 +143,7 @@ TEST(ReferenceControl, WrongIndexerRopeIsFarOff) {
   const Case c("b_fp32_sparse_yarn");
   LoadOptions load;
   load.model.swap_index_rope = true;
-  const Trace trace = trace_of(c, Backend::kCpu, load, {});
+  const Trace trace = trace_of(c, test_backend(), load, {});
   EXPECT_GE(compare(trace.at("index_scores.0"), *c.find("index_scores.0")).rel_rms, 0.2);
   EXPECT_GE(compare(trace.at("logits"), *c.find("logits")).rel_rms, 1e-2);
 }
@@ -152,7 +152,7 @@ TEST(ReferenceControl, ShiftedCacheChangesTheContinuation) {
   const Case c("b_fp32_sparse_yarn");
   TraceOptions options;
   options.shift_cache = true;
-  const Trace trace = trace_of(c, Backend::kCpu, {}, options);
+  const Trace trace = trace_of(c, test_backend(), {}, options);
   EXPECT_GE(compare(trace.at("greedy.logits"), *c.find("greedy.logits")).rel_rms, 1e-2);
 }
 

@@ -12,6 +12,7 @@
 #include "checkpoint/safetensors.h"
 #include "eval/trace.h"
 #include "reference/cases.h"
+#include "support/test_backend.h"
 
 namespace tamis {
 

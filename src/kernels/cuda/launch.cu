@@ -1,9 +1,22 @@
 #include <string>
 
+#include "kernels/cuda/device_code.h"
 #include "kernels/cuda/launch.cuh"
 #include "tensor/cuda/check.h"
 
 namespace tamis {
+namespace {
+
+__global__ void probe_kernel() {}
+
+}  // namespace
+
+void check_device_code(const DeviceContext& device) {
+  const DeviceInfo& d = device.info();
+  cudaFuncAttributes attributes;
+  check_cuda(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(probe_kernel)),
+             "looking for code for " + d.name + " (sm_" + std::to_string(d.sm) + ")");
+}
 
 void check_launch(const char* kernel) {
   check_cuda(cudaGetLastError(), std::string("launch of ") + kernel);

@@ -2,6 +2,7 @@
 // cannot be made in such a build, and no other may run them.
 #include "base/error.h"
 #include "kernels/cross_entropy/cross_entropy_impl.h"
+#include "kernels/cuda/device_code.h"
 #include "kernels/elementwise/elementwise_impl.h"
 #include "kernels/embedding/embedding_impl.h"
 #include "kernels/grouped_linear/grouped_linear_impl.h"
@@ -32,6 +33,7 @@ namespace {
 
 }  // namespace
 
+void check_device_code(const DeviceContext&) { refuse(); }
 void check_finite_cuda(KernelContext&, const CheckFiniteArgs&) { refuse(); }
 void check_flags_cuda(KernelContext&, const CheckFlagsArgs&) { refuse(); }
 void cross_entropy_cuda(KernelContext&, const CrossEntropyArgs&) { refuse(); }

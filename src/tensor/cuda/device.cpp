@@ -28,6 +28,7 @@ const char* advice(cudaError_t code) {
       return "; the device is out of memory: take fewer or shorter sequences (--max-context), or "
              "end other programs on the device (nvidia-smi)";
     case cudaErrorNoKernelImageForDevice:
+    case cudaErrorJitCompilationDisabled:
     case cudaErrorInvalidDeviceFunction:
       return "; this build has no code for this GPU: configure with its capability in "
              "TAMIS_CUDA_ARCHS";

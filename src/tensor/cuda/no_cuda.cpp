@@ -1,6 +1,7 @@
 // tensor/cuda of a build without CUDA: nothing can be made, so nothing else is reached.
 #include "base/error.h"
 #include "tensor/cuda/device.h"
+#include "tensor/cuda/graph.h"
 
 namespace tamis {
 namespace {
@@ -30,6 +31,12 @@ DeviceBuffer::DeviceBuffer(DeviceContext&, int64_t, const char*) { refuse(); }
 DeviceBuffer::DeviceBuffer(DeviceBuffer&&) noexcept {}
 DeviceBuffer& DeviceBuffer::operator=(DeviceBuffer&&) noexcept { return *this; }
 DeviceBuffer::~DeviceBuffer() = default;
+
+DeviceGraph::DeviceGraph(DeviceContext&, FunctionRef<void()>) { refuse(); }
+DeviceGraph::DeviceGraph(DeviceGraph&&) noexcept {}
+DeviceGraph& DeviceGraph::operator=(DeviceGraph&&) noexcept { return *this; }
+DeviceGraph::~DeviceGraph() = default;
+void DeviceGraph::launch(DeviceContext&) const { refuse(); }
 
 PinnedBuffer::PinnedBuffer(DeviceContext&, int64_t) { refuse(); }
 PinnedBuffer::PinnedBuffer(PinnedBuffer&&) noexcept {}
