@@ -25,7 +25,7 @@ std::vector<int32_t> count_from(int32_t first, int64_t n) {
 
 class PrefixCacheTest : public ::testing::Test {
  protected:
-  PrefixCacheTest() : config_(tiny_config()), pool_(config_, {8}), prefixes_(pool_) {}
+  PrefixCacheTest() : config_(tiny_config()), pool_(config_, {8}, nullptr), prefixes_(pool_) {}
 
   // Keeps `tokens` as a request that has ended would.
   void keep(const std::string& root, const std::vector<int32_t>& tokens) {

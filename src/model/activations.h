@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/elementwise/elementwise.h"
 #include "kernels/linear/linear.h"
+#include "kernels/rope/rope.h"
 #include "model/place.h"
 #include "model/step_graphs.h"
 #include "tensor/cuda/device.h"
@@ -67,6 +69,8 @@ struct Activations {
   GrowBuffer<int32_t> expert_ids{place}, expert_row_of{place};
   GrowBuffer<int64_t> expert_offsets{place};
   std::vector<LinearArgs> linears, beside;  // the products of one parallel loop
+  std::vector<RopeArgs> ropes;
+  Checks checks;  // of the layer that runs
   // Multi-token prediction.
   Floats mtp_embedding{place}, mtp_hidden{place}, mtp_joined{place};
   // A batch where a device reads it, and its results there (staging.h).

@@ -4,13 +4,14 @@
 
 namespace tamis {
 void check_finite(LayerContext& c, const float* x, int64_t width, int64_t layer) {
-  check_finite(c.kernels, {x, c.tokens(), width, nullptr, c.staged.tokens.sequence,
-                           static_cast<int32_t>(layer), c.staged.failed});
+  c.act.checks.rows.push_back({x, c.tokens(), width, nullptr, c.staged.tokens.sequence,
+                               static_cast<int32_t>(layer), c.staged.failed});
 }
 
-void check_scores(LayerContext& c, int64_t layer) {
-  check_flags(c.kernels, {c.act.has_nan.data(), c.tokens(), c.staged.tokens.sequence,
-                          static_cast<int32_t>(layer), c.staged.failed});
+void run_checks(LayerContext& c) {
+  check_all(c.kernels, c.act.checks);
+  c.act.checks.rows.clear();
+  c.act.checks.flags.clear();
 }
 
 float* part_of(LayerContext& c, int64_t rows, int64_t width, float* y) {
@@ -50,6 +51,7 @@ void block_forward(LayerContext& c, const LayerWeights& w, const LayerConfig& ki
   }
   c.observe("mlp_out", layer, delta, n, d);
   check_finite(c, delta, d, layer);
+  run_checks(c);
 }
 
 }  // namespace tamis

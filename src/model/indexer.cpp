@@ -25,13 +25,11 @@ bool uses_hadamard(const LayerContext& c) {
   return c.numerics.native() || c.batch.kv.front().layout.index_format == KvFormat::kFP8;
 }
 
-// RoPE on the first `rope` dims, then, in the FP8 indexer, the Hadamard rotation.
-void rotate(LayerContext& c, float* x, int64_t heads) {
+// What follows RoPE: in the FP8 indexer the Hadamard rotation.
+void rotated(LayerContext& c, float* x, int64_t heads, bool hadamard_too) {
   const int64_t dim = c.config.index_dim, n = c.tokens();
-  rope(c.kernels, {x, heads * dim, dim, n, heads, c.config.rope, layout_of(c), c.act.cos.data(),
-                   c.act.sin.data()});
   c.round(x, n, heads * dim, heads * dim);
-  if (uses_hadamard(c)) hadamard(c.kernels, {x, n * heads, dim, c.numerics.native()});
+  if (hadamard_too) hadamard(c.kernels, {x, n * heads, dim, c.numerics.native()});
 }
 
 }  // namespace
@@ -50,18 +48,31 @@ void indexer_keys(LayerContext& c, const IndexerWeights& w) {
   layer_norm(c.kernels,
              {k, dim, w.k_norm_w.data(), w.k_norm_b.data(), n, dim, kKeyNormEps, k, dim});
   c.round(k, n, dim, dim);
-  if (uses_hadamard(c) && c.options.no_hadamard) {
-    rope(c.kernels,
-         {k, dim, dim, n, 1, c.config.rope, layout_of(c), c.act.cos.data(), c.act.sin.data()});
-    return c.round(k, n, dim, dim);
-  }
-  rotate(c, k, 1);
+}
+
+void indexer_rotations(LayerContext& c, std::vector<RopeArgs>& list) {
+  const int64_t heads = c.config.index_heads, dim = c.config.index_dim;
+  // RoPE on the first `rope` dims of the key and, if there are any, of the queries.
+  RopeArgs r{
+      c.act.index_k.data(), dim, dim, c.tokens(), 1, c.config.rope, layout_of(c), c.act.cos.data(),
+      c.act.sin.data()};
+  list.push_back(r);
+  if (!indexer_needed(c)) return;
+  r.x = c.act.index_q.data();
+  r.token_stride = heads * dim;
+  r.heads = heads;
+  list.push_back(r);
+}
+
+void indexer_rotated(LayerContext& c) {
+  const bool fp8 = uses_hadamard(c);
+  rotated(c, c.act.index_k.data(), 1, fp8 && !c.options.no_hadamard);
+  if (indexer_needed(c)) rotated(c, c.act.index_q.data(), c.config.index_heads, fp8);
 }
 
 void indexer_queries(LayerContext& c) {
   const int64_t heads = c.config.index_heads, dim = c.config.index_dim, n = c.tokens();
   float *q = c.act.index_q.data(), *w = c.act.index_w.data();
-  rotate(c, q, heads);
   const float head_scale = 1.0F / std::sqrt(static_cast<float>(heads));
   const float dim_scale = 1.0F / std::sqrt(static_cast<float>(dim));
   index_query(c.kernels,
@@ -98,9 +109,9 @@ bool select_positions(LayerContext& c, const LayerConfig& kind, int64_t layer,
   // not learn choose anew in every layer.
   if (own || !c.selector.uses_indexer()) {
     uint8_t* has_nan = c.act.has_nan.get(n);
-    zero(c.kernels, has_nan, n);
     c.selector.select(c.kernels, in, topk, has_nan);
-    check_scores(c, layer);
+    c.act.checks.flags.push_back(
+        {has_nan, n, c.staged.tokens.sequence, static_cast<int32_t>(layer), c.staged.failed});
   }
   c.observe("topk", layer, topk, n, k);
   return true;

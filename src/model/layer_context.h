@@ -54,9 +54,12 @@ struct LayerContext {
 void mla_forward(LayerContext& c, const AttentionWeights& w, const LayerConfig& kind,
                  int64_t layer);
 
-// The indexer of one layer, in three steps around the projections that mla_forward runs.
+// The indexer of one layer, in steps around those of mla_forward: whether there will be scores; the
+// key's norm; what RoPE is to turn; what follows it; the queries' scales.
 bool indexer_needed(const LayerContext& c);
 void indexer_keys(LayerContext& c, const IndexerWeights& w);
+void indexer_rotations(LayerContext& c, std::vector<RopeArgs>& list);
+void indexer_rotated(LayerContext& c);
 void indexer_queries(LayerContext& c);
 // Fills act.topk; false if every token attends to all it sees.
 bool select_positions(LayerContext& c, const LayerConfig& kind, int64_t layer,
@@ -75,8 +78,9 @@ void gather_columns(LayerContext& c, const float* part, int64_t rows, int64_t wi
 // Where a rank writes its part: y itself when it is alone.
 float* part_of(LayerContext& c, int64_t rows, int64_t width, float* y);
 
-// Marks sequences with a row of x [tokens, width] that is not finite, or a has_nan flag.
+// Marks sequences with a row of x [tokens, width] that is not finite, when run_checks() is called:
+// x must stay until then.
 void check_finite(LayerContext& c, const float* x, int64_t width, int64_t layer);
-void check_scores(LayerContext& c, int64_t layer);
+void run_checks(LayerContext& c);
 
 }  // namespace tamis

@@ -32,10 +32,11 @@ void norm_latents(LayerContext& c, const AttentionWeights& w) {
   const int64_t n = c.tokens(), q = c.config.q_lora, kv = c.config.kv_lora;
   const bool round = c.numerics.native();
   float* q_lora = c.act.q_lora.data();
-  rms_norm(c.kernels,
-           {q_lora, q, nullptr, w.q_a_norm.data(), n, q, c.config.lora_norm_eps, q_lora, q, round});
-  rms_norm(c.kernels, {c.act.kv_a.data(), kv + c.config.rope, nullptr, w.kv_a_norm.data(), n, kv,
-                       c.config.lora_norm_eps, c.act.c_kv.get(n * kv), kv, round});
+  const float eps = c.config.lora_norm_eps;
+  const RmsNormArgs norms[] = {{q_lora, q, nullptr, w.q_a_norm.data(), n, q, eps, q_lora, q, round},
+                               {c.act.kv_a.data(), kv + c.config.rope, nullptr, w.kv_a_norm.data(),
+                                n, kv, eps, c.act.c_kv.get(n * kv), kv, round}};
+  rms_norms(c.kernels, norms);
 }
 
 void project_queries(LayerContext& c, const AttentionWeights& w) {
@@ -51,17 +52,19 @@ void project_queries(LayerContext& c, const AttentionWeights& w) {
   c.numerics.project(c.kernels, {args, count});
 }
 
-void rotate(LayerContext& c) {
+void rotate(LayerContext& c, const AttentionWeights& w) {
   const ModelConfig& m = c.config;
   const int64_t n = c.tokens(), heads = c.local_heads(), width = m.kv_lora + m.rope;
   RopeArgs q{c.act.q.data() + m.nope,  heads * m.qk_head(), m.qk_head(),     n, heads, m.rope,
              RopeLayout::kInterleaved, c.act.cos.data(),    c.act.sin.data()};
-  rope(c.kernels, q);
   RopeArgs k = q;
   k.x = c.act.kv_a.data() + m.kv_lora;
   k.token_stride = width;
   k.heads = 1;
-  rope(c.kernels, k);
+  std::vector<RopeArgs>& list = c.act.ropes;
+  list = {q, k};
+  if (w.indexer) indexer_rotations(c, list);
+  ropes(c.kernels, list);
   c.round(q.x, n * heads, m.rope, m.qk_head());
   c.round(k.x, n, m.rope, width);
 }
@@ -214,11 +217,12 @@ void mla_forward(LayerContext& c, const AttentionWeights& w, const LayerConfig& 
   project_down(c, w);
   norm_latents(c, w);
   project_queries(c, w);
-  rotate(c);
+  if (w.indexer) indexer_keys(c, *w.indexer);
+  rotate(c, w);
   c.observe("c_kv", layer, c.act.c_kv.data(), n, m.kv_lora);
   c.observe("kv_a", layer, c.act.kv_a.data(), n, m.kv_lora + m.rope);
   if (w.indexer) {
-    indexer_keys(c, *w.indexer);
+    indexer_rotated(c);
     c.observe("index_k", layer, c.act.index_k.data(), n, m.index_dim);
   }
   append(c, w, layer);

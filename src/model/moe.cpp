@@ -14,9 +14,13 @@ void push_gate_up(std::vector<LinearArgs>& args, const MlpWeights& w, const floa
   args.push_back({x, w.up.cols, rows, w.up, up, w.up.rows});
 }
 
-void activate(LayerContext& c, float* gate, const float* up, int64_t rows, int64_t width) {
-  swiglu(c.kernels, {gate, up, rows, width, gate});
-  c.round(gate, rows, width, width);
+SwigluArgs activation(float* gate, const float* up, int64_t rows, int64_t width) {
+  return {gate, up, rows, width, gate};
+}
+
+void activate(LayerContext& c, std::span<const SwigluArgs> args) {
+  swiglus(c.kernels, args);
+  for (const SwigluArgs& a : args) c.round(a.y, a.rows, a.width, a.width);
 }
 
 // The hidden state of an MLP whose rows are spread over the ranks, whole on every rank.
@@ -135,7 +139,8 @@ void mlp_forward(LayerContext& c, const MlpWeights& w, int64_t width) {
   args.clear();
   push_gate_up(args, w, c.act.normed.data(), n, gate, up);
   c.numerics.project(c.kernels, args);
-  activate(c, gate, up, n, own);
+  const SwigluArgs all = activation(gate, up, n, own);
+  activate(c, {&all, 1});
   const float* hidden = gather_hidden(c, gate, n, width);
   LinearArgs down{hidden, width, n, w.down, part_of(c, n, d, c.act.delta.data()), w.down.rows};
   c.numerics.project(c.kernels, {&down, 1});
@@ -154,13 +159,14 @@ void moe_forward(LayerContext& c, const MoeWeights& w, int64_t layer) {
 
   const RowRange own = own_rows(c, w);
   const int64_t first = own.first * m.moe_intermediate;
-  activate(c, c.act.gate.data() + first, c.act.up.data() + first, own.last - own.first,
-           m.moe_intermediate);
+  const SwigluArgs both[] = {activation(c.act.gate.data() + first, c.act.up.data() + first,
+                                        own.last - own.first, m.moe_intermediate),
+                             activation(shared_gate, shared_up, n, shared_own)};
+  activate(c, {both, w.shared ? size_t{2} : size_t{1}});
   std::vector<LinearArgs>& beside = c.act.beside;
   beside.clear();
   float* shared = nullptr;
   if (w.shared) {
-    activate(c, shared_gate, shared_up, n, shared_own);
     const int64_t width = shared_own * c.group.size();
     const float* hidden = gather_hidden(c, shared_gate, n, width);
     shared = c.act.shared_down.get(n * d);

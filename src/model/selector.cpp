@@ -58,8 +58,9 @@ class WindowSelector final : public Selector {
   int64_t topk() const override { return k_; }
   bool same_every_step() const override { return true; }
   void select(KernelContext& context, const SelectorInput& in, int32_t* indices,
-              uint8_t*) const override {
+              uint8_t* has_nan) const override {
     const TokenMap& t = in.attention.tokens;
+    zero(context, has_nan, t.num_tokens);
     select_window(context, {t.position, t.num_tokens, k_, indices});
   }
 
@@ -80,7 +81,8 @@ class RandomSelector final : public Selector {
   RandomSelector(int64_t k, uint64_t seed) : k_(k), seed_(seed) {}
   int64_t topk() const override { return k_; }
   void select(KernelContext& context, const SelectorInput& in, int32_t* indices,
-              uint8_t*) const override {
+              uint8_t* has_nan) const override {
+    zero(context, has_nan, in.tokens.num_tokens);
     std::vector<int32_t> rows(static_cast<size_t>(in.tokens.num_tokens * k_));
     for (int64_t t = 0; t < in.tokens.num_tokens; ++t) {
       row(in.layer, in.tokens.position[t], rows.data() + t * k_);

@@ -44,8 +44,8 @@ class Selector {
   virtual bool same_every_step() const { return false; }
   // Needs the indexer's queries.
   virtual bool uses_indexer() const { return false; }
-  // indices [tokens, topk]: ascending, padded with -1; at least one each. has_nan [tokens] is set
-  // to 1 where the scores were not numbers.
+  // indices [tokens, topk]: ascending, padded with -1; at least one each. has_nan [tokens]: 1 where
+  // the scores were not numbers, else 0.
   virtual void select(KernelContext& context, const SelectorInput& in, int32_t* indices,
                       uint8_t* has_nan) const = 0;
 };

@@ -33,6 +33,8 @@ void grow_rope_tables(LayerContext& c, const std::vector<float>& inv_freq, float
 }
 
 void prepare(LayerContext& c, const std::vector<float>& inv_freq) {
+  c.act.checks.rows.clear();  // of a pass that threw
+  c.act.checks.flags.clear();
   const int64_t n = c.tokens(), d = c.config.hidden_size;
   const auto half = static_cast<int64_t>(inv_freq.size());
   c.act.x.get(n * d);
@@ -66,8 +68,9 @@ void head(LayerContext& c, const ModelWeights& w) {
   float* y = part_of(c, rows, v, c.staged.logits);
   linear(c.kernels, {x, d, rows, w.head, y, w.head.rows});
   gather_columns(c, y, rows, v, c.staged.logits);
-  check_finite(c.kernels, {c.staged.logits, rows, v, c.staged.logit_rows, c.staged.tokens.sequence,
-                           static_cast<int32_t>(c.config.num_layers()), c.staged.failed});
+  c.act.checks.rows.push_back({c.staged.logits, rows, v, c.staged.logit_rows,
+                               c.staged.tokens.sequence,
+                               static_cast<int32_t>(c.config.num_layers()), c.staged.failed});
 }
 
 // True for a step of decoding on a device whose operations depend on its key alone.
@@ -171,6 +174,7 @@ void Transformer::walk(LayerContext& c, const ModelWeights& weights) const {
   c.observe("hidden.norm", -1, c.act.normed.data(), n, d);
   check_finite(c, c.act.normed.data(), d, config_.num_layers());
   head(c, weights);
+  run_checks(c);
 }
 
 void Transformer::forward_mtp(KernelContext& context, const Batch& batch, int64_t index,
@@ -205,6 +209,7 @@ void Transformer::forward_mtp(KernelContext& context, const Batch& batch, int64_
   c.observe("mtp.hidden", -1, act.normed.data(), n, d);
   check_finite(c, act.normed.data(), d, config_.num_layers() + index);
   head(c, weights);
+  run_checks(c);
   staged.finish(act);
 }
 

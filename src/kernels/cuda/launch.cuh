@@ -14,6 +14,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <span>
 
 #include "kernels/context.h"
 
@@ -29,6 +30,27 @@ inline void* device_scratch(KernelContext& context, int slot, int64_t bytes) {
 
 // After each launch: DeviceError naming the kernel if it could not be started.
 void check_launch(const char* kernel);
+
+// Arguments of an operation that several calls of it share one launch with.
+template <typename Args>
+struct Several {
+  static constexpr int kMost = 4;
+  Args list[kMost];
+  int count = 0;
+};
+
+// Calls run(Several<Args>) for the arguments, up to kMost at a time.
+template <typename Args, typename Run>
+void in_groups(std::span<const Args> args, const Run& run) {
+  Several<Args> group;
+  for (const Args& a : args) {
+    group.list[group.count++] = a;
+    if (group.count < Several<Args>::kMost) continue;
+    run(group);
+    group.count = 0;
+  }
+  if (group.count > 0) run(group);
+}
 
 // Lets `kernel` use `bytes` of dynamic shared memory (beyond 48 KiB it must be asked for).
 void allow_shared(const void* kernel, int bytes, const char* name);

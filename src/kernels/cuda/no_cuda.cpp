@@ -34,6 +34,7 @@ namespace {
 }  // namespace
 
 void check_device_code(const DeviceContext&) { refuse(); }
+void check_all_cuda(KernelContext&, const Checks&) { refuse(); }
 void check_finite_cuda(KernelContext&, const CheckFiniteArgs&) { refuse(); }
 void check_flags_cuda(KernelContext&, const CheckFlagsArgs&) { refuse(); }
 void cross_entropy_cuda(KernelContext&, const CrossEntropyArgs&) { refuse(); }
@@ -67,10 +68,13 @@ void moe_permute_cuda(KernelContext&, const MoePermuteArgs&) { refuse(); }
 bool moe_permute_cuda_supports(const MoePermuteArgs&) { refuse(); }
 void per_head_linear_cuda(KernelContext&, const PerHeadLinearArgs&) { refuse(); }
 void projections_cuda(KernelContext&, std::span<const LinearArgs>, bool) { refuse(); }
+void rms_norms_cuda(KernelContext&, std::span<const RmsNormArgs>) { refuse(); }
 void rms_norm_cuda(KernelContext&, const RmsNormArgs&) { refuse(); }
+void ropes_cuda(KernelContext&, std::span<const RopeArgs>) { refuse(); }
 void rope_cuda(KernelContext&, const RopeArgs&) { refuse(); }
 void round_rows_cuda(KernelContext&, const RoundRowsArgs&) { refuse(); }
 void select_window_cuda(KernelContext&, const SelectWindowArgs&) { refuse(); }
+void swiglus_cuda(KernelContext&, std::span<const SwigluArgs>) { refuse(); }
 void swiglu_cuda(KernelContext&, const SwigluArgs&) { refuse(); }
 void topk_cuda(KernelContext&, const TopkArgs&) { refuse(); }
 

@@ -1,5 +1,8 @@
 // The elementwise operations on CUDA. Bound by memory: every value is read and written once. The
 // bits are the reference's.
+#include <algorithm>
+#include <vector>
+
 #include "kernels/cuda/convert.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/elementwise/elementwise_impl.h"
@@ -37,9 +40,23 @@ __global__ void gather_rows_kernel(const GatherRowsArgs a) {
   }
 }
 
-// One block a row.
-__global__ void check_finite_kernel(const CheckFiniteArgs a) {
+// A check of rows, or of flags where they are given.
+struct Check {
+  CheckFiniteArgs rows;
+  const uint8_t* flags = nullptr;
+};
+
+// One block a row, or for each kThreads flags.
+__global__ void __launch_bounds__(kThreads) check_kernel(const Several<Check> checks) {
+  const Check& check = checks.list[blockIdx.y];
+  const CheckFiniteArgs& a = check.rows;
+  if (check.flags != nullptr) {
+    const int64_t t = first_index();
+    if (t < a.rows && check.flags[t] != 0) atomicCAS(&a.failed[a.sequence[t]], -1, a.mark);
+    return;
+  }
   const int64_t row = blockIdx.x;
+  if (row >= a.rows) return;
   bool bad = false;
   for (int64_t i = threadIdx.x; i < a.width; i += kThreads) {
     bad |= !isfinite(a.x[row * a.width + i]);
@@ -47,11 +64,6 @@ __global__ void check_finite_kernel(const CheckFiniteArgs a) {
   if (!__syncthreads_or(bad) || threadIdx.x != 0) return;
   const int64_t token = a.token == nullptr ? row : a.token[row];
   atomicCAS(&a.failed[a.sequence[token]], -1, a.mark);
-}
-
-__global__ void check_flags_kernel(const CheckFlagsArgs a) {
-  const int64_t t = first_index();
-  if (t < a.tokens && a.flags[t] != 0) atomicCAS(&a.failed[a.sequence[t]], -1, a.mark);
 }
 
 constexpr float kSmallestAmax = 1e-4F;
@@ -108,6 +120,25 @@ void launch(KernelContext& context, void (*kernel)(Args), const Args& args, int6
   check_launch(name);
 }
 
+Check of_flags(const CheckFlagsArgs& a) {
+  return {{nullptr, a.tokens, 0, nullptr, a.sequence, a.mark, a.failed}, a.flags};
+}
+
+void run_checks(KernelContext& context, const std::vector<Check>& checks) {
+  in_groups(std::span<const Check>(checks), [&](const Several<Check>& group) {
+    int64_t blocks = 0;
+    for (int i = 0; i < group.count; ++i) {
+      const int64_t rows = group.list[i].rows.rows;
+      const bool flags = group.list[i].flags != nullptr;
+      blocks = std::max(blocks, flags ? (rows + kThreads - 1) / kThreads : rows);
+    }
+    if (blocks == 0) return;
+    const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(group.count));
+    check_kernel<<<grid, kThreads, 0, stream_of(context)>>>(group);
+    check_launch("check_all");
+  });
+}
+
 }  // namespace
 
 void fill_cuda(KernelContext& context, const FillArgs& a) {
@@ -122,11 +153,16 @@ void gather_rows_cuda(KernelContext& context, const GatherRowsArgs& a) {
                          "gather_rows");
 }
 void check_finite_cuda(KernelContext& context, const CheckFiniteArgs& a) {
-  launch<CheckFiniteArgs>(context, check_finite_kernel, a, a.rows, kThreads, "check_finite");
+  run_checks(context, {{a, nullptr}});
 }
 void check_flags_cuda(KernelContext& context, const CheckFlagsArgs& a) {
-  launch<CheckFlagsArgs>(context, check_flags_kernel, a, (a.tokens + kThreads - 1) / kThreads,
-                         kThreads, "check_flags");
+  run_checks(context, {of_flags(a)});
+}
+void check_all_cuda(KernelContext& context, const Checks& checks) {
+  std::vector<Check> all;
+  for (const CheckFiniteArgs& a : checks.rows) all.push_back({a, nullptr});
+  for (const CheckFlagsArgs& a : checks.flags) all.push_back(of_flags(a));
+  run_checks(context, all);
 }
 void index_query_cuda(KernelContext& context, const IndexQueryArgs& a) {
   launch<IndexQueryArgs>(context, index_query_kernel, a, a.rows, 32, "index_query");

@@ -12,9 +12,10 @@ namespace tamis {
 namespace {
 
 constexpr int kKeys = static_cast<int>(kPageTokens), kGroups = 4, kThreads = kKeys * kGroups;
-constexpr int kAtOnce = 4;
 
-// Score contributions of `group`'s heads. Written so that a NaN product stays NaN.
+// Score contributions of `group`'s heads, kAtOnce at a time. Written so that a NaN product stays
+// NaN.
+template <int kAtOnce>
 __device__ float group_sum(const IndexerArgs& a, int64_t t, int dim, const float* key, int group) {
   float sum = 0;
   for (int64_t h0 = group; h0 < a.heads; h0 += kGroups * kAtOnce) {
@@ -24,7 +25,21 @@ __device__ float group_sum(const IndexerArgs& a, int64_t t, int dim, const float
     for (int j = 0; j < kAtOnce; ++j) {
       q[j] = a.q + (t * a.heads + min(h0 + j * kGroups, a.heads - 1)) * dim;
     }
-    for (int d = 0; d < dim; ++d) {
+    int d = 0;
+    if (reinterpret_cast<uintptr_t>(a.q) % 16 == 0 && dim % 4 == 0) {
+#pragma unroll 2
+      for (; d < dim; d += 4) {
+#pragma unroll
+        for (int j = 0; j < kAtOnce; ++j) {
+          const float4 v = *reinterpret_cast<const float4*>(q[j] + d);
+          dot[j] = fmaf(v.x, key[d], dot[j]);
+          dot[j] = fmaf(v.y, key[d + 1], dot[j]);
+          dot[j] = fmaf(v.z, key[d + 2], dot[j]);
+          dot[j] = fmaf(v.w, key[d + 3], dot[j]);
+        }
+      }
+    }
+    for (; d < dim; ++d) {
       const float k = key[d];
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) dot[j] = fmaf(q[j][d], k, dot[j]);
@@ -38,6 +53,7 @@ __device__ float group_sum(const IndexerArgs& a, int64_t t, int dim, const float
   return sum;
 }
 
+template <int kAtOnce>
 __global__ void __launch_bounds__(kThreads)
     indexer_exact_kernel(const IndexerArgs a, const KvRows kv, const IndexerScores to) {
   extern __shared__ float shared[];  // [kKeys][dim + 1], then [kGroups][kKeys]
@@ -55,12 +71,23 @@ __global__ void __launch_bounds__(kThreads)
   }
   const std::byte* page = page_of(kv, a.tokens.sequences[a.tokens.sequence[t]], begin);
   const int keys = min(kKeys, visible - begin);
-  for (int i = threadIdx.x; i < keys * dim; i += kThreads) {
-    shared[i / dim * row + i % dim] = index_value(kv, page, i / dim, i % dim);
+  if (kv.index_by_fours) {
+    const int fours = dim / 4;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < keys * fours; i += kThreads) {
+      const int slot = i / fours, d = i % fours * 4;
+      const float4 v = index_values(kv, page, slot, d);
+      float* to = shared + slot * row + d;
+      to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+    }
+  } else {
+    for (int i = threadIdx.x; i < keys * dim; i += kThreads) {
+      shared[i / dim * row + i % dim] = index_value(kv, page, i / dim, i % dim);
+    }
   }
   __syncthreads();
   if (key < keys) {
-    sums[group * kKeys + key] = group_sum(a, t, dim, shared + key * row, group);
+    sums[group * kKeys + key] = group_sum<kAtOnce>(a, t, dim, shared + key * row, group);
   }
   __syncthreads();
   if (group != 0 || begin + key >= to.columns) return;
@@ -76,13 +103,12 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void indexer_scores_exact(KernelContext& context, const IndexerArgs& a, const IndexerScores& to) {
+  const auto kernel = a.heads <= kGroups ? indexer_exact_kernel<1> : indexer_exact_kernel<4>;
   const int64_t bytes = (kKeys * (a.kv.layout.index_dim + 1) + kThreads) * int64_t{4};
-  allow_shared(reinterpret_cast<const void*>(indexer_exact_kernel), static_cast<int>(bytes),
-               "indexer_exact");
+  allow_shared(reinterpret_cast<const void*>(kernel), static_cast<int>(bytes), "indexer_exact");
   const dim3 grid(static_cast<unsigned>(a.tokens.num_tokens),
                   static_cast<unsigned>((to.columns + kKeys - 1) / kKeys));
-  indexer_exact_kernel<<<grid, kThreads, static_cast<size_t>(bytes), stream_of(context)>>>(
-      a, kv_rows(a.kv), to);
+  kernel<<<grid, kThreads, static_cast<size_t>(bytes), stream_of(context)>>>(a, kv_rows(a.kv), to);
   check_launch("indexer_exact");
 }
 

@@ -121,28 +121,32 @@ __device__ inline float4 decode4(const uint32_t* words, int half, float scale) {
   }
 }
 
+// W[row, col .. col+4), all of it inside a weight that is piecewise().
+template <DType T>
+__device__ inline float4 inner_weight4(const Weight& w, int64_t row, int64_t col) {
+  const std::byte* p = w.data + row * w.row_bytes;
+  const float scale = piece_scale<T>(w, row, col);
+  if constexpr (T == DType::kF32) {
+    const uint4 raw = reinterpret_cast<const uint4*>(p)[col / 4];
+    return decode4<T>(&raw.x, 0, scale);
+  } else if constexpr (kPiece<T> == 8) {
+    const uint2 raw = reinterpret_cast<const uint2*>(p)[col / 4];
+    return decode4<T>(&raw.x, 0, scale);
+  } else if constexpr (kPiece<T> == 16) {
+    const uint32_t raw = reinterpret_cast<const uint32_t*>(p)[col / 4];
+    return decode4<T>(&raw, 0, scale);
+  } else {
+    const uint32_t raw = reinterpret_cast<const uint16_t*>(p)[col / 4];
+    return decode4<T>(&raw, 0, scale);
+  }
+}
+
 // W[row, col .. col+4), 0 past the last row or column. `fast` is piecewise().
 template <DType T>
 __device__ inline float4 weight4(const Weight& w, bool fast, int64_t row, int64_t col) {
   float v[4] = {};
   if (row >= w.rows || col >= w.cols) return make_float4(0, 0, 0, 0);
-  if (fast && col + 4 <= w.cols) {
-    const std::byte* p = w.data + row * w.row_bytes;
-    const float scale = piece_scale<T>(w, row, col);
-    if constexpr (T == DType::kF32) {
-      const uint4 raw = reinterpret_cast<const uint4*>(p)[col / 4];
-      return decode4<T>(&raw.x, 0, scale);
-    } else if constexpr (kPiece<T> == 8) {
-      const uint2 raw = reinterpret_cast<const uint2*>(p)[col / 4];
-      return decode4<T>(&raw.x, 0, scale);
-    } else if constexpr (kPiece<T> == 16) {
-      const uint32_t raw = reinterpret_cast<const uint32_t*>(p)[col / 4];
-      return decode4<T>(&raw, 0, scale);
-    } else {
-      const uint32_t raw = reinterpret_cast<const uint16_t*>(p)[col / 4];
-      return decode4<T>(&raw, 0, scale);
-    }
-  }
+  if (fast && col + 4 <= w.cols) return inner_weight4<T>(w, row, col);
   for (int k = 0; k < 4; ++k) {
     if (col + k < w.cols) v[k] = weight_value(w, row, col + k);
   }

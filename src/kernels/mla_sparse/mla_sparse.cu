@@ -23,6 +23,9 @@ using namespace exact;  // this file is that header's body
 constexpr int kMaxColumns = 4;
 constexpr int64_t kSharedLimit = 99 * 1024;  // what every GPU from sm_80 on gives a block
 
+// Short chunks: a block's time is that of its chunk, and one token has to fill the GPU.
+constexpr int kChunk = 32;
+
 // Where blocks leave parts and the final softmax of each row.
 struct Parts {
   float* sums = nullptr;     // [tokens, chunks, heads, kv_lora]
@@ -32,16 +35,30 @@ struct Parts {
 
 __device__ void load_queries(const MlaSparseArgs& a, const KvRows& kv, int64_t t, int64_t head0,
                              const Tile& tile) {
-  for (int i = threadIdx.x; i < kRows * tile.width; i += kThreads) {
-    const int r = i / tile.width, d = i % tile.width;
-    const int64_t h = min(head0 + r, a.heads - 1);
-    float v = 0;
-    if (d < kv.kv_lora) {
-      v = a.q_latent[(t * a.heads + h) * kv.kv_lora + d];
-    } else if (d < kv.kv_lora + kv.rope) {
-      v = a.q_pe[t * a.q_pe_token_stride + h * a.q_pe_head_stride + d - kv.kv_lora];
+  constexpr int kAhead = 3;
+  for (int d0 = threadIdx.x; d0 < tile.width; d0 += kAhead * kThreads) {
+    float v[kAhead][kRows];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int d = d0 + i * kThreads;
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const int64_t h = min(head0 + r, a.heads - 1);
+        v[i][r] = 0;
+        if (d < kv.kv_lora) {
+          v[i][r] = a.q_latent[(t * a.heads + h) * kv.kv_lora + d];
+        } else if (d < kv.kv_lora + kv.rope) {
+          v[i][r] = a.q_pe[t * a.q_pe_token_stride + h * a.q_pe_head_stride + d - kv.kv_lora];
+        }
+      }
     }
-    tile.q[r * tile.stride + d] = v;
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int d = d0 + i * kThreads;
+      if (d >= tile.width) continue;
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) tile.q[r * tile.stride + d] = v[i][r];
+    }
   }
 }
 
@@ -52,12 +69,44 @@ __device__ int load_keys(const AttentionList& list, const KvRows& kv, int begin,
   const int position = begin + lane < end ? list.entry(begin + lane) : -1;
   const uint32_t valid = __ballot_sync(kAll, position >= 0);
   const int count = valid == kAll ? kKeys : __ffs(~valid) - 1;
-  for (int r = static_cast<int>(threadIdx.x) / 32; r < kKeys; r += kThreads / 32) {
-    const int p = __shfl_sync(kAll, position, r);
-    const std::byte* row = r < count ? latent_row(kv, list.sequence, p) : nullptr;
-    for (int d = lane; d < tile.width; d += 32) {
-      const bool inside = r < count && d < kv.kv_lora + kv.rope;
-      tile.k[r * tile.stride + d] = inside ? latent_value(kv, row, d) : 0;
+  constexpr int kWarps = kThreads / 32, kEach = kKeys / kWarps;  // rows of a warp
+  const int first = static_cast<int>(threadIdx.x) / 32, width = kv.kv_lora + kv.rope;
+  const std::byte* row[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int r = first + i * kWarps, p = __shfl_sync(kAll, position, r);
+    row[i] = r < count ? latent_row(kv, list.sequence, p) : nullptr;
+  }
+  if (!kv.latent_by_fours) {
+    for (int i = 0; i < kEach; ++i) {
+      for (int d = lane; d < tile.width; d += 32) {
+        const bool inside = row[i] != nullptr && d < width;
+        tile.k[(first + i * kWarps) * tile.stride + d] = inside ? latent_value(kv, row[i], d) : 0;
+      }
+    }
+    return count;
+  }
+  // All rows of a warp, three pieces of each, are on their way at once.
+  constexpr int kAhead = 3, kPiece = 32 * 4;
+  for (int d0 = lane * 4; d0 < tile.width; d0 += kAhead * kPiece) {
+    float4 v[kAhead][kEach];
+#pragma unroll
+    for (int p = 0; p < kAhead; ++p) {
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        const int d = d0 + p * kPiece;
+        v[p][i] = make_float4(0, 0, 0, 0);
+        if (row[i] != nullptr && d < width) v[p][i] = latent_values(kv, row[i], d);
+      }
+    }
+#pragma unroll
+    for (int p = 0; p < kAhead; ++p) {
+      const int d = d0 + p * kPiece;
+      if (d >= tile.width) continue;
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        *reinterpret_cast<float4*>(tile.k + (first + i * kWarps) * tile.stride + d) = v[p][i];
+      }
     }
   }
   return count;
@@ -138,7 +187,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const Tile tile = make_tile(shared, kv.kv_lora + kv.rope);
   const int64_t t = blockIdx.x, head0 = static_cast<int64_t>(blockIdx.y) * kRows;
   const int rows = static_cast<int>(min(a.heads - head0, int64_t{kRows}));
-  const AttentionList list = list_of(a, t);
+  const AttentionList list = list_of(a, t, kChunk);
   Softmax softmax[kWarpRows];
   Values<kColumns> v;
   if (parts.chunks != 0 && !list.has_chunk(blockIdx.z)) return;
@@ -193,18 +242,23 @@ __global__ void __launch_bounds__(kThreads, 2)
 __global__ void __launch_bounds__(kThreads)
     mla_exact_combine(const MlaSparseArgs a, const KvRows kv, const Parts parts) {
   const int64_t t = blockIdx.x, h = blockIdx.y;
-  const AttentionList list = list_of(a, t);
-  Softmax softmax;
+  const AttentionList list = list_of(a, t, kChunk);
+  __shared__ float tops[kMaxChunks], totals[kMaxChunks];
+  const int mine = static_cast<int>(threadIdx.x);
+  const bool here = mine < list.chunks() && list.has_chunk(mine);
+  if (here) {
+    const Softmax s = parts.stats[(t * parts.chunks + mine) * a.heads + h];
+    tops[mine] = s.max;
+    totals[mine] = s.sum;
+  }
+  const int chunks = __syncthreads_count(here);
+  Softmax softmax{tops[0], totals[0]};
   float sum[kMaxColumns];
-  for (int c = 0; c < list.chunks() && list.has_chunk(c); ++c) {
-    const int64_t at = (t * parts.chunks + c) * a.heads + h;
-    const float* part = parts.sums + at * kv.kv_lora;
+#pragma unroll 4
+  for (int c = 0; c < chunks; ++c) {
+    const float* part = parts.sums + ((t * parts.chunks + c) * a.heads + h) * kv.kv_lora;
     Fold f{0, 1};
-    if (c == 0) {
-      softmax = parts.stats[at];
-    } else {
-      f = fold(softmax, parts.stats[at], &softmax);
-    }
+    if (c > 0) f = fold(softmax, {tops[c], totals[c]}, &softmax);
 #pragma unroll
     for (int j = 0; j < kMaxColumns; ++j) {
       const int d = threadIdx.x + kThreads * j;
@@ -290,7 +344,7 @@ bool mla_sparse_cuda_supports(const MlaSparseArgs& a) {
 }
 
 void mla_sparse_cuda(KernelContext& context, const MlaSparseArgs& a) {
-  const int64_t n = a.tokens.num_tokens, chunks = most_chunks(a);
+  const int64_t n = a.tokens.num_tokens, chunks = most_chunks(a, kChunk);
   if (n == 0) return;
   if (a.indices == nullptr && a.tokens.max_context < 1) {
     throw UsageError("[mla_sparse] tokens.max_context is not set: the cuda back end needs it");

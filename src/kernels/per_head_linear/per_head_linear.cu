@@ -3,8 +3,8 @@
 // Forward: the heads are products of linear (linear_exact.cuh), with its order of sums.
 //
 // Transposed: y[t,h,c] = sum_r W_h[r,c] x[t,h,r]. Rows in chunks of 32, added by fma in order;
-// chunk sums added in order. A block has 128 columns of one head and 8 tokens: warp q takes chunks
-// q, q+4,
+// chunk sums added in order. A block has 128 columns of one head and 8 tokens (or 1): warp q takes
+// chunks q, q+4,
 // ..; a lane has four neighbouring columns, so a warp reads whole lines of W. After every four
 // chunks their sums meet in shared memory. Bound by memory for few tokens: W once per 8 tokens.
 #include <algorithm>
@@ -19,33 +19,59 @@ namespace {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * 32;
-constexpr int kColumns = 128;  // of a block, four a lane
-constexpr int kTokens = 8;
+constexpr int kColumns = 128;   // of a block, four a lane
+constexpr int kManyTokens = 8;  // of a block; or one
 constexpr int64_t kChunk = 32;
 
 static_assert(kColumns == kThreads, "a thread adds the chunk sums of one column");
 
-// The sum of one chunk for four columns and kTokens tokens.
-template <DType T>
+__device__ inline void add4(const float4& w, float x, float (&sum)[4]) {
+  sum[0] = fmaf(w.x, x, sum[0]);
+  sum[1] = fmaf(w.y, x, sum[1]);
+  sum[2] = fmaf(w.z, x, sum[2]);
+  sum[3] = fmaf(w.w, x, sum[3]);
+}
+
+// The sum of one chunk for four columns and kTokens tokens. `whole`: the block's columns and the
+// chunk's rows lie inside a weight that is piecewise(); then sixteen rows are on their way at once,
+// and each lane brings x of one row.
+template <DType T, int kTokens>
 __device__ void chunk_sum(const PerHeadLinearArgs& a, const Weight& w, int64_t r0, int64_t col,
-                          int64_t t0, float (&sum)[kTokens][4]) {
-  const bool fast = piecewise<T>(w);
+                          int64_t t0, bool whole, float (&sum)[kTokens][4]) {
+  constexpr int kAhead = 16;
+  const int lane = static_cast<int>(threadIdx.x % 32);
   const float* x = a.x + blockIdx.z * a.x_head_stride;
-#pragma unroll 8
-  for (int64_t r = r0; r < min(r0 + kChunk, a.rows); ++r) {
-    const float4 v = weight4<T>(w, fast, r, col);
+  if (!whole) {
+    const bool fast = piecewise<T>(w);
+    for (int64_t r = r0; r < min(r0 + kChunk, a.rows); ++r) {
+      const float4 v = weight4<T>(w, fast, r, col);
+      for (int t = 0; t < kTokens; ++t) {
+        add4(v, x[min(t0 + t, a.num_tokens - 1) * a.x_token_stride + r], sum[t]);
+      }
+    }
+    return;
+  }
+  float mine[kTokens];
 #pragma unroll
-    for (int t = 0; t < kTokens; ++t) {
-      const float xt = x[min(t0 + t, a.num_tokens - 1) * a.x_token_stride + r];
-      sum[t][0] = fmaf(v.x, xt, sum[t][0]);
-      sum[t][1] = fmaf(v.y, xt, sum[t][1]);
-      sum[t][2] = fmaf(v.z, xt, sum[t][2]);
-      sum[t][3] = fmaf(v.w, xt, sum[t][3]);
+  for (int t = 0; t < kTokens; ++t) {
+    mine[t] = x[min(t0 + t, a.num_tokens - 1) * a.x_token_stride + r0 + lane];
+  }
+#pragma unroll
+  for (int half = 0; half < kChunk; half += kAhead) {
+    float4 v[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) v[i] = inner_weight4<T>(w, r0 + half + i, col);
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+#pragma unroll
+      for (int t = 0; t < kTokens; ++t) {
+        add4(v[i], __shfl_sync(0xFFFFFFFFu, mine[t], half + i), sum[t]);
+      }
     }
   }
 }
 
-template <DType T>
+template <DType T, int kTokens>
 __global__ void __launch_bounds__(kThreads) transposed_kernel(const PerHeadLinearArgs a) {
   __shared__ float part[kWarps][kTokens][kColumns];
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
@@ -55,12 +81,15 @@ __global__ void __launch_bounds__(kThreads) transposed_kernel(const PerHeadLinea
   w.row_offset += blockIdx.z * a.head_rows + a.row_offset;
   w.rows = a.rows;
   float* y = a.y + blockIdx.z * a.y_head_stride;
+  const bool inside = piecewise<T>(w) && c0 + kColumns <= w.cols;
   for (int64_t t0 = int64_t{blockIdx.y} * kTokens; t0 < a.num_tokens;
        t0 += int64_t{gridDim.y} * kTokens) {
     float total[kTokens] = {};
     for (int64_t r0 = 0; r0 < a.rows; r0 += kWarps * kChunk) {
       float sum[kTokens][4] = {};
-      chunk_sum<T>(a, w, r0 + warp * kChunk, c0 + lane * 4, t0, sum);
+      const int64_t first = r0 + warp * kChunk;
+      chunk_sum<T, kTokens>(a, w, first, c0 + lane * 4, t0, inside && first + kChunk <= a.rows,
+                            sum);
       __syncthreads();
       for (int t = 0; t < kTokens; ++t) {
         *reinterpret_cast<float4*>(&part[warp][t][lane * 4]) =
@@ -77,14 +106,19 @@ __global__ void __launch_bounds__(kThreads) transposed_kernel(const PerHeadLinea
   }
 }
 
-template <DType T>
-void launch_transposed(KernelContext& context, const PerHeadLinearArgs& a) {
+template <DType T, int kTokens>
+void launch_tokens(KernelContext& context, const PerHeadLinearArgs& a) {
   const dim3 grid(
       static_cast<unsigned>((a.w.cols + kColumns - 1) / kColumns),
       static_cast<unsigned>(std::min<int64_t>((a.num_tokens + kTokens - 1) / kTokens, 65535)),
       static_cast<unsigned>(a.num_heads));
-  transposed_kernel<T><<<grid, kThreads, 0, stream_of(context)>>>(a);
+  transposed_kernel<T, kTokens><<<grid, kThreads, 0, stream_of(context)>>>(a);
   check_launch("per_head_linear (transposed)");
+}
+
+template <DType T>
+void launch_transposed(KernelContext& context, const PerHeadLinearArgs& a) {
+  a.num_tokens == 1 ? launch_tokens<T, 1>(context, a) : launch_tokens<T, kManyTokens>(context, a);
 }
 
 void run_transposed(KernelContext& context, const PerHeadLinearArgs& a) {

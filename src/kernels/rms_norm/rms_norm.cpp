@@ -47,4 +47,12 @@ void rms_norm(KernelContext& context, const RmsNormArgs& args) {
   dispatch<RmsNormArgs>(context, "rms_norm", kList, args);
 }
 
+void rms_norms(KernelContext& context, std::span<const RmsNormArgs> args) {
+  if (context.backend() == Backend::kCuda) {
+    context.note("rms_norm", "cuda");
+    return rms_norms_cuda(context, args);
+  }
+  for (const RmsNormArgs& a : args) rms_norm(context, a);
+}
+
 }  // namespace tamis

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "kernels/context.h"
 
@@ -25,5 +26,7 @@ struct RmsNormArgs {
 };
 
 void rms_norm(KernelContext& context, const RmsNormArgs& args);
+// Several that do not depend on each other.
+void rms_norms(KernelContext& context, std::span<const RmsNormArgs> args);
 
 }  // namespace tamis

@@ -75,5 +75,24 @@ TEST_F(RmsNormCuda, BitsDoNotDependOnTheBatchOrTheRun) {
   }
 }
 
+TEST_F(RmsNormCuda, SeveralAreAsEachAlone) {
+  std::vector<Device<float>> xs, ws, alone, together;
+  std::vector<RmsNormArgs> args;
+  for (int64_t i = 0; i < 6; ++i) {
+    const int64_t rows = i * 2 % 7, width = 100 + 57 * i;
+    xs.emplace_back(context(), random_floats(rows * width, 9));
+    ws.emplace_back(context(), random_floats(width, 10));
+    alone.emplace_back(context(), rows * width);
+    together.emplace_back(context(), rows * width);
+    RmsNormArgs a{xs.back().data(),    width, nullptr,   ws.back().data(), rows, width, 1e-6F,
+                  alone.back().data(), width, i % 2 == 1};
+    rms_norm(context(), a);
+    a.y = together.back().data();
+    args.push_back(a);
+  }
+  rms_norms(context(), args);
+  for (size_t i = 0; i < args.size(); ++i) EXPECT_EQ(together[i].read(), alone[i].read()) << i;
+}
+
 }  // namespace
 }  // namespace tamis

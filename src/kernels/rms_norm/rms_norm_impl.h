@@ -6,6 +6,7 @@
 namespace tamis {
 
 void rms_norm_cuda(KernelContext& context, const RmsNormArgs& args);
+void rms_norms_cuda(KernelContext& context, std::span<const RmsNormArgs> args);
 void rms_norm_simd(KernelContext& context, const RmsNormArgs& args);
 void rms_norm_reference(KernelContext& context, const RmsNormArgs& args);
 

@@ -101,4 +101,12 @@ void rope(KernelContext& context, const RopeArgs& args) {
   dispatch<RopeArgs>(context, "rope", kList, args);
 }
 
+void ropes(KernelContext& context, std::span<const RopeArgs> args) {
+  if (context.backend() == Backend::kCuda) {
+    context.note("rope", "cuda");
+    return ropes_cuda(context, args);
+  }
+  for (const RopeArgs& a : args) rope(context, a);
+}
+
 }  // namespace tamis

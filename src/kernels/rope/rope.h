@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "kernels/context.h"
@@ -44,5 +45,7 @@ struct RopeArgs {
 };
 
 void rope(KernelContext& context, const RopeArgs& args);
+// Several that do not depend on each other.
+void ropes(KernelContext& context, std::span<const RopeArgs> args);
 
 }  // namespace tamis

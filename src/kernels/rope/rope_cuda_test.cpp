@@ -28,5 +28,26 @@ TEST_F(RopeCuda, HasTheReferencesBits) {
   }
 }
 
+TEST_F(RopeCuda, SeveralAreAsEachAlone) {
+  const int64_t dim = 64, tokens = 5;
+  Device<float> cos(context(), random_floats(tokens * dim / 2, 2));
+  Device<float> sin(context(), random_floats(tokens * dim / 2, 3));
+  std::vector<Device<float>> alone, together;
+  std::vector<RopeArgs> args;
+  for (const int64_t heads : {4, 1, 1, 64, 2, 0}) {
+    const std::vector<float> x = random_floats(tokens * heads * 70, 4);
+    alone.emplace_back(context(), x);
+    together.emplace_back(context(), x);
+    const RopeLayout layout = heads == 1 ? RopeLayout::kHalfSplit : RopeLayout::kInterleaved;
+    RopeArgs a{alone.back().data(), heads * 70, 70, tokens, heads, dim, layout,
+               cos.data(),          sin.data()};
+    rope(context(), a);
+    a.x = together.back().data();
+    args.push_back(a);
+  }
+  ropes(context(), args);
+  for (size_t i = 0; i < args.size(); ++i) EXPECT_EQ(together[i].read(), alone[i].read()) << i;
+}
+
 }  // namespace
 }  // namespace tamis

@@ -29,4 +29,12 @@ void swiglu(KernelContext& context, const SwigluArgs& args) {
   dispatch<SwigluArgs>(context, "swiglu", kList, args);
 }
 
+void swiglus(KernelContext& context, std::span<const SwigluArgs> args) {
+  if (context.backend() == Backend::kCuda) {
+    context.note("swiglu", "cuda");
+    return swiglus_cuda(context, args);
+  }
+  for (const SwigluArgs& a : args) swiglu(context, a);
+}
+
 }  // namespace tamis

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "kernels/context.h"
 
@@ -15,5 +16,7 @@ struct SwigluArgs {
 };
 
 void swiglu(KernelContext& context, const SwigluArgs& args);
+// Several that do not depend on each other.
+void swiglus(KernelContext& context, std::span<const SwigluArgs> args);
 
 }  // namespace tamis

@@ -45,5 +45,24 @@ TEST_F(SwigluCuda, IsTheReference) {
   }
 }
 
+// More than one launch takes, of different sizes.
+TEST_F(SwigluCuda, SeveralAreAsEachAlone) {
+  const std::vector<int64_t> widths = {64, 3, 1024, 0, 255, 5};
+  std::vector<Device<float>> gates, ups, alone, together;
+  std::vector<SwigluArgs> args;
+  for (const int64_t width : widths) {
+    gates.emplace_back(context(), random_floats(7 * width, 3));
+    ups.emplace_back(context(), random_floats(7 * width, 4));
+    alone.emplace_back(context(), 7 * width);
+    together.emplace_back(context(), 7 * width);
+    SwigluArgs a{gates.back().data(), ups.back().data(), 7, width, alone.back().data()};
+    swiglu(context(), a);
+    a.y = together.back().data();
+    args.push_back(a);
+  }
+  swiglus(context(), args);
+  for (size_t i = 0; i < widths.size(); ++i) EXPECT_EQ(together[i].read(), alone[i].read()) << i;
+}
+
 }  // namespace
 }  // namespace tamis

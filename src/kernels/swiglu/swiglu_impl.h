@@ -6,6 +6,7 @@
 namespace tamis {
 
 void swiglu_cuda(KernelContext& context, const SwigluArgs& args);
+void swiglus_cuda(KernelContext& context, std::span<const SwigluArgs> args);
 void swiglu_simd(KernelContext& context, const SwigluArgs& args);
 void swiglu_reference(KernelContext& context, const SwigluArgs& args);
 
