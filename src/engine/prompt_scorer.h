@@ -17,7 +17,8 @@ namespace tamis {
 
 class PromptScorer {
  public:
-  // Address space for max_context tokens is reserved at once. DeviceError if it cannot be had.
+  // Address space for max_context tokens is reserved at once; on a device the memory is taken.
+  // DeviceError if it cannot be had.
   PromptScorer(const LoadedModel& model, KernelContext& context, const EngineOptions& options);
   ~PromptScorer();
   PromptScorer(const PromptScorer&) = delete;
