@@ -29,6 +29,7 @@ Json to_json(const char* what, const Flags& f, const SelectionPolicy& policy, co
   return {{"bench", what},
           {"attention", attention_name(policy.kind)},
           {"threads", f.model.threads},
+          {"precision", precision_name(f.model.runs_in)},
           {"cache", f.model.cache},
           {"depth", t.depth},
           {"tokens", t.tokens},
@@ -73,7 +74,8 @@ int run(const Flags& f, bool decode) {
   BenchPage page;
   page.title = std::string("tamis bench ") + what;
   page.notes = {fmt::format("{}; {} threads, {} precision, cache {}.", f.model.folder,
-                            context->pool().num_threads(), f.model.precision, f.model.cache)};
+                            context->pool().num_threads(), precision_name(f.model.runs_in),
+                            f.model.cache)};
   page.columns = {what, "depth", "tokens", "batch", "GB/s", "GFLOP/s", "tokens/s"};
   if (!f.json) print_line(page.columns);
   for (const int64_t n : decode ? f.depths : f.lengths) {

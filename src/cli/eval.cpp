@@ -39,7 +39,7 @@ Json as_json(const Flags& f, const PerplexityOptions& o, const PerplexityResult&
            {"context", o.context},
            {"attention", attention_name(o.policy.kind)},
            {"index_topk", o.policy.topk},
-           {"precision", f.model.precision},
+           {"precision", precision_name(f.model.runs_in)},
            {"chunks", Json::array()},
            {"by_position", Json::object()}};
   for (const MeanLoss& c : r.chunks) {

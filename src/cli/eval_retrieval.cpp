@@ -95,7 +95,7 @@ void print(const Flags& f, const RetrievalOptions& o, RetrievalTask task, int64_
                     {"context", context},
                     {"attention", attention_name(o.policy.kind)},
                     {"index_topk", o.policy.topk},
-                    {"precision", f.model.precision},
+                    {"precision", precision_name(f.model.runs_in)},
                     {"cases", c.cases},
                     {"right", c.right},
                     {"exact_match", static_cast<double>(c.right) / static_cast<double>(c.cases)},

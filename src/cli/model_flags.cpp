@@ -22,8 +22,11 @@ void ModelFlags::add_to(CLI::App& app) {
   app.add_option("-t,--threads", threads, "Threads; default one for each core")
       ->check(CLI::Range(1, 1024));
   app.add_option("--backend", backend, "reference, cpu or cuda")->capture_default_str();
-  app.add_option("--precision", precision,
-                 "exact: float32 on dequantised weights; native: the official FP8 path")
+  app.add_option(
+         "--precision", precision,
+         "exact: float32 on dequantised weights; int8: that, but activations rounded to 8 "
+         "bits where weights are int8 or int4; native: the official FP8 path; auto: int8 for "
+         "a checkpoint with such weights, else exact")
       ->capture_default_str();
   app.add_option("--attention", attention, "auto, sparse, dense, window, random or oracle")
       ->capture_default_str();
@@ -45,7 +48,15 @@ std::unique_ptr<KernelContext> ModelFlags::make_context() const {
 
 LoadOptions ModelFlags::load_options() const {
   LoadOptions o;
-  o.model.precision = precision_from_name(precision);
+  const bool cuda = backend_from_name(backend) == Backend::kCuda;
+  if (precision == "auto") {
+    o.int8_if_quantised = !cuda;
+  } else {
+    o.model.precision = precision_from_name(precision);
+  }
+  if (cuda && o.model.precision == Precision::kInt8) {
+    throw UsageError("--precision int8: not on --backend cuda; use exact");
+  }
   o.model.swap_index_rope = wrong_index_rope;
   o.index_topk = index_topk;
   o.follow_links = follow_links;
@@ -56,7 +67,9 @@ std::unique_ptr<LoadedModel> ModelFlags::load(bool with_mtp) const {
   LoadOptions o = load_options();
   o.with_mtp = with_mtp;
   if (world == nullptr) world = world_group();
-  return std::make_unique<LoadedModel>(folder, o, world);
+  auto model = std::make_unique<LoadedModel>(folder, o, world);
+  runs_in = model->model().options().precision;
+  return model;
 }
 
 void ModelFlags::place(KernelContext& context, const LoadedModel& model, bool show) const {
@@ -91,7 +104,7 @@ SelectionPolicy ModelFlags::policy(const ModelConfig& config) const {
 CacheOptions ModelFlags::cache_options() const {
   CacheOptions o;
   if (cache == "auto") {
-    if (precision_from_name(precision) == Precision::kNative) {
+    if (precision == "native") {
       o.latent_format = KvFormat::kBF16;
       o.index_format = KvFormat::kFP8;
     }

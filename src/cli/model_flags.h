@@ -18,15 +18,16 @@ struct ModelFlags {
   std::string folder;
   int threads = 0;  // 0: one for each core
   std::string backend = "cpu";
-  std::string precision = "exact";
+  std::string precision = "auto";  // set before add_to by commands with another default
   std::string attention = "auto";
   std::string cache = "auto";
   int64_t index_topk = 0;
   uint64_t selection_seed = 0;
   bool follow_links = false;
   bool explain_kernels = false;
-  mutable std::shared_ptr<Group> world;  // set by load()
-  bool wrong_index_rope = false;         // a control of `eval perplexity`; no flag of the others
+  mutable std::shared_ptr<Group> world;           // set by load()
+  mutable Precision runs_in = Precision::kExact;  // set by load(): what "auto" came to
+  bool wrong_index_rope = false;  // a control of `eval perplexity`; no flag of the others
 
   void add_folder(CLI::App& app);  // -m alone
   void add_to(CLI::App& app);      // all of them

@@ -40,6 +40,7 @@ int run(const Flags& f) {
 void add_trace(CLI::App& app, CommandBody& chosen) {
   const auto f = std::make_shared<Flags>();
   CLI::App* c = app.add_subcommand("trace", "Record everything inside one forward pass");
+  f->model.precision = "exact";
   f->model.add_to(*c);
   c->add_option("--ids-file", f->ids_file, "JSON array of token ids")->required();
   c->add_option("--out", f->out, "The safetensors file to write")->required();

@@ -132,6 +132,10 @@ int run(const Flags& f) {
   if (f.model.attention != "auto") {
     throw UsageError("verify: --attention is the model's own; other selections have no reference");
   }
+  if (f.model.precision != "exact" && f.model.precision != "native") {
+    throw UsageError("verify: --precision exact or native, got '" + printable(f.model.precision) +
+                     "': roundings to 8 bits that fall the other way have no tolerance");
+  }
   const auto backend = f.model.make_context();
   KernelContext reference(1, Backend::kReference);
   VerifyOptions o;
@@ -178,6 +182,7 @@ int run(const Flags& f) {
 void add_verify(CLI::App& app, CommandBody& chosen) {
   const auto f = std::make_shared<Flags>();
   CLI::App* c = app.add_subcommand("verify", "Prove a back end against the reference");
+  f->model.precision = "exact";
   f->model.add_to(*c);
   c->add_option("--text", f->text, "Run this text; default random ids. - reads standard input");
   c->add_option("--tokens", f->tokens, "Tokens to run; default what the reference does in seconds")

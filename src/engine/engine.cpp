@@ -50,7 +50,7 @@ Engine::Engine(const LoadedModel& model, KernelContext& context, const EngineOpt
       context_(context),
       options_(options),
       cache_(model.config(), options.cache, context.device()),
-      scheduler_(scheduler_options(options, exact()), cache_),
+      scheduler_(scheduler_options(options, !native()), cache_),
       probe_(model.config().num_layers(), context.device()) {
   const int64_t limit = model.config().max_position;
   if (options_.max_context <= 0 || options_.max_context > limit) options_.max_context = limit;
@@ -167,7 +167,7 @@ void Engine::build_batch(Pass pass) {
   probe_.clear();
   for (Sequence* s : pass) {
     s->slice = slices_.size();
-    slices_.push_back({static_cast<int64_t>(ids_.size()), s->taken, s->in_prompt() && !exact()});
+    slices_.push_back({static_cast<int64_t>(ids_.size()), s->taken, s->in_prompt() && native()});
     tables_.push_back({s->cache.pages.data()});
     for (int64_t i = 0; i < s->taken; ++i) {
       const int64_t p = s->cache.length + i;

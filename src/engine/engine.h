@@ -88,7 +88,7 @@ class Engine {
   TokenBits allowed(Sequence& s);
   void end(Sequence& s, TokenEvent event, std::vector<TokenEvent>& events);
   const Sequence* find(int64_t request) const;
-  bool exact() const { return model_.model().options().precision == Precision::kExact; }
+  bool native() const { return model_.model().options().precision == Precision::kNative; }
 
   const LoadedModel& model_;
   KernelContext& context_;

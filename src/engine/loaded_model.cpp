@@ -15,6 +15,20 @@ ModelConfig configure(const Checkpoint& checkpoint, const LoadOptions& options) 
   return c;
 }
 
+ModelOptions choose(const LoadOptions& options, const ModelWeights& weights,
+                    const std::string& folder) {
+  ModelOptions model = options.model;
+  const bool quantised = weights.has_integers();
+  if (model.precision == Precision::kInt8 && !quantised) {
+    throw UsageError("precision int8: " + folder +
+                     " has no weights in int8 or int4 (tamis convert --to int8 makes them)");
+  }
+  if (options.int8_if_quantised && quantised && model.precision == Precision::kExact) {
+    model.precision = Precision::kInt8;
+  }
+  return model;
+}
+
 }  // namespace
 
 LoadedModel::LoadedModel(const std::string& folder, const LoadOptions& options,
@@ -23,6 +37,7 @@ LoadedModel::LoadedModel(const std::string& folder, const LoadOptions& options,
       checkpoint_(Checkpoint::open(folder, {options.follow_links})),
       config_(configure(checkpoint_, options)),
       weights_(ModelWeights::load(checkpoint_, config_, *group_, options.with_mtp)),
-      model_(std::make_unique<Transformer>(config_, weights_, *group_, options.model)) {}
+      model_(std::make_unique<Transformer>(config_, weights_, *group_,
+                                           choose(options, weights_, folder))) {}
 
 }  // namespace tamis

@@ -16,11 +16,14 @@ struct LoadOptions {
   int64_t index_topk = 0;     // in place of the checkpoint's, if not 0
   bool with_mtp = false;      // load the multi-token-prediction layers too
   bool follow_links = false;  // accept files that are links to outside the folder
+  // Precision::kExact becomes kInt8 if the checkpoint has weights in int8 or int4.
+  bool int8_if_quantised = false;
 };
 
 class LoadedModel {
  public:
-  // InputError for a folder that is not a model, UsageError if the ranks do not divide it.
+  // InputError for a folder that is not a model; UsageError if the ranks do not divide it, or for
+  // Precision::kInt8 without a weight in int8 or int4.
   LoadedModel(const std::string& folder, const LoadOptions& options, std::shared_ptr<Group> group);
 
   const Checkpoint& checkpoint() const { return checkpoint_; }

@@ -40,12 +40,23 @@ int64_t touched_embedding(const Weight& w, int64_t tokens) {
       bytes * (1 - std::pow(1 - std::min(1.0, 1 / windows), static_cast<double>(tokens))));
 }
 
+// Quantised inputs of the largest call of linear_int8 for one token: the chosen experts and the
+// shared one, the output projection, or the latents of all heads. Each value is an int16 and a 32nd
+// of a scale.
+int64_t int8_bytes_per_token(const ModelConfig& c, int ranks) {
+  const int64_t d = c.hidden_size, heads = c.num_heads / ranks, k = c.experts_per_token;
+  const int64_t values = std::max({(k + 1) * std::max(d, c.moe_intermediate), dense_intermediate(c),
+                                   c.num_heads * c.v_head, heads * c.kv_lora});
+  return values * 2 + values / 32 * 4;
+}
+
 // Scores of the positions for a block of tokens, and the tiles of the products.
-int64_t scratch_bytes(const ModelConfig& c, const PlanOptions& o) {
+int64_t scratch_bytes(const ModelConfig& c, const PlanOptions& o, int ranks, int64_t n) {
   constexpr int64_t kTiles = 1 << 20, kScoreRows = 16;
   const bool scores = o.policy.kind == AttentionKind::kSparse && o.context > c.index_topk;
   const int64_t rows = scores ? std::min(o.chunk, kScoreRows) + 1 : 0;
-  return o.threads * (kTiles + rows * o.context * 4);
+  const int64_t int8 = o.precision == Precision::kInt8 ? n * int8_bytes_per_token(c, ranks) : 0;
+  return o.threads * (kTiles + rows * o.context * 4) + int8;
 }
 
 template <typename Work>
@@ -119,7 +130,7 @@ MemoryPlan plan_memory(const LoadedModel& model, const PlanOptions& o) {
   p.cache = page * pages_for(o.context) * o.batch;
   const int64_t pass = std::max(std::min(o.chunk, tokens), o.batch);
   p.activations = activation_bytes(c, o, model.group().size(), pass);
-  p.scratch = scratch_bytes(c, o);
+  p.scratch = scratch_bytes(c, o, model.group().size(), pass);
   const int64_t fixed = p.program + p.weights + p.embedding + p.activations + p.scratch;
   p.peak = std::max(now.peak, fixed + p.cache);
   const int64_t pages = std::max<int64_t>(0, available_memory() + now.anonymous - fixed) / page;

@@ -14,6 +14,7 @@
 #include "kernels/kv_gather/kv_gather.h"              // out of the paged cache, as float
 #include "kernels/layer_norm/layer_norm.h"            // the indexer's key norm
 #include "kernels/linear/linear.h"                    // all projections, grouped ones too
+#include "kernels/linear/linear_int8.h"               // the same with activations in 8 bits
 #include "kernels/mla_dense/mla_dense.h"              // attention, expanded form
 #include "kernels/mla_sparse/mla_sparse.h"            // attention over a selection, absorbed form
 #include "kernels/moe_gate/moe_gate.h"                // the router

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "kernels/integer_weight.h"
 #include "tensor/convert.h"
 
 namespace tamis {
@@ -54,6 +55,18 @@ Weight Weight::col_slice(int64_t begin, int64_t count) const {
   return s;
 }
 
+void integer_row(const Weight& w, int64_t row, int64_t begin, int64_t count, int8_t* out) {
+  const std::byte* p = w.data + row * w.row_bytes;
+  for (int64_t i = 0; i < count; ++i) {
+    out[i] = w.dtype == DType::kI8 ? load<int8_t>(p, begin + i)
+                                   : static_cast<int8_t>(nibble(p, begin + i));
+  }
+}
+
+float group_scale(const Weight& w, int64_t row, int64_t col) {
+  return scale_at(w, (row + w.row_offset) * w.scale_stride + (col + w.col_offset) / kIntGroup);
+}
+
 void dequantize_row(const Weight& w, int64_t row, int64_t begin, int64_t count, float* out) {
   const std::byte* p = w.data + row * w.row_bytes;
   const int64_t r = row + w.row_offset;
@@ -75,12 +88,10 @@ void dequantize_row(const Weight& w, int64_t row, int64_t begin, int64_t count, 
                  scale_at(w, r / kFp8Block * w.scale_stride + gc / kFp8Block);
         break;
       case DType::kI8:
-        out[i] = static_cast<float>(load<int8_t>(p, c)) *
-                 scale_at(w, r * w.scale_stride + gc / kIntGroup);
+        out[i] = static_cast<float>(load<int8_t>(p, c)) * group_scale(w, row, c);
         break;
       case DType::kI4:
-        out[i] =
-            static_cast<float>(nibble(p, c)) * scale_at(w, r * w.scale_stride + gc / kIntGroup);
+        out[i] = static_cast<float>(nibble(p, c)) * group_scale(w, row, c);
         break;
       default:
         throw UsageError("[linear] weight: dtype " + std::string(dtype_name(w.dtype)));

@@ -144,6 +144,7 @@ void attend_absorbed(LayerContext& c, const AttentionWeights& w, MlaSparseArgs a
   v.head_rows = m.nope + m.v_head;
   v.row_offset = m.nope;
   v.rows = m.v_head;
+  v.int8 = c.numerics.int8();
   v.y = c.act.o.data() + first * heads * m.v_head;
   v.y_token_stride = heads * m.v_head;
   v.y_head_stride = m.v_head;

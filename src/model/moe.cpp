@@ -97,6 +97,7 @@ void run_experts(LayerContext& c, const MoeWeights& w, std::span<const GroupedPr
   g.beside = beside;
   g.native = c.numerics.native();
   g.ue8m0 = c.numerics.ue8m0;
+  g.int8 = c.numerics.int8();
   g.work = &c.act.linears;
   grouped_linear(c.kernels, g);
 }

@@ -1,8 +1,10 @@
 #include "model/weights.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "base/error.h"
+#include "kernels/integer_weight.h"
 #include "tensor/tensor.h"
 
 namespace tamis {
@@ -192,6 +194,20 @@ class Loader {
   ModelWeights& out_;
 };
 
+bool has_integers(const MlpWeights& w) {
+  return is_integer(w.gate) || is_integer(w.up) || is_integer(w.down);
+}
+
+bool has_integers(const LayerWeights& l) {
+  const AttentionWeights& a = l.attention;
+  if (is_integer(a.q_a) || is_integer(a.q_b) || is_integer(a.kv_a) || is_integer(a.kv_b) ||
+      is_integer(a.o) || has_integers(l.mlp) || (l.moe.shared && has_integers(*l.moe.shared))) {
+    return true;
+  }
+  return std::any_of(l.moe.experts.begin(), l.moe.experts.end(),
+                     [](const MlpWeights& e) { return has_integers(e); });
+}
+
 std::string layer_prefix(int64_t layer) { return "model.layers." + std::to_string(layer) + "."; }
 
 }  // namespace
@@ -222,6 +238,11 @@ ModelWeights ModelWeights::load(const Checkpoint& checkpoint, const ModelConfig&
     w.mtp.push_back(std::move(m));
   }
   return w;
+}
+
+bool ModelWeights::has_integers() const {
+  return std::any_of(layers.begin(), layers.end(),
+                     [](const LayerWeights& l) { return tamis::has_integers(l); });
 }
 
 }  // namespace tamis

@@ -98,6 +98,9 @@ struct ModelWeights {
   // must outlive the weights. MTP layers are read only when asked for.
   static ModelWeights load(const Checkpoint& checkpoint, const ModelConfig& config,
                            const Group& group, bool with_mtp);
+
+  // Whether a projection of attention, MLP or experts is I8 or I4.
+  bool has_integers() const;
 };
 
 }  // namespace tamis

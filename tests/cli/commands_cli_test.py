@@ -263,6 +263,27 @@ class Commands(unittest.TestCase):
         self.fails(tamis(*run, "--task", "other"), 2, "other")
         self.fails(tamis(*run[:-4], "--context", 8192, "--task", "kv"), 2, "4096")
 
+    def test_precision_of_quantised_checkpoints(self):
+        int8 = self.folder / "int8"
+        self.assertEqual(tamis("convert", MODEL, int8, "--to", "int8").returncode, 0)
+        run = ["generate", "-m", int8, "--prompt", "The", "--max-tokens", 2, "--explain-kernels"]
+        for flags in [], ["--precision", "int8"]:
+            done = tamis(*run, *flags)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertIn("linear_int8: simd", done.stderr)
+        exact = tamis(*run, "--precision", "exact")
+        self.assertEqual(exact.returncode, 0, exact.stderr)
+        self.assertNotIn("linear_int8", exact.stderr)
+        # The reference has the same product; a checkpoint without integers has none.
+        self.assertIn("linear_int8: ref", tamis(*run, "--backend", "reference").stderr)
+        run[2] = MODEL
+        self.assertNotIn("linear_int8", tamis(*run).stderr)
+        self.fails(tamis(*run, "--precision", "int8"), 2, "int8", "tamis convert")
+        self.fails(tamis(*run, "--precision", "int9"), 2, "int9", "exact, native or int8")
+        self.fails(tamis("verify", "-m", int8, "--precision", "int8"), 2, "exact or native")
+        done = tamis("bench", "decode", "-m", int8, "--depth", 0, "--tokens", 1, "--repeat", 1, "--json")
+        self.assertEqual(json.loads(done.stdout)["precision"], "int8")
+
     def test_verify(self):
         done = tamis("verify", "-m", SMALL, "--tokens", 40, "--json")
         self.assertEqual(done.returncode, 0, done.stderr)

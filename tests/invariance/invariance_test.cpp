@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <optional>
 
 #include "invariance/runner.h"
+#include "support/quantised_checkpoint.h"
 
 namespace tamis {
 namespace {
@@ -18,17 +20,20 @@ struct Setup {
   const char* folder;
   int64_t tokens;  // more than top-k, so that the selection matters
   KvFormat format;
+  NumberFormat to = NumberFormat::kKeep;  // kInt8, kInt4: quantised, and run in that precision
 };
-
-std::unique_ptr<LoadedModel> load(const Setup& s) {
-  return std::make_unique<LoadedModel>(std::string(TAMIS_SOURCE_DIR) + "/" + s.folder,
-                                       LoadOptions{}, single_group());
-}
 
 class Invariance : public ::testing::TestWithParam<Setup> {
  protected:
   void SetUp() override {
-    model_ = load(GetParam());
+    std::string folder = std::string(TAMIS_SOURCE_DIR) + "/" + GetParam().folder;
+    LoadOptions options;
+    if (GetParam().to != NumberFormat::kKeep) {
+      quantised_.emplace(GetParam().folder, GetParam().to);
+      folder = quantised_->path();
+      if (test_backend() != Backend::kCuda) options.model.precision = Precision::kInt8;
+    }
+    model_ = std::make_unique<LoadedModel>(folder, options, single_group());
     ids_ = random_ids(GetParam().tokens, model_->config().vocab_size, 7);
     Runner runner = make(2);
     whole_ = runner.run(ids_, GetParam().tokens);
@@ -36,6 +41,7 @@ class Invariance : public ::testing::TestWithParam<Setup> {
   Runner make(int threads) { return Runner(*model_, threads, test_backend(), GetParam().format); }
   size_t vocab() const { return static_cast<size_t>(model_->config().vocab_size); }
 
+  std::optional<QuantisedCheckpoint> quantised_;
   std::unique_ptr<LoadedModel> model_;
   std::vector<int32_t> ids_;
   Logits whole_;
@@ -123,7 +129,11 @@ INSTANTIATE_TEST_SUITE_P(
                       Setup{"Glm", "tests/golden/model/f_glm_dsa", 80, KvFormat::kBF16},
                       Setup{"Fp8Weights", "tests/golden/model/d2_fp8_ragged", 70, KvFormat::kF32},
                       Setup{"Mini", "models/tamis-mini", 300, KvFormat::kF32},
-                      Setup{"MiniFp8Cache", "models/tamis-mini", 290, KvFormat::kFP8}),
+                      Setup{"MiniFp8Cache", "models/tamis-mini", 290, KvFormat::kFP8},
+                      Setup{"MiniInt8", "models/tamis-mini", 280, KvFormat::kF32,
+                            NumberFormat::kInt8},
+                      Setup{"V32Int4", "tests/golden/model/b_fp32_sparse_yarn", 90, KvFormat::kBF16,
+                            NumberFormat::kInt4}),
     [](const auto& param) { return std::string(param.param.name); });
 
 }  // namespace

@@ -9,12 +9,14 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "base/error.h"
 #include "base/json.h"
 #include "engine/engine.h"
 #include "engine/prompt.h"
 #include "eval/perplexity.h"
 #include "eval/retrieval.h"
 #include "eval/retrieval_tasks.h"
+#include "support/quantised_checkpoint.h"
 #include "support/test_backend.h"
 
 namespace tamis {
@@ -267,6 +269,45 @@ TEST_F(MiniNative, LossInBfloat16) {
     return;
   }
   expect_losses("clean_public", "bfloat16", kNllNative, 0, {kSparse});
+}
+
+// What quantisation costs on one chunk of text: the stored loss is that of the bf16 weights in
+// float32. Activations in 8 bits, 32 to a scale, have half a step of 1/254 of the largest value,
+// about that of bf16 for the others: so the loss may move by what native precision may.
+class MiniInt8 : public MiniText {
+ protected:
+  void expect_little_change(NumberFormat to) {
+    const Json& stored = expected()["texts"]["clean_public"]["nll"]["float32"]["sparse"];
+    const QuantisedCheckpoint quantised("models/tamis-mini", to);
+    KernelContext cpu(2);  // the back end that has the precision
+    const auto loss_in = [&](Precision p) {
+      const LoadedModel model(quantised.path(), precision(p), single_group());
+      return mean_loss(cpu, model, ids_of("clean_public"), kSparse, 0);
+    };
+    const double exact = loss_in(Precision::kExact), int8 = loss_in(Precision::kInt8);
+    std::printf("bf16 weights %.6f, quantised %.6f, with int8 activations %.6f, %+.6f\n",
+                stored["chunks"][0]["mean_nll"].get<double>(), exact, int8, int8 - exact);
+    EXPECT_NE(int8, exact);
+    EXPECT_NEAR(int8, exact, kNllNative);
+  }
+};
+
+TEST_F(MiniInt8, RoundedActivationsCostLittle) {
+  expect_little_change(NumberFormat::kInt8);
+  if (full()) expect_little_change(NumberFormat::kInt4);
+}
+
+TEST(MiniPrecision, IntegersAreAskedForOrFound) {
+  LoadOptions found;
+  found.int8_if_quantised = true;
+  EXPECT_EQ(LoadedModel(kFolder, found, single_group()).model().options().precision,
+            Precision::kExact);
+  EXPECT_THROW(LoadedModel(kFolder, precision(Precision::kInt8), single_group()), UsageError);
+  const QuantisedCheckpoint int8("models/tamis-mini", NumberFormat::kInt8);
+  EXPECT_EQ(LoadedModel(int8.path(), found, single_group()).model().options().precision,
+            Precision::kInt8);
+  EXPECT_EQ(LoadedModel(int8.path(), {}, single_group()).model().options().precision,
+            Precision::kExact);
 }
 
 }  // namespace

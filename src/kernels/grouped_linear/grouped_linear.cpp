@@ -2,6 +2,8 @@
 
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/grouped_linear/grouped_linear_impl.h"
+#include "kernels/integer_weight.h"
+#include "kernels/linear/linear_int8.h"
 
 namespace tamis {
 namespace {
@@ -19,7 +21,18 @@ void grouped_linear_reference(KernelContext& context, const GroupedLinearArgs& a
     }
   }
   list.insert(list.end(), a.beside.begin(), a.beside.end());
-  projections(context, list, a.native, a.ue8m0);
+  projections(context, list, a.native, a.ue8m0, a.int8);
+}
+
+// Runs of neighbours that take the same product, each run in one parallel loop.
+void int8_projections(KernelContext& context, std::span<const LinearArgs> args) {
+  while (!args.empty()) {
+    const bool int8 = is_integer(args[0].w);
+    size_t count = 1;
+    while (count < args.size() && is_integer(args[count].w) == int8) ++count;
+    int8 ? linears_int8(context, args.first(count)) : linears(context, args.first(count));
+    args = args.subspan(count);
+  }
 }
 
 constexpr Implementation<GroupedLinearArgs> kList[] = {
@@ -33,8 +46,9 @@ void grouped_linear(KernelContext& context, const GroupedLinearArgs& args) {
   dispatch<GroupedLinearArgs>(context, "grouped_linear", kList, args);
 }
 
-void projections(KernelContext& context, std::span<const LinearArgs> args, bool native,
-                 bool ue8m0) {
+void projections(KernelContext& context, std::span<const LinearArgs> args, bool native, bool ue8m0,
+                 bool int8) {
+  if (int8) return int8_projections(context, args);
   if (!native) return linears(context, args);
   if (context.backend() == Backend::kCuda) return projections_cuda(context, args, ue8m0);
   for (const LinearArgs& a : args) {

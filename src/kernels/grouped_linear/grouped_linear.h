@@ -5,8 +5,9 @@
 //
 // Where a group begins is known to the device that sorted the rows and to nobody else: a back end
 // reads `offsets` where it runs. Several products over the same rows (gate and up) and products of
-// other rows (the shared expert, `beside`) run side by side. Numbers are those of linear and, with
-// native set and weights in F8_E4M3, of linear_fp8; native results are rounded to bf16.
+// other rows (the shared expert, `beside`) run side by side. Numbers are those of linear; with
+// native set, of linear_fp8 for weights in F8_E4M3, rounded to bf16; with int8 set, of linear_int8
+// for weights in I8 and I4.
 #pragma once
 
 #include <cstdint>
@@ -34,13 +35,15 @@ struct GroupedLinearArgs {
   int64_t rows = 0;  // no offset is larger
   std::span<const LinearArgs> beside;
   bool native = false, ue8m0 = false;
+  bool int8 = false;                        // CPU only
   std::vector<LinearArgs>* work = nullptr;  // room of the CPU's list; kept by the caller
 };
 
 void grouped_linear(KernelContext& context, const GroupedLinearArgs& args);
 
-// Several products as a model of this precision computes them: linears, or linear_fp8 and linear
-// rounded to bf16.
-void projections(KernelContext& context, std::span<const LinearArgs> args, bool native, bool ue8m0);
+// Several products as a model of this precision computes them: linears; or linear_fp8 and linear
+// rounded to bf16 (native); or linears_int8 and linears (int8, not on CUDA).
+void projections(KernelContext& context, std::span<const LinearArgs> args, bool native, bool ue8m0,
+                 bool int8 = false);
 
 }  // namespace tamis

@@ -1,9 +1,16 @@
 // The implementations of per_head_linear.
 #pragma once
 
+#include <span>
+
+#include "kernels/linear/linear.h"
 #include "kernels/per_head_linear/per_head_linear.h"
 
 namespace tamis {
+
+// The forward direction as one product of `products` for each head.
+using Products = void (*)(KernelContext& context, std::span<const LinearArgs> args);
+void products_of_heads(KernelContext& context, const PerHeadLinearArgs& args, Products products);
 
 void per_head_linear_cuda(KernelContext& context, const PerHeadLinearArgs& args);
 void per_head_linear_simd(KernelContext& context, const PerHeadLinearArgs& args);

@@ -4,9 +4,7 @@
 // and 3 broadcasts of x for 12 fma. With one token the work is bound by the bandwidth of W, with
 // many by fma. W is read across its rows, so the lines of the next 32 columns are fetched ahead.
 #include <algorithm>
-#include <array>
 
-#include "kernels/linear/linear.h"
 #include "kernels/per_head_linear/per_head_linear_impl.h"
 #include "kernels/simd/targets.h"
 
@@ -162,25 +160,6 @@ namespace {
 
 HWY_EXPORT(run_transposed_task);
 
-void run_forward(KernelContext& context, const PerHeadLinearArgs& a) {
-  constexpr int64_t kHeadsAtOnce = 128;
-  std::array<LinearArgs, kHeadsAtOnce> heads;
-  for (int64_t begin = 0; begin < a.num_heads; begin += kHeadsAtOnce) {
-    const int64_t count = std::min(kHeadsAtOnce, a.num_heads - begin);
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t h = begin + i;
-      LinearArgs& l = heads[static_cast<size_t>(i)];
-      l.x = a.x + h * a.x_head_stride;
-      l.x_stride = a.x_token_stride;
-      l.m = a.num_tokens;
-      l.w = a.w.row_slice(h * a.head_rows + a.row_offset, a.rows);
-      l.y = a.y + h * a.y_head_stride;
-      l.y_stride = a.y_token_stride;
-    }
-    linears(context, std::span<const LinearArgs>(heads.data(), static_cast<size_t>(count)));
-  }
-}
-
 void run_transposed(KernelContext& context, const PerHeadLinearArgs& a) {
   if (a.num_tokens == 0) return;
   // One token reads whole rows.
@@ -197,7 +176,7 @@ void run_transposed(KernelContext& context, const PerHeadLinearArgs& a) {
 }  // namespace
 
 void per_head_linear_simd(KernelContext& context, const PerHeadLinearArgs& a) {
-  a.transposed ? run_transposed(context, a) : run_forward(context, a);
+  a.transposed ? run_transposed(context, a) : products_of_heads(context, a, linears);
 }
 
 }  // namespace tamis

@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include "kernels/linear/linear_int8.h"
 #include "kernels/per_head_linear/per_head_linear_impl.h"
 #include "kernels/test_weight.h"
 #include "kernels/tolerance.h"
@@ -90,6 +91,37 @@ TEST_P(PerHeadLinearTest, IsTheProductOfEachHead) {
         for (int64_t t = 0; t < shape.tokens; ++t) {
           for (int64_t h = 0; h < shape.heads; ++h) check_output(c, t, h);
         }
+      }
+    }
+  }
+}
+
+// With int8 the forward direction is linear_int8 for each head; the transposed one, and weights
+// that are no integers, are as without.
+TEST_P(PerHeadLinearTest, Int8IsTheProductOfIntegersOfEachHead) {
+  for (const DType dtype : {DType::kI8, DType::kI4, DType::kBF16}) {
+    for (const Shape& shape : kShapes) {
+      for (const bool transposed : {false, true}) {
+        Case c = make_case(dtype, shape, transposed), plain = make_case(dtype, shape, transposed);
+        c.args.int8 = true;
+        run(context_, c);
+        run(context_, plain);
+        if (transposed || dtype == DType::kBF16) {
+          ASSERT_EQ(c.y, plain.y);
+          continue;
+        }
+        const PerHeadLinearArgs& a = c.args;
+        for (int64_t h = 0; h < shape.heads; ++h) {
+          LinearArgs head;
+          head.x = a.x + h * a.x_head_stride;
+          head.x_stride = a.x_token_stride;
+          head.m = shape.tokens;
+          head.w = a.w.row_slice(h * a.head_rows + a.row_offset, a.rows);
+          head.y = plain.y.data() + h * a.y_head_stride;
+          head.y_stride = a.y_token_stride;
+          linears_int8(context_, {&head, 1});
+        }
+        ASSERT_EQ(c.y, plain.y);
       }
     }
   }

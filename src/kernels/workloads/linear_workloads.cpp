@@ -1,6 +1,7 @@
-// Products with weights: linear, linear_fp8, per_head_linear.
+// Products with weights: linear, linear_fp8, linear_int8, per_head_linear.
 #include "bench/workloads.h"
 #include "kernels/linear/linear.h"
+#include "kernels/linear/linear_int8.h"
 #include "kernels/per_head_linear/per_head_linear.h"
 #include "kernels/workloads/operands.h"
 
@@ -21,18 +22,28 @@ struct LinearOperands {
   LinearArgs args;
 };
 
-Workload linear_workload(const bench::LinearShape& s, DType dtype, int64_t m, bool fp8) {
+using RunLinear = void (*)(KernelContext& context, const LinearArgs& args);
+
+Workload linear_workload(const bench::LinearShape& s, DType dtype, int64_t m, const char* op,
+                         RunLinear run) {
   Workload w;
-  w.op = fp8 ? "linear_fp8" : "linear";
+  w.op = op;
   w.shape = std::string(s.name) + "." + std::string(dtype_name(dtype)) + ".m" + std::to_string(m);
   w.bytes = weight_bytes(dtype, s.rows, s.cols) + static_cast<double>(4 * m * (s.cols + s.rows));
   w.flops = 2.0 * static_cast<double>(m * s.rows * s.cols);
-  w.prepare = [s, dtype, m, fp8]() -> std::function<void(KernelContext&)> {
+  w.prepare = [s, dtype, m, run] {
     const auto o = std::make_shared<LinearOperands>(dtype, s, m);
-    if (fp8) return [o](KernelContext& c) { linear_fp8(c, {o->args, true}); };
-    return [o](KernelContext& c) { linear(c, o->args); };
+    return [o, run](KernelContext& c) { run(c, o->args); };
   };
   return w;
+}
+
+void run_linear_fp8(KernelContext& context, const LinearArgs& args) {
+  linear_fp8(context, {args, true});
+}
+
+void run_linear_int8(KernelContext& context, const LinearArgs& args) {
+  linears_int8(context, {&args, 1});
 }
 
 struct PerHeadOperands {
@@ -80,8 +91,13 @@ void add_linear_workloads(std::vector<Workload>& list) {
   for (const bench::LinearShape& s : bench::kLinearShapes) {
     for (const DType dtype : kFormats) {
       for (const int64_t m : bench::kLinearRows) {
-        list.push_back(linear_workload(s, dtype, m, false));
-        if (dtype == DType::kF8E4M3) list.push_back(linear_workload(s, dtype, m, true));
+        list.push_back(linear_workload(s, dtype, m, "linear", linear));
+        if (dtype == DType::kF8E4M3) {
+          list.push_back(linear_workload(s, dtype, m, "linear_fp8", run_linear_fp8));
+        }
+        if (dtype == DType::kI8 || dtype == DType::kI4) {
+          list.push_back(linear_workload(s, dtype, m, "linear_int8", run_linear_int8));
+        }
       }
     }
   }
