@@ -3,7 +3,7 @@
 
 Called by scripts/compare-llama, which makes the models. For each format the two engines take turns,
 so that a machine that slows down slows both. Ratios carry over to other machines, tokens per second
-do not.
+do not. Each engine runs as it does by default: both round activations where weights are int8.
 """
 import argparse
 import json
@@ -40,7 +40,8 @@ def time_llama(args, path):
         result = json.loads(output_of(
             [args.python, os.path.join(os.path.dirname(__file__), 'llama_bench.py'), path,
              '--threads', str(args.threads), '--flash', flash,
-             '--prefill', listed(args.prefill), '--decode', listed(args.decode)]))
+             '--repeats', str(args.repeats), '--prefill', listed(args.prefill),
+             '--decode', listed(args.decode)]))
         for what, rates in best.items():
             for size, rate in result[what].items():
                 rates[int(size)] = max(rate, rates.get(int(size), 0.0))
@@ -52,8 +53,12 @@ def time_tamis(args, folder):
     rates = {}
     for what, flag, key, wanted in (('prefill', '--length', 'tokens', args.prefill),
                                     ('decode', '--depth', 'depth', args.decode)):
+        if not wanted:
+            rates[what] = {}
+            continue
         lines = output_of([args.tamis, 'bench', what, '-m', folder, '--threads', str(args.threads),
-                           '--cache-type', 'bf16', '--json', flag, listed(wanted)]).splitlines()
+                           '--cache-type', 'bf16', '--repeat', str(args.repeats + 1), '--json',
+                           flag, listed(wanted)]).splitlines()
         rates[what] = {row[key]: row['tokens_per_s'] for row in map(json.loads, lines)}
     return rates
 
@@ -72,6 +77,9 @@ def main():
     parser.add_argument('--prefill', type=sizes, default=PREFILL)
     parser.add_argument('--decode', type=sizes, default=DECODE)
     parser.add_argument('--flash', default='off,on')
+    parser.add_argument('--repeats', type=int, default=2,
+                        help='runs of llama.cpp, the best of which counts; one more of Tamis, the '
+                             'median of which counts')
     parser.add_argument('--formats', default='bf16,int8')
     parser.add_argument('--out', help='write all numbers here as JSON')
     args = parser.parse_args()

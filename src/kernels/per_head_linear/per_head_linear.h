@@ -5,9 +5,9 @@
 //   transposed  y[t,h,:] = W_hᵀ x[t,h,:]     x [t,h,rows] -> y [t,h,cols]     (q̃ = W_UKᵀ q_nope)
 //
 // Same promise as linear: the bits of a row do not depend on its neighbours. Vector code sums the
-// forward direction in the order of linear.h, the transposed one by fma over the rows in order. With
-// int8 set and W in I8 or I4 the forward direction is linear_int8; the transposed one cannot be: its
-// sum runs over rows, and every row has a scale of its own.
+// forward direction in the order of linear.h, the transposed one by fma over the rows in order.
+// With int8 set and W in I8 or I4 the forward direction is linear_int8; the transposed one cannot
+// be: its sum runs over rows, and every row has a scale of its own.
 #pragma once
 
 #include <cstdint>
