@@ -92,6 +92,33 @@ void tile(const TransposedTask& task, int64_t t, int64_t c, int64_t count) {
   }
 }
 
+// The step of single() at the end of a row, or with fewer rows: rows [r, r + rows), columns [c, c +
+// 32) as far as they go.
+template <typename Row>
+void single_edge(const TransposedTask& task, Row* row, int64_t r, int64_t rows, int64_t c) {
+  const PerHeadLinearArgs& a = *task.args;
+  const int64_t first = task.head * a.head_rows + a.row_offset;
+  const int64_t count = std::min(kStep, task.end - c);
+  const float* x = a.x + task.head * a.x_head_stride;
+  float* y = a.y + task.head * a.y_head_stride + c;
+  float edge[kStep] = {};
+  std::copy_n(y, count, edge);
+  F8 acc[kStepF8];
+  TAMIS_UNROLL for (int64_t j = 0; j < kStepF8; ++j) acc[j] = load8(edge + j * kLanes);
+  for (int64_t i = 0; i < rows; ++i) {
+    F8 v[kStepF8];
+    if (count == kStep) {
+      load32(a.w, row[i], first + r + i, c, v);
+    } else {
+      special32(a.w, first + r + i, c, count, v);
+    }
+    const F8 xs = set8(x[r + i]);
+    TAMIS_UNROLL for (int64_t j = 0; j < kStepF8; ++j) acc[j] = fma8(v[j], xs, acc[j]);
+  }
+  TAMIS_UNROLL for (int64_t j = 0; j < kStepF8; ++j) store8(acc[j], edge + j * kLanes);
+  std::copy_n(edge, count, y);
+}
+
 // One token: W is read once, so its rows are read as they lie, four at a time, and y stays in L1.
 // Every element of y sums over the rows in the same order as in tile().
 template <typename Row>
@@ -104,28 +131,22 @@ void single(const TransposedTask& task) {
   std::fill(y + task.begin, y + task.end, 0.0f);
   for (int64_t r = 0; r < a.rows; r += kRows) {
     const int64_t rows = std::min(kRows, a.rows - r);
-    for (int64_t c = task.begin; c < task.end; c += kStep) {
-      const int64_t count = std::min(kStep, task.end - c);
-      float edge[kStep] = {};
-      float* out = count == kStep ? y + c : edge;
-      if (out == edge) std::copy_n(y + c, count, edge);
+    Row row[kRows];
+    for (int64_t i = 0; i < rows; ++i) row[i] = Row(a.w, first + r + i);
+    int64_t c = task.begin;
+    for (; rows == kRows && c + kStep <= task.end; c += kStep) {
       F8 acc[kStepF8];
-      TAMIS_UNROLL for (int64_t j = 0; j < kStepF8; ++j) acc[j] = load8(out + j * kLanes);
-      for (int64_t i = 0; i < rows; ++i) {
+      TAMIS_UNROLL for (int64_t j = 0; j < kStepF8; ++j) acc[j] = load8(y + c + j * kLanes);
+      TAMIS_UNROLL for (int64_t i = 0; i < kRows; ++i) {
         F8 v[kStepF8];
-        if (count == kStep) {
-          Row row(a.w, first + r + i);
-          load32(a.w, row, first + r + i, c, v);
-          prefetch32<Row::kBits>(row.p, c, kRows * a.w.row_bytes);
-        } else {
-          special32(a.w, first + r + i, c, count, v);
-        }
+        load32(a.w, row[i], first + r + i, c, v);
+        prefetch32<Row::kBits>(row[i].p, c, kRows * a.w.row_bytes);
         const F8 xs = set8(x[r + i]);
         TAMIS_UNROLL for (int64_t j = 0; j < kStepF8; ++j) acc[j] = fma8(v[j], xs, acc[j]);
       }
-      TAMIS_UNROLL for (int64_t j = 0; j < kStepF8; ++j) store8(acc[j], out + j * kLanes);
-      if (out == edge) std::copy_n(edge, count, y + c);
+      TAMIS_UNROLL for (int64_t j = 0; j < kStepF8; ++j) store8(acc[j], y + c + j * kLanes);
     }
+    for (; c < task.end; c += kStep) single_edge<Row>(task, row, r, rows, c);
   }
 }
 
