@@ -1,0 +1,57 @@
+#include "kernels/adamw/adamw.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+namespace tamis {
+namespace {
+
+constexpr int64_t kBlock = 4096;
+
+int64_t blocks(int64_t n) { return (n + kBlock - 1) / kBlock; }
+
+void adamw_reference(KernelContext& context, const AdamwArgs& a) {
+  const auto step = static_cast<double>(a.step);
+  const auto b1 = static_cast<float>(a.beta1), b2 = static_cast<float>(a.beta2);
+  const auto c1 = static_cast<float>(1 - a.beta1), c2 = static_cast<float>(1 - a.beta2);
+  const auto keep = static_cast<float>(1 - a.learning_rate * a.decay);
+  const auto rate = static_cast<float>(a.learning_rate / (1 - std::pow(a.beta1, step)));
+  const auto root = static_cast<float>(1 / std::sqrt(1 - std::pow(a.beta2, step)));
+  const auto eps = static_cast<float>(a.eps), scale = static_cast<float>(a.gradient_scale);
+  context.pool().run(blocks(a.n), [&](int64_t block, int) {
+    const int64_t end = std::min(a.n, (block + 1) * kBlock);
+    for (int64_t i = block * kBlock; i < end; ++i) {
+      const float g = a.g[i] * scale;
+      a.m[i] = b1 * a.m[i] + c1 * g;
+      a.v[i] = b2 * a.v[i] + c2 * (g * g);
+      a.w[i] = a.w[i] * keep - rate * a.m[i] / (std::sqrt(a.v[i]) * root + eps);
+    }
+  });
+}
+
+constexpr Implementation<AdamwArgs> kList[] = {
+    {"reference", [](const AdamwArgs&) { return true; }, adamw_reference},
+};
+
+}  // namespace
+
+void adamw(KernelContext& context, const AdamwArgs& args) {
+  dispatch<AdamwArgs>(context, "adamw", kList, args);
+}
+
+double sum_of_squares(KernelContext& context, const float* x, int64_t n) {
+  std::vector<double> part(static_cast<size_t>(blocks(n)));
+  context.pool().run(blocks(n), [&](int64_t block, int) {
+    double sum = 0;
+    for (int64_t i = block * kBlock; i < std::min(n, (block + 1) * kBlock); ++i) {
+      sum += static_cast<double>(x[i]) * x[i];
+    }
+    part[static_cast<size_t>(block)] = sum;
+  });
+  double total = 0;
+  for (const double p : part) total += p;
+  return total;
+}
+
+}  // namespace tamis

@@ -1,0 +1,19 @@
+// The implementations of indexer_kl.
+#pragma once
+
+#include "kernels/indexer_kl/indexer_kl.h"
+
+namespace tamis {
+
+template <typename T>
+void indexer_kl_dense_reference(KernelContext& context, const IndexerKlDenseArgs<T>& args);
+template <typename T>
+void indexer_kl_sparse_reference(KernelContext& context, const IndexerKlSparseArgs<T>& args);
+void indexer_kl_dense_blocked(KernelContext& context, const IndexerKlDenseArgs<float>& args);
+void indexer_kl_sparse_gathered(KernelContext& context, const IndexerKlSparseArgs<float>& args);
+
+// kl of one row, and score[s] <- scale * (softmax(score)[s] - p[s]). Sums in double.
+template <typename T>
+double kl_row(const T* p, int64_t n, double scale, T* score);
+
+}  // namespace tamis

@@ -1,0 +1,51 @@
+#include "kernels/matmul/matmul.h"
+
+#include "kernels/matmul/matmul_impl.h"
+#include "kernels/simd/targets.h"
+
+namespace tamis {
+namespace {
+
+template <typename T>
+using Batch = std::span<const MatmulArgs<T>>;
+
+constexpr Implementation<Batch<float>> kFloat[] = {
+    {"simd", [](const Batch<float>&) { return vectors_available(); }, matmuls_simd},
+    {"reference", [](const Batch<float>&) { return true; }, matmuls_reference<float>},
+};
+constexpr Implementation<Batch<double>> kDouble[] = {
+    {"reference", [](const Batch<double>&) { return true; }, matmuls_reference<double>},
+};
+
+}  // namespace
+
+template <typename T>
+void matmuls_reference(KernelContext& context, const std::span<const MatmulArgs<T>>& args) {
+  for (const MatmulArgs<T>& p : args) {
+    context.pool().run(p.m, [&](int64_t i, int) {
+      for (int64_t j = 0; j < p.n; ++j) {
+        double sum = p.accumulate ? p.c[i * p.c_row + j] : 0;
+        for (int64_t l = 0; l < p.inner; ++l) {
+          sum +=
+              static_cast<double>(p.a[i * p.a_row + l * p.a_col]) * p.b[l * p.b_row + j * p.b_col];
+        }
+        p.c[i * p.c_row + j] = static_cast<T>(sum);
+      }
+    });
+  }
+}
+
+template <>
+void matmuls<float>(KernelContext& context, std::span<const MatmulArgs<float>> args) {
+  dispatch<Batch<float>>(context, "matmul", kFloat, args);
+}
+
+template <>
+void matmuls<double>(KernelContext& context, std::span<const MatmulArgs<double>> args) {
+  dispatch<Batch<double>>(context, "matmul", kDouble, args);
+}
+
+template void matmuls_reference(KernelContext&, const std::span<const MatmulArgs<float>>&);
+template void matmuls_reference(KernelContext&, const std::span<const MatmulArgs<double>>&);
+
+}  // namespace tamis

@@ -1,0 +1,40 @@
+// C = A B or C += A B for matrices given by strides: the products of the backward pass, where one
+// side or the other is transposed.
+//
+//   C[i,j] = (accumulate ? C[i,j] : 0) + sum_l A[i,l] B[l,j]       A[i,l] = a[i a_row + l a_col]
+//
+// The order of the sum depends on the inner length alone, never on m, n, the threads or the other
+// products of the call. Vector code: inner indices in chunks of 256; in a chunk one fma after the
+// other from 0; the chunk's sum is added to C. The reference sums in double.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "kernels/context.h"
+
+namespace tamis {
+
+template <typename T>
+struct MatmulArgs {
+  const T* a = nullptr;  // [m, inner]
+  int64_t a_row = 0, a_col = 1;
+  const T* b = nullptr;  // [inner, n]
+  int64_t b_row = 0, b_col = 1;
+  T* c = nullptr;  // [m, n], columns side by side
+  int64_t c_row = 0;
+  int64_t m = 0, n = 0, inner = 0;  // each may be 0
+  bool accumulate = false;
+};
+
+// Independent products in one parallel loop: no C may be (part of) another's A, B or C.
+// T is float or double.
+template <typename T>
+void matmuls(KernelContext& context, std::span<const MatmulArgs<T>> args);
+
+template <typename T>
+void matmul(KernelContext& context, const MatmulArgs<T>& args) {
+  matmuls<T>(context, std::span<const MatmulArgs<T>>(&args, 1));
+}
+
+}  // namespace tamis

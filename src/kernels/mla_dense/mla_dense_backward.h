@@ -1,0 +1,43 @@
+// The gradient of mla_dense without a selection, for one sequence whose tokens stand at positions
+// 0 .. tokens-1 and are queries, keys and values at once.
+//
+//   P[t,h,s] = softmax over s <= t of the scores of mla_dense.h
+//   dP[s] = d_out[t,h] . v[s,h]      dS[s] = softmax_scale * P[s] * (dP[s] - sum_r P[r] dP[r])
+//   dq_nope[t,h] = sum_s dS[s] k_nope[s,h]      dk_nope[s,h] = sum_{t >= s} dS[s] q_nope[t,h]
+//   dq_pe[t,h]   = sum_s dS[s] k_pe[s]          dk_pe[s]     = sum_{t >= s, h} dS[s] q_pe[t,h]
+//   dv[s,h]      = sum_{t >= s} P[s] d_out[t,h]
+//
+// Scores are computed again, for a block of queries at a time, so memory grows with tokens, never
+// with their square. Sums over queries are added block by block in order: no atomics, the same bits
+// on any number of threads.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/context.h"
+
+namespace tamis {
+
+// What scores are made of: the inputs of mla_dense for one sequence.
+template <typename T>
+struct MlaSequence {
+  const T* q = nullptr;     // [tokens, heads, nope + rope], after RoPE
+  const T* kv = nullptr;    // [tokens, heads, nope + v_dim]: k_nope then v
+  const T* k_pe = nullptr;  // [tokens, rope], after RoPE
+  int64_t tokens = 0, heads = 0, nope = 0, rope = 0, v_dim = 0;
+  T softmax_scale = 0;
+};
+
+template <typename T>
+struct MlaDenseBackwardArgs {
+  MlaSequence<T> in;
+  const T* d_out = nullptr;  // [tokens, heads, v_dim]
+  T* dq = nullptr;           // shapes of q, kv and k_pe; written
+  T* dkv = nullptr;
+  T* dk_pe = nullptr;
+};
+
+template <typename T>
+void mla_dense_backward(KernelContext& context, const MlaDenseBackwardArgs<T>& args);
+
+}  // namespace tamis

@@ -1,0 +1,23 @@
+// The implementations of mla_sparse_backward and mla_sparse_target.
+#pragma once
+
+#include "kernels/mla_sparse/mla_sparse_backward.h"
+
+namespace tamis {
+
+template <typename T>
+void mla_sparse_backward_reference(KernelContext& context, const MlaSparseBackwardArgs<T>& args);
+void mla_sparse_backward_gathered(KernelContext& context, const MlaSparseBackwardArgs<float>& args);
+
+template <typename T>
+void mla_sparse_target_reference(KernelContext& context, const MlaSparseTargetArgs<T>& args);
+void mla_sparse_target_gathered(KernelContext& context, const MlaSparseTargetArgs<float>& args);
+
+// How many entries of a row are positions.
+inline int64_t selected_count(const int32_t* indices, int64_t k) {
+  int64_t n = 0;
+  while (n < k && indices[n] >= 0) ++n;
+  return n;
+}
+
+}  // namespace tamis

@@ -1,0 +1,35 @@
+#include "kernels/swiglu/swiglu_backward.h"
+
+#include <cmath>
+
+namespace tamis {
+namespace {
+
+template <typename T>
+void reference(KernelContext& context, const SwigluBackwardArgs<T>& a) {
+  context.pool().run(a.rows, [&](int64_t r, int) {
+    for (int64_t i = r * a.width; i < (r + 1) * a.width; ++i) {
+      const T g = a.gate[i], u = a.up[i], dy = a.dy[i];
+      const T s = 1 / (1 + std::exp(-g));
+      a.dgate[i] = dy * u * s * (1 + g * (1 - s));
+      a.dup[i] = dy * g * s;
+    }
+  });
+}
+
+template <typename T>
+constexpr Implementation<SwigluBackwardArgs<T>> kList[] = {
+    {"reference", [](const SwigluBackwardArgs<T>&) { return true; }, reference<T>},
+};
+
+}  // namespace
+
+template <typename T>
+void swiglu_backward(KernelContext& context, const SwigluBackwardArgs<T>& args) {
+  dispatch<SwigluBackwardArgs<T>>(context, "swiglu_backward", kList<T>, args);
+}
+
+template void swiglu_backward(KernelContext&, const SwigluBackwardArgs<float>&);
+template void swiglu_backward(KernelContext&, const SwigluBackwardArgs<double>&);
+
+}  // namespace tamis
