@@ -1,0 +1,407 @@
+// Multi-head latent attention and the lightning indexer, forward and backward (src/model/mla.cpp,
+// indexer.cpp).
+#include <algorithm>
+#include <cmath>
+
+#include "train/pass.h"
+
+namespace tamis {
+namespace {
+
+template <typename T>
+RopeTurnArgs<T> turn(Pass<T>& p, T* x, int64_t token_stride, int64_t head_stride, int64_t heads,
+                     RopeLayout layout, bool back) {
+  return {x,      token_stride,       head_stride,        p.tokens(), heads, p.config.rope,
+          layout, p.state.cos.data(), p.state.sin.data(), back};
+}
+
+// float turns forward with the operation that serves a model.
+void turn_forward(KernelContext& context, const RopeTurnArgs<float>& a) {
+  rope(context,
+       {a.x, a.token_stride, a.head_stride, a.tokens, a.heads, a.dim, a.layout, a.cos, a.sin});
+}
+void turn_forward(KernelContext& context, const RopeTurnArgs<double>& a) { rope_turn(context, a); }
+
+// Columns [first, first + count) of x [rows, width] side by side in `to`, and back.
+template <typename T>
+void copy_columns(const T* x, int64_t rows, int64_t width, int64_t count, T* to, int64_t to_width) {
+  for (int64_t r = 0; r < rows; ++r) std::copy_n(x + r * width, count, to + r * to_width);
+}
+
+// q, c_kv and k_pe of layer l from h = work.normed.
+template <typename T>
+void queries_and_latents(Pass<T>& p, int64_t l) {
+  using F = ForwardOps<T>;
+  const ModelConfig& m = p.config;
+  const LayerSlots& s = p.slots(l);
+  LayerState<T>& a = p.layer(l);
+  const int64_t n = p.tokens(), width = m.kv_lora + m.rope, qk = m.qk_head();
+  const T* h = p.state.work.normed.data();
+  const Product<T> down[] = {
+      {h, m.hidden_size, n, p.w + s.q_a, m.q_lora, m.hidden_size, sized(a.q_a, n * m.q_lora)},
+      {h, m.hidden_size, n, p.w + s.kv_a, width, m.hidden_size, sized(a.kv_a, n * width)}};
+  F::products(p.kernels, down);
+  const auto eps = static_cast<T>(m.lora_norm_eps);
+  F::rms_norm(p.kernels, a.q_a.data(), m.q_lora, p.w + s.q_a_norm, n, m.q_lora, eps,
+              sized(a.q_lora, n * m.q_lora));
+  F::rms_norm(p.kernels, a.kv_a.data(), width, p.w + s.kv_a_norm, n, m.kv_lora, eps,
+              sized(a.c_kv, n * m.kv_lora));
+  const Product<T> up{a.q_lora.data(),
+                      m.q_lora,
+                      n,
+                      p.w + s.q_b,
+                      m.num_heads * qk,
+                      m.q_lora,
+                      sized(a.q, n * m.num_heads * qk)};
+  F::products(p.kernels, {&up, 1});
+  turn_forward(p.kernels, turn(p, a.q.data() + m.nope, m.num_heads * qk, qk, m.num_heads,
+                               RopeLayout::kInterleaved, false));
+  copy_columns(a.kv_a.data() + m.kv_lora, n, width, m.rope, sized(a.k_pe, n * m.rope), m.rope);
+  turn_forward(p.kernels, turn(p, a.k_pe.data(), m.rope, 0, 1, RopeLayout::kInterleaved, false));
+}
+
+// ---- the indexer
+
+// Every scale of the index score: heads^-1/2 dim^-1/2.
+double index_scale(const ModelConfig& m) {
+  return 1 / std::sqrt(static_cast<double>(m.index_heads * m.index_dim));
+}
+
+template <typename T>
+void index_forward(Pass<T>& p, int64_t l) {
+  using F = ForwardOps<T>;
+  const ModelConfig& m = p.config;
+  const IndexerSlots& s = p.slots(l).indexer;
+  LayerState<T>& a = p.layer(l);
+  Workspace<T>& work = p.state.work;
+  const int64_t n = p.tokens(), width = m.index_heads * m.index_dim;
+  const T* h = work.normed.data();
+  const Product<T> list[] = {
+      {a.q_lora.data(), m.q_lora, n, p.w + s.wq_b, width, m.q_lora, sized(work.index_q, n * width)},
+      {h, m.hidden_size, n, p.w + s.wk, m.index_dim, m.hidden_size,
+       sized(work.index_k_raw, n * m.index_dim)},
+      {h, m.hidden_size, n, p.w + s.weights_proj, m.index_heads, m.hidden_size,
+       sized(work.index_w, n * m.index_heads)}};
+  F::products(p.kernels, list);
+  F::layer_norm(p.kernels, work.index_k_raw.data(), p.w + s.k_norm_w, p.w + s.k_norm_b, n,
+                m.index_dim, static_cast<T>(1e-6F), sized(work.index_k, n * m.index_dim));
+  turn_forward(p.kernels, turn(p, work.index_q.data(), width, m.index_dim, m.index_heads,
+                               m.index_rope, false));
+  turn_forward(p.kernels, turn(p, work.index_k.data(), m.index_dim, 0, 1, m.index_rope, false));
+  const auto scale = static_cast<T>(index_scale(m));
+  for (T& w : work.index_w) w *= scale;
+}
+
+// Gradients of the indexer's tensors from those of its q, k and w. Its inputs get none.
+template <typename T>
+void index_backward(Pass<T>& p, int64_t l) {
+  const ModelConfig& m = p.config;
+  const IndexerSlots& s = p.slots(l).indexer;
+  LayerState<T>& a = p.layer(l);
+  Workspace<T>& work = p.state.work;
+  const int64_t n = p.tokens(), width = m.index_heads * m.index_dim;
+  T *dq = work.d_index_q.data(), *dk = work.d_index_k.data(), *dw = work.d_index_w.data();
+  rope_turn(p.kernels, turn(p, dq, width, m.index_dim, m.index_heads, m.index_rope, true));
+  rope_turn(p.kernels, turn(p, dk, m.index_dim, 0, 1, m.index_rope, true));
+  layer_norm_backward<T>(p.kernels,
+                         {work.index_k_raw.data(), p.w + s.k_norm_w, dk, n, m.index_dim,
+                          static_cast<T>(1e-6F), dk, p.grad + s.k_norm_w, p.grad + s.k_norm_b});
+  const auto scale = static_cast<T>(index_scale(m));
+  for (T& v : work.d_index_w) v *= scale;
+  const T* h = work.normed.data();
+  const ProductBackward<T> list[] = {
+      {dq, width, a.q_lora.data(), m.q_lora, n, p.w + s.wq_b, width, m.q_lora, nullptr, false,
+       p.grad + s.wq_b},
+      {dk, m.index_dim, h, m.hidden_size, n, p.w + s.wk, m.index_dim, m.hidden_size, nullptr, false,
+       p.grad + s.wk},
+      {dw, m.index_heads, h, m.hidden_size, n, p.w + s.weights_proj, m.index_heads, m.hidden_size,
+       nullptr, false, p.grad + s.weights_proj}};
+  products_backward<T>(p.kernels, list);
+}
+
+template <typename T>
+void select(Pass<T>& p, int64_t l) {
+  const ModelConfig& m = p.config;
+  const Workspace<T>& work = p.state.work;
+  const int64_t k = p.objective.topk, width = m.index_heads * m.index_dim;
+  int32_t* indices = sized(p.layer(l).indices, p.tokens() * k);
+  for (int64_t i = 0; i < p.batch.sequences(); ++i) {
+    const int64_t b = p.batch.begins[static_cast<size_t>(i)];
+    const int64_t n = p.batch.begins[static_cast<size_t>(i) + 1] - b;
+    ForwardOps<T>::select(p.kernels,
+                          {work.index_q.data() + b * width, work.index_w.data() + b * m.index_heads,
+                           work.index_k.data() + b * m.index_dim, n, m.index_heads, m.index_dim, k},
+                          indices + b * k);
+  }
+}
+
+// ---- attention of each sequence
+
+template <typename T>
+MlaSequence<T> dense_sequence(const Pass<T>& p, int64_t l, int64_t begin, int64_t count) {
+  const ModelConfig& m = p.config;
+  const LayerState<T>& a = p.layer(l);
+  const int64_t kv = m.num_heads * (m.nope + m.v_head);
+  return {a.q.data() + begin * m.num_heads * m.qk_head(),
+          a.kv.data() + begin * kv,
+          a.k_pe.data() + begin * m.rope,
+          count,
+          m.num_heads,
+          m.nope,
+          m.rope,
+          m.v_head,
+          static_cast<T>(m.softmax_scale())};
+}
+
+template <typename T>
+MlaSparseBackwardArgs<T> sparse_sequence(const Pass<T>& p, int64_t l, int64_t begin,
+                                         int64_t count) {
+  const ModelConfig& m = p.config;
+  const LayerState<T>& a = p.layer(l);
+  MlaSparseBackwardArgs<T> s;
+  s.q_latent = a.q_latent.data() + begin * m.num_heads * m.kv_lora;
+  s.q_pe = a.q.data() + begin * m.num_heads * m.qk_head() + m.nope;
+  s.q_pe_stride = m.qk_head();
+  s.c_kv = a.c_kv.data() + begin * m.kv_lora;
+  s.k_pe = a.k_pe.data() + begin * m.rope;
+  s.tokens = count;
+  s.heads = m.num_heads;
+  s.kv_lora = m.kv_lora;
+  s.rope = m.rope;
+  s.indices = a.indices.data() + begin * p.objective.topk;
+  s.k = p.objective.topk;
+  s.softmax_scale = static_cast<T>(m.softmax_scale());
+  return s;
+}
+
+// Runs body(begin, count) for each sequence.
+template <typename T, typename Body>
+void for_each_sequence(const Pass<T>& p, const Body& body) {
+  for (size_t i = 0; i + 1 < p.batch.begins.size(); ++i) {
+    body(p.batch.begins[i], p.batch.begins[i + 1] - p.batch.begins[i]);
+  }
+}
+
+template <typename T>
+IndexerSequence<T> index_sequence(Pass<T>& p, int64_t begin, int64_t count) {
+  const ModelConfig& m = p.config;
+  Workspace<T>& work = p.state.work;
+  const int64_t width = m.index_heads * m.index_dim;
+  return {work.index_q.data() + begin * width,
+          work.index_w.data() + begin * m.index_heads,
+          work.index_k.data() + begin * m.index_dim,
+          count,
+          m.index_heads,
+          m.index_dim,
+          p.objective.kl_scale,
+          work.rows.data() + begin,
+          work.d_index_q.data() + begin * width,
+          work.d_index_w.data() + begin * m.index_heads,
+          work.d_index_k.data() + begin * m.index_dim};
+}
+
+// The KL of layer l and the gradients of its indexer.
+template <typename T>
+void learn_indexer(Pass<T>& p, int64_t l) {
+  const ModelConfig& m = p.config;
+  Workspace<T>& work = p.state.work;
+  const int64_t n = p.tokens(), k = p.objective.topk;
+  sized(work.rows, n);
+  sized(work.d_index_q, n * m.index_heads * m.index_dim);
+  sized(work.d_index_w, n * m.index_heads);
+  sized(work.d_index_k, n * m.index_dim);
+  for_each_sequence(p, [&](int64_t begin, int64_t count) {
+    const IndexerSequence<T> indexer = index_sequence(p, begin, count);
+    if (!p.sparse()) {
+      return indexer_kl_dense<T>(p.kernels, {indexer, dense_sequence(p, l, begin, count)});
+    }
+    const MlaSparseBackwardArgs<T> attention = sparse_sequence(p, l, begin, count);
+    T* target = sized(work.target, count * k);
+    mla_sparse_target<T>(p.kernels, {attention, target});
+    indexer_kl_sparse<T>(p.kernels, {indexer, attention.indices, target, k});
+  });
+  index_backward(p, l);
+  double sum = 0;
+  for (const double kl : work.rows) sum += kl;
+  p.result.kl[static_cast<size_t>(l)] += sum;
+  p.result.kl_rows[static_cast<size_t>(l)] = work.rows;
+}
+
+// o [tokens, heads, v_head] in the expanded form.
+template <typename T>
+void attend_dense(Pass<T>& p, int64_t l) {
+  const ModelConfig& m = p.config;
+  LayerState<T>& a = p.layer(l);
+  const int64_t n = p.tokens(), kv = m.num_heads * (m.nope + m.v_head);
+  const Product<T> up{a.c_kv.data(), m.kv_lora,          n, p.w + p.slots(l).kv_b, kv,
+                      m.kv_lora,     sized(a.kv, n * kv)};
+  ForwardOps<T>::products(p.kernels, {&up, 1});
+  sized(a.o, n * m.num_heads * m.v_head);
+  for_each_sequence(p, [&](int64_t begin, int64_t count) {
+    ForwardOps<T>::attend_dense(p.kernels, dense_sequence(p, l, begin, count),
+                                a.o.data() + begin * m.num_heads * m.v_head);
+  });
+}
+
+// The rows of W_kvb of head h: W_UK, then W_UV.
+template <typename T>
+T* head_rows(T* kv_b, const ModelConfig& m, int64_t h) {
+  return kv_b + h * (m.nope + m.v_head) * m.kv_lora;
+}
+
+// The same in the absorbed form over the selection: o = W_UV sum P c_kv.
+template <typename T>
+void attend_sparse(Pass<T>& p, int64_t l) {
+  const ModelConfig& m = p.config;
+  LayerState<T>& a = p.layer(l);
+  const int64_t n = p.tokens(), heads = m.num_heads, q = heads * m.qk_head();
+  const int64_t latent = heads * m.kv_lora, v = heads * m.v_head;
+  sized(a.q_latent, n * latent);
+  sized(a.o_latent, n * latent);
+  sized(a.o, n * v);
+  std::vector<MatmulArgs<T>> absorb, expand;
+  for (int64_t h = 0; h < heads; ++h) {
+    const T* w = head_rows(p.w + p.slots(l).kv_b, m, h);
+    absorb.push_back({a.q.data() + h * m.qk_head(), q, 1, w, m.kv_lora, 1,
+                      a.q_latent.data() + h * m.kv_lora, latent, n, m.kv_lora, m.nope});
+    expand.push_back({a.o_latent.data() + h * m.kv_lora, latent, 1, w + m.nope * m.kv_lora, 1,
+                      m.kv_lora, a.o.data() + h * m.v_head, v, n, m.v_head, m.kv_lora});
+  }
+  matmuls<T>(p.kernels, absorb);
+  for_each_sequence(p, [&](int64_t begin, int64_t count) {
+    ForwardOps<T>::attend_sparse(p.kernels, sparse_sequence(p, l, begin, count),
+                                 a.o_latent.data() + begin * latent);
+  });
+  matmuls<T>(p.kernels, expand);
+}
+
+// From d_o: dq, dc_kv and dk_pe, and the gradient of W_kvb.
+template <typename T>
+void attend_dense_backward(Pass<T>& p, int64_t l) {
+  const ModelConfig& m = p.config;
+  LayerState<T>& a = p.layer(l);
+  Workspace<T>& work = p.state.work;
+  const int64_t n = p.tokens(), kv = m.num_heads * (m.nope + m.v_head);
+  sized(work.dkv, n * kv);
+  for_each_sequence(p, [&](int64_t begin, int64_t count) {
+    mla_dense_backward<T>(
+        p.kernels,
+        {dense_sequence(p, l, begin, count), work.d_o.data() + begin * m.num_heads * m.v_head,
+         work.dq.data() + begin * m.num_heads * m.qk_head(), work.dkv.data() + begin * kv,
+         work.dk_pe.data() + begin * m.rope});
+  });
+  const int64_t kv_b = p.slots(l).kv_b;
+  products_backward<T>(p.kernels, {work.dkv.data(), kv, a.c_kv.data(), m.kv_lora, n, p.w + kv_b, kv,
+                                   m.kv_lora, work.dc_kv.data(), false, p.grad + kv_b});
+}
+
+template <typename T>
+void attend_sparse_backward(Pass<T>& p, int64_t l) {
+  const ModelConfig& m = p.config;
+  LayerState<T>& a = p.layer(l);
+  Workspace<T>& work = p.state.work;
+  const int64_t n = p.tokens(), heads = m.num_heads, qk = m.qk_head(), q = heads * qk;
+  const int64_t latent = heads * m.kv_lora, v = heads * m.v_head, c = m.kv_lora;
+  sized(work.do_latent, n * latent);
+  sized(work.dq_latent, n * latent);
+  std::vector<MatmulArgs<T>> values, keys;
+  for (int64_t h = 0; h < heads; ++h) {
+    const T* w = head_rows(p.w + p.slots(l).kv_b, m, h);
+    T* dw = head_rows(p.grad + p.slots(l).kv_b, m, h);
+    const T* d_o = work.d_o.data() + h * m.v_head;
+    const T* dq_latent = work.dq_latent.data() + h * c;
+    values.push_back(
+        {d_o, v, 1, w + m.nope * c, c, 1, work.do_latent.data() + h * c, latent, n, c, m.v_head});
+    values.push_back({d_o, 1, v, a.o_latent.data() + h * c, latent, 1, dw + m.nope * c, c, m.v_head,
+                      c, n, true});
+    keys.push_back({dq_latent, latent, 1, w, 1, c, work.dq.data() + h * qk, q, n, m.nope, c});
+    keys.push_back({a.q.data() + h * qk, 1, q, dq_latent, latent, 1, dw, c, m.nope, c, n, true});
+  }
+  matmuls<T>(p.kernels, values);
+  for_each_sequence(p, [&](int64_t begin, int64_t count) {
+    MlaSparseBackwardArgs<T> s = sparse_sequence(p, l, begin, count);
+    s.d_out = work.do_latent.data() + begin * latent;
+    s.dq_latent = work.dq_latent.data() + begin * latent;
+    s.dq_pe = work.dq.data() + begin * q + m.nope;
+    s.dc_kv = work.dc_kv.data() + begin * c;
+    s.dk_pe = work.dk_pe.data() + begin * m.rope;
+    mla_sparse_backward<T>(p.kernels, s);
+  });
+  matmuls<T>(p.kernels, keys);
+}
+
+}  // namespace
+
+template <typename T>
+void attention_forward(Pass<T>& p, int64_t l) {
+  using F = ForwardOps<T>;
+  const ModelConfig& m = p.config;
+  LayerState<T>& a = p.layer(l);
+  const int64_t n = p.tokens(), d = m.hidden_size, v = m.num_heads * m.v_head;
+  F::rms_norm(p.kernels, a.x.data(), d, p.w + p.slots(l).input_norm, n, d,
+              static_cast<T>(m.norm_eps), sized(p.state.work.normed, n * d));
+  queries_and_latents(p, l);
+  const bool own = m.layers[static_cast<size_t>(l)].indexer == IndexerKind::kOwn;
+  if (own && (p.sparse() || p.objective.train_indexer)) index_forward(p, l);
+  if (own && p.sparse()) {
+    select(p, l);
+    attend_sparse(p, l);
+  } else {
+    attend_dense(p, l);
+  }
+  if (own && p.objective.train_indexer) learn_indexer(p, l);
+  const Product<T> out{a.o.data(), v, n, p.w + p.slots(l).o, d, v, sized(a.x_mid, n * d)};
+  F::products(p.kernels, {&out, 1});
+  for (size_t i = 0; i < a.x_mid.size(); ++i) a.x_mid[i] += a.x[i];
+}
+
+template <typename T>
+void attention_backward(Pass<T>& p, int64_t l, T* dx) {
+  const ModelConfig& m = p.config;
+  const LayerSlots& s = p.slots(l);
+  LayerState<T>& a = p.layer(l);
+  Workspace<T>& work = p.state.work;
+  const int64_t n = p.tokens(), d = m.hidden_size, qk = m.qk_head(), width = m.kv_lora + m.rope;
+  const int64_t v = m.num_heads * m.v_head, q = m.num_heads * qk;
+  products_backward<T>(p.kernels, {dx, d, a.o.data(), v, n, p.w + s.o, d, v, sized(work.d_o, n * v),
+                                   false, p.grad + s.o});
+  sized(work.dq, n * q);
+  sized(work.dc_kv, n * m.kv_lora);
+  sized(work.dk_pe, n * m.rope);
+  if (a.indices.empty()) {
+    attend_dense_backward(p, l);
+  } else {
+    attend_sparse_backward(p, l);
+  }
+  rope_turn(p.kernels,
+            turn(p, work.dq.data() + m.nope, q, qk, m.num_heads, RopeLayout::kInterleaved, true));
+  rope_turn(p.kernels, turn(p, work.dk_pe.data(), m.rope, 0, 1, RopeLayout::kInterleaved, true));
+  products_backward<T>(p.kernels,
+                       {work.dq.data(), q, a.q_lora.data(), m.q_lora, n, p.w + s.q_b, q, m.q_lora,
+                        sized(work.dq_lora, n * m.q_lora), false, p.grad + s.q_b});
+  const auto eps = static_cast<T>(m.lora_norm_eps);
+  rms_norm_backward<T>(
+      p.kernels, {a.q_a.data(), m.q_lora, p.w + s.q_a_norm, work.dq_lora.data(), n, m.q_lora, eps,
+                  zeroed(work.dq_a, n * m.q_lora), m.q_lora, p.grad + s.q_a_norm});
+  rms_norm_backward<T>(
+      p.kernels, {a.kv_a.data(), width, p.w + s.kv_a_norm, work.dc_kv.data(), n, m.kv_lora, eps,
+                  zeroed(work.dkv_a, n * width), width, p.grad + s.kv_a_norm});
+  copy_columns(work.dk_pe.data(), n, m.rope, m.rope, work.dkv_a.data() + m.kv_lora, width);
+  const auto norm_eps = static_cast<T>(m.norm_eps);
+  T* h = sized(work.normed, n * d);
+  ForwardOps<T>::rms_norm(p.kernels, a.x.data(), d, p.w + s.input_norm, n, d, norm_eps, h);
+  T* dh = sized(work.dnormed, n * d);
+  products_backward<T>(p.kernels, {work.dq_a.data(), m.q_lora, h, d, n, p.w + s.q_a, m.q_lora, d,
+                                   dh, false, p.grad + s.q_a});
+  products_backward<T>(p.kernels, {work.dkv_a.data(), width, h, d, n, p.w + s.kv_a, width, d, dh,
+                                   true, p.grad + s.kv_a});
+  rms_norm_backward<T>(p.kernels, {a.x.data(), d, p.w + s.input_norm, dh, n, d, norm_eps, dx, d,
+                                   p.grad + s.input_norm});
+}
+
+template void attention_forward(Pass<float>&, int64_t);
+template void attention_forward(Pass<double>&, int64_t);
+template void attention_backward(Pass<float>&, int64_t, float*);
+template void attention_backward(Pass<double>&, int64_t, double*);
+
+}  // namespace tamis

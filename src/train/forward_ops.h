@@ -1,0 +1,55 @@
+// The forward operations of training. float runs the operations that also serve a model
+// (kernels/ops.h), so training and inference give the same bits; double is plain loops, for
+// gradients that finite differences can check.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/context.h"
+#include "kernels/mla_dense/mla_dense_backward.h"
+#include "kernels/mla_sparse/mla_sparse_backward.h"
+#include "kernels/rope/rope.h"
+#include "model/config.h"
+
+namespace tamis {
+
+// y [m, rows] = x [m, cols] W^T, W [rows, cols].
+template <typename T>
+struct Product {
+  const T* x = nullptr;
+  int64_t x_stride = 0, m = 0;
+  const T* w = nullptr;
+  int64_t rows = 0, cols = 0;
+  T* y = nullptr;  // [m, rows], rows side by side
+};
+
+template <typename T>
+struct ForwardOps {
+  static void products(KernelContext& context, std::span<const Product<T>> list);
+  // x [rows, width], x_stride apart -> y [rows, width]
+  static void rms_norm(KernelContext& context, const T* x, int64_t x_stride, const T* w,
+                       int64_t rows, int64_t width, T eps, T* y);
+  static void layer_norm(KernelContext& context, const T* x, const T* w, const T* b, int64_t rows,
+                         int64_t width, T eps, T* y);
+  static void swiglu(KernelContext& context, const T* gate, const T* up, int64_t count, T* y);
+  static void embedding(KernelContext& context, const T* table, const ModelConfig& config,
+                        std::span<const int32_t> ids, T* y);
+  // ids, weights [tokens, experts_per_token]
+  static void moe_gate(KernelContext& context, const ModelConfig& config, const T* logits,
+                       const T* bias, int64_t tokens, int32_t* ids, T* weights);
+  // Attention of one sequence over everything earlier -> out [tokens, heads, v_dim].
+  static void attend_dense(KernelContext& context, const MlaSequence<T>& in, T* out);
+  // The indexer's selection for one sequence: q [tokens, heads, dim], w [tokens, heads], keys
+  // [tokens, dim] -> indices [tokens, topk].
+  struct SelectArgs {
+    const T *q, *w, *keys;
+    int64_t tokens, heads, dim, topk;
+  };
+  static void select(KernelContext& context, const SelectArgs& args, int32_t* indices);
+  // Attention over in.indices -> out [tokens, heads, kv_lora].
+  static void attend_sparse(KernelContext& context, const MlaSparseBackwardArgs<T>& in, T* out);
+};
+
+}  // namespace tamis

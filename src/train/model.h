@@ -1,0 +1,86 @@
+// Forward and backward of the model over a micro-batch of ragged sequences: losses, and the
+// gradient of every trained tensor added to an array in the layout of the ParameterTable.
+//
+//   TrainModel<float> model(config, table);
+//   StepResult r = model.run(context, {weights, gradients}, batch, objective);
+//
+// It mirrors src/model: attention.cpp has mla.cpp and indexer.cpp, ffn.cpp has moe.cpp, one
+// backward function after each forward function. With T = double everything runs in plain loops,
+// which is how whole layers are checked by finite differences.
+//
+// The two losses touch disjoint tensors. The language-model loss reaches the model's group and
+// never the indexer: the selection carries no gradient. The indexer's KL reaches its own group
+// alone: its inputs and its target are constants, so its gradients are made during the forward pass
+// and nothing of it is kept.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "kernels/context.h"
+#include "model/config.h"
+#include "train/parameters.h"
+
+namespace tamis {
+
+// Sequences one after the other; each attends to itself alone.
+struct MicroBatch {
+  std::vector<int32_t> ids;
+  std::vector<int32_t> targets;  // [tokens]: the next token, -1 for none
+  std::vector<int64_t> begins;   // [sequences + 1]
+  int64_t tokens() const { return static_cast<int64_t>(ids.size()); }
+  int64_t sequences() const { return static_cast<int64_t>(begins.size()) - 1; }
+};
+
+enum class TrainAttention : uint8_t { kDense, kSparse };
+
+struct Objective {
+  TrainAttention attention = TrainAttention::kDense;
+  int64_t topk = 0;         // kSparse
+  bool train_model = true;  // the language-model loss
+  bool train_indexer =
+      false;  // KL over everything (dense attention) or over the selection (sparse)
+  // What the gradients are multiplied by: a mean over n tokens has 1 / n.
+  double lm_scale = 1, kl_scale = 1, balance_scale = 0;
+};
+
+struct StepResult {
+  double lm_loss = 0;  // sum over targets
+  int64_t targets = 0;
+  std::vector<double> kl;                  // [layers]: sum over tokens; empty without train_indexer
+  std::vector<double> balance;             // [layers]: sum over sequences
+  std::vector<std::vector<int64_t>> load;  // [layers][experts]: tokens routed to each
+  std::vector<std::vector<double>> kl_rows;  // [layers][tokens]
+};
+
+template <typename T>
+struct TrainState;  // activations of one micro-batch
+
+template <typename T>
+class TrainModel {
+ public:
+  // Keeps references to both.
+  TrainModel(const ModelConfig& config, const ParameterTable& table);
+  ~TrainModel();
+
+  struct Values {
+    const T* weights = nullptr;  // [table.size()]
+    T* gradients = nullptr;      // [table.size()], added to; biases have none
+  };
+  // InputError if an id is outside the vocabulary; UsageError if the objective needs an indexer
+  // that the model does not have.
+  StepResult run(KernelContext& context, const Values& values, const MicroBatch& batch,
+                 const Objective& objective);
+
+  // Bytes of activations that the last run holds.
+  int64_t activation_bytes() const;
+
+ private:
+  const ModelConfig& config_;
+  const ParameterTable& table_;
+  std::unique_ptr<TrainState<T>> state_;
+};
+
+}  // namespace tamis

@@ -1,0 +1,61 @@
+#include "train/optimizer.h"
+
+#include <cmath>
+
+#include "kernels/adamw/adamw.h"
+
+namespace tamis {
+
+Optimizer::Optimizer(const ParameterTable& table)
+    : table_(table),
+      first_(static_cast<size_t>(table.size())),
+      second_(static_cast<size_t>(table.size())) {}
+
+double Optimizer::gradient_norm(KernelContext& context, ParameterGroup group,
+                                const float* gradients) const {
+  const ParameterTable::Range range = table_.range(group);
+  return std::sqrt(sum_of_squares(context, gradients + range.begin, range.size()));
+}
+
+double Optimizer::step(KernelContext& context, ParameterGroup group, const AdamwSettings& settings,
+                       float* weights, const float* gradients) {
+  const ParameterTable::Range range = table_.range(group);
+  const double norm = std::sqrt(sum_of_squares(context, gradients + range.begin, range.size()));
+  if (!std::isfinite(norm)) return norm;
+  AdamwArgs a;
+  a.w = weights + range.begin;
+  a.g = gradients + range.begin;
+  a.m = first_.data() + range.begin;
+  a.v = second_.data() + range.begin;
+  a.n = range.size();
+  a.step = ++clock(group);
+  a.learning_rate = settings.learning_rate;
+  a.beta1 = settings.beta1;
+  a.beta2 = settings.beta2;
+  a.eps = settings.eps;
+  a.decay = settings.decay;
+  if (settings.clip > 0 && norm > settings.clip) a.gradient_scale = settings.clip / norm;
+  adamw(context, a);
+  return norm;
+}
+
+void update_router_biases(const ParameterTable& table,
+                          const std::vector<std::vector<int64_t>>& load, double gamma,
+                          float* weights) {
+  for (size_t l = 0; l < table.layers().size(); ++l) {
+    const LayerSlots& s = table.layers()[l];
+    if (s.router_bias < 0) continue;
+    const std::vector<int64_t>& own = load[l];
+    int64_t total = 0;
+    for (const int64_t n : own) total += n;
+    const auto experts = static_cast<int64_t>(own.size());
+    for (size_t e = 0; e < own.size(); ++e) {
+      // Compared as integers: mean = total / experts.
+      const int64_t above = total - own[e] * experts;
+      const double sign = above > 0 ? 1 : above < 0 ? -1 : 0;
+      weights[s.router_bias + static_cast<int64_t>(e)] += static_cast<float>(gamma * sign);
+    }
+  }
+}
+
+}  // namespace tamis

@@ -1,0 +1,220 @@
+// Whole layers in double against central differences, and float against double.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "base/error.h"
+#include "kernels/tolerance.h"
+#include "train/tiny.h"
+
+namespace tamis {
+namespace {
+
+using Doubles = std::vector<double>;
+
+// The scalar whose gradient run() returns.
+double loss_of(const StepResult& r, const Objective& o) {
+  double loss = o.train_model ? o.lm_scale * r.lm_loss : 0;
+  for (const double kl : r.kl) loss += o.kl_scale * kl;
+  for (const double b : r.balance) loss += o.balance_scale * b;
+  return loss;
+}
+
+class Gradients : public testing::Test {
+ protected:
+  Gradients() : config_(tiny_config()), table_(config_), model_(config_, table_) {
+    const std::vector<float> values = tiny_values(table_);
+    values_.assign(values.begin(), values.end());
+  }
+
+  double loss(const Doubles& values, const Objective& o) {
+    Doubles unused(values.size());
+    return loss_of(model_.run(context_, {values.data(), unused.data()}, batch_, o), o);
+  }
+
+  // Every tensor of `group`, along 3 random directions. Central differences with step h are off by
+  // h^2 times a third derivative and by 2^-53 / h times the loss; at h = 1e-5 both stay below 1e-8
+  // of the terms' size, which |gradient| |direction| and the loss bound.
+  void check(const Objective& o, ParameterGroup group) {
+    Doubles gradient(values_.size());
+    const StepResult r = model_.run(context_, {values_.data(), gradient.data()}, batch_, o);
+    const double size = std::abs(loss_of(r, o));
+    constexpr double kStep = 1e-5;
+    for (const Parameter& p : table_.list()) {
+      if (p.group != group) continue;
+      for (uint64_t direction = 0; direction < 3; ++direction) {
+        Random random(direction, static_cast<uint64_t>(p.offset));
+        Doubles up = values_, down = values_;
+        double want = 0, norm = 0;
+        for (int64_t i = p.offset; i < p.offset + p.size(); ++i) {
+          const auto at = static_cast<size_t>(i);
+          const double d = 2 * random.unit() - 1;
+          up[at] += kStep * d;
+          down[at] -= kStep * d;
+          want += gradient[at] * d;
+          norm += gradient[at] * gradient[at];
+        }
+        const double got = (loss(up, o) - loss(down, o)) / (2 * kStep);
+        ASSERT_NEAR(got, want, 1e-7 * (std::sqrt(norm) + size)) << p.name;
+      }
+    }
+  }
+
+  ModelConfig config_;
+  ParameterTable table_;
+  KernelContext context_{1, Backend::kReference};
+  TrainModel<double> model_;
+  Doubles values_;
+  MicroBatch batch_ = tiny_batch({9, 1, 6}, 19);
+};
+
+TEST_F(Gradients, DenseModelWithBalance) {
+  Objective o;
+  o.lm_scale = 0.25;
+  o.balance_scale = 0.3;
+  check(o, ParameterGroup::kModel);
+}
+
+TEST_F(Gradients, SparseModel) {
+  Objective o;
+  o.attention = TrainAttention::kSparse;
+  o.topk = 4;
+  check(o, ParameterGroup::kModel);
+}
+
+TEST_F(Gradients, WarmUpIndexer) {
+  Objective o;
+  o.train_model = false;
+  o.train_indexer = true;
+  o.kl_scale = 0.7;
+  check(o, ParameterGroup::kIndexer);
+}
+
+TEST_F(Gradients, SparseIndexer) {
+  Objective o;
+  o.attention = TrainAttention::kSparse;
+  o.topk = 4;
+  o.train_indexer = true;
+  o.train_model = false;
+  check(o, ParameterGroup::kIndexer);
+}
+
+TEST_F(Gradients, TheLossesTouchDisjointTensors) {
+  Objective o;
+  o.attention = TrainAttention::kSparse;
+  o.topk = 4;
+  Doubles lm(values_.size()), both(values_.size());
+  model_.run(context_, {values_.data(), lm.data()}, batch_, o);
+  o.train_indexer = true;
+  model_.run(context_, {values_.data(), both.data()}, batch_, o);
+  const ParameterTable::Range model = table_.range(ParameterGroup::kModel);
+  for (int64_t i = 0; i < table_.size(); ++i) {
+    const auto at = static_cast<size_t>(i);
+    if (i < model.end) {
+      ASSERT_EQ(lm[at], both[at]) << "the KL reached the model";
+    } else {
+      ASSERT_EQ(lm[at], 0) << "the language-model loss reached the indexer or a bias";
+    }
+  }
+  for (int64_t i = table_.range(ParameterGroup::kBias).begin; i < table_.size(); ++i) {
+    ASSERT_EQ(both[static_cast<size_t>(i)], 0);
+  }
+}
+
+TEST_F(Gradients, TopkOfTheWholeSequenceIsDense) {
+  Objective dense, sparse;
+  sparse.attention = TrainAttention::kSparse;
+  sparse.topk = 9;
+  Doubles a(values_.size()), b(values_.size());
+  const double x = loss_of(model_.run(context_, {values_.data(), a.data()}, batch_, dense), dense);
+  const double y =
+      loss_of(model_.run(context_, {values_.data(), b.data()}, batch_, sparse), sparse);
+  EXPECT_NEAR(x, y, 1e-12 * std::abs(x));
+  for (size_t i = 0; i < a.size(); ++i) ASSERT_NEAR(a[i], b[i], 1e-11) << i;
+}
+
+// float with vectors, in blocks, on threads against double in plain loops. A tensor's gradient is a
+// sum over tokens of products through 2 layers of about 20 operations each, sums of at most
+// `tokens` or 19 terms: within 40 (tokens + 19) roundings of its norm; selections are equal because
+// no margin of this batch is smaller than a float can tell.
+void expect_float_is_double(const std::vector<int64_t>& lengths, const Objective& o,
+                            Backend backend) {
+  const ModelConfig config = tiny_config();
+  const ParameterTable table(config);
+  const std::vector<float> values = tiny_values(table);
+  const Doubles exact(values.begin(), values.end());
+  const MicroBatch batch = tiny_batch(lengths, config.vocab_size);
+  KernelContext reference(1, Backend::kReference), context(2, backend);
+  Doubles want(values.size());
+  std::vector<float> got(values.size());
+  TrainModel<double> slow(config, table);
+  TrainModel<float> fast(config, table);
+  const StepResult a = slow.run(reference, {exact.data(), want.data()}, batch, o);
+  const StepResult b = fast.run(context, {values.data(), got.data()}, batch, o);
+  const double unit = 40 * static_cast<double>(batch.tokens() + 19) * kUnitF32;
+  EXPECT_NEAR(loss_of(b, o), loss_of(a, o), unit * std::abs(loss_of(a, o)));
+  EXPECT_EQ(a.load, b.load);
+  for (const Parameter& p : table.list()) {
+    double norm = 0, error = 0;
+    for (int64_t i = p.offset; i < p.offset + p.size(); ++i) {
+      const auto at = static_cast<size_t>(i);
+      norm += want[at] * want[at];
+      error += (got[at] - want[at]) * (got[at] - want[at]);
+    }
+    EXPECT_LE(std::sqrt(error), unit * std::sqrt(norm)) << p.name;
+  }
+}
+
+Objective everything(TrainAttention attention) {
+  Objective o;
+  o.attention = attention;
+  o.topk = 4;
+  o.train_indexer = true;
+  o.balance_scale = 0.1;
+  return o;
+}
+
+TEST(FloatGradients, DenseInBlocks) {
+  expect_float_is_double({150, 1, 7, 64}, everything(TrainAttention::kDense), Backend::kCpu);
+}
+
+TEST(FloatGradients, SparseInBlocks) {
+  expect_float_is_double({150, 1, 7, 64}, everything(TrainAttention::kSparse), Backend::kCpu);
+}
+
+TEST(FloatGradients, ReferenceBackend) {
+  expect_float_is_double({40, 3}, everything(TrainAttention::kDense), Backend::kReference);
+  expect_float_is_double({40, 3}, everything(TrainAttention::kSparse), Backend::kReference);
+}
+
+TEST(FloatGradients, ThreadsChangeNoBit) {
+  const ModelConfig config = tiny_config();
+  const ParameterTable table(config);
+  const std::vector<float> values = tiny_values(table);
+  const MicroBatch batch = tiny_batch({90, 33}, config.vocab_size);
+  for (const TrainAttention attention : {TrainAttention::kDense, TrainAttention::kSparse}) {
+    std::vector<float> one(values.size()), three(values.size());
+    KernelContext a(1), b(3);
+    TrainModel<float> model(config, table);
+    model.run(a, {values.data(), one.data()}, batch, everything(attention));
+    model.run(b, {values.data(), three.data()}, batch, everything(attention));
+    EXPECT_EQ(one, three);
+  }
+}
+
+TEST(FloatGradients, RefusesWhatItCannotDo) {
+  const ModelConfig config = tiny_config();
+  const ParameterTable table(config);
+  std::vector<float> values = tiny_values(table), gradients(values.size());
+  KernelContext context(1);
+  TrainModel<float> model(config, table);
+  MicroBatch batch = tiny_batch({4}, config.vocab_size);
+  Objective o;
+  o.attention = TrainAttention::kSparse;
+  EXPECT_THROW(model.run(context, {values.data(), gradients.data()}, batch, o), UsageError);
+  batch.ids[2] = 19;
+  EXPECT_THROW(model.run(context, {values.data(), gradients.data()}, batch, {}), InputError);
+}
+
+}  // namespace
+}  // namespace tamis

@@ -1,0 +1,313 @@
+// The backward operations with shapes of their own: every implementation in float against the
+// reference in double, long rows, short rows, rows shorter than k, and scores that tie at 0.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <string>
+
+#include "kernels/test_weight.h"
+#include "kernels/tolerance.h"
+#include "kernels/train_ops.h"
+#include "train/optimizer.h"
+#include "train/tiny.h"
+
+namespace tamis {
+namespace {
+
+std::vector<double> doubles(const std::vector<float>& x) { return {x.begin(), x.end()}; }
+
+// `terms` roundings of sums and of the exponential's argument, each relative to the whole tensor:
+// a softmax's error is its scores' times at most 1, and scores here are below 8.
+void expect_close(const std::vector<float>& got, const std::vector<double>& want, int64_t terms,
+                  const std::string& what) {
+  ASSERT_EQ(got.size(), want.size());
+  double norm = 0, error = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    norm += want[i] * want[i];
+    error += (got[i] - want[i]) * (got[i] - want[i]);
+  }
+  EXPECT_LE(std::sqrt(error), 8 * kUnitF32 * static_cast<double>(terms) * std::sqrt(norm)) << what;
+}
+
+template <typename T>
+struct Dense {
+  explicit Dense(const MlaSequence<float>& s, const std::vector<std::vector<float>>& inputs)
+      : q(inputs[0].begin(), inputs[0].end()),
+        kv(inputs[1].begin(), inputs[1].end()),
+        k_pe(inputs[2].begin(), inputs[2].end()),
+        d_out(inputs[3].begin(), inputs[3].end()),
+        dq(q.size()),
+        dkv(kv.size()),
+        dk_pe(k_pe.size()) {
+    in = {q.data(), kv.data(), k_pe.data(), s.tokens, s.heads, s.nope, s.rope, s.v_dim, T(0.2)};
+  }
+  void run(const std::string& implementation, int threads) {
+    KernelContext context(threads);
+    context.force("mla_dense_backward", implementation);
+    mla_dense_backward<T>(context, {in, d_out.data(), dq.data(), dkv.data(), dk_pe.data()});
+  }
+  MlaSequence<T> in;
+  std::vector<T> q, kv, k_pe, d_out, dq, dkv, dk_pe;
+};
+
+TEST(MlaDenseBackward, EveryImplementationIsTheReference) {
+  for (const int64_t tokens : {1, 2, 127, 128, 129, 300}) {
+    for (const bool wide : {false, true}) {
+      MlaSequence<float> s;
+      s.tokens = tokens;
+      s.heads = wide ? 2 : 3;
+      s.nope = wide ? 33 : 5;
+      s.rope = wide ? 16 : 2;
+      s.v_dim = wide ? 31 : 1;
+      const int64_t rows = tokens * s.heads;
+      const std::vector<std::vector<float>> inputs = {
+          random_floats(rows * (s.nope + s.rope), 1), random_floats(rows * (s.nope + s.v_dim), 2),
+          random_floats(tokens * s.rope, 3), random_floats(rows * s.v_dim, 4)};
+      Dense<double> want(s, inputs);
+      want.run("reference", 1);
+      for (const char* name : {"simd", "reference"}) {
+        SCOPED_TRACE(std::string(name) + " " + std::to_string(tokens));
+        Dense<float> got(s, inputs);
+        got.run(name, 2);
+        const int64_t terms = tokens * s.heads + s.nope + s.rope + s.v_dim;
+        expect_close(got.dq, want.dq, terms, "dq");
+        expect_close(got.dkv, want.dkv, terms, "dkv");
+        expect_close(got.dk_pe, want.dk_pe, terms, "dk_pe");
+      }
+    }
+  }
+}
+
+// Row t selects up to k of its positions: every row has one, many more than k to choose from.
+std::vector<int32_t> selection(int64_t tokens, int64_t k) {
+  Random random(5, 5);
+  std::vector<int32_t> indices;
+  for (int64_t t = 0; t < tokens; ++t) {
+    std::vector<int32_t> row;
+    for (int64_t s = 0; s <= t; ++s) {
+      const int64_t wanted = k - static_cast<int64_t>(row.size()), left = t + 1 - s;
+      if (random.below(left) < wanted) row.push_back(static_cast<int32_t>(s));
+    }
+    row.resize(static_cast<size_t>(k), -1);
+    indices.insert(indices.end(), row.begin(), row.end());
+  }
+  return indices;
+}
+
+struct SparseShape {
+  int64_t tokens, heads, kv_lora, rope, k;
+};
+
+template <typename T>
+struct Sparse {
+  Sparse(const SparseShape& s, const std::vector<int32_t>& indices,
+         const std::vector<std::vector<float>>& inputs)
+      : q_latent(inputs[0].begin(), inputs[0].end()),
+        q_pe(inputs[1].begin(), inputs[1].end()),
+        c_kv(inputs[2].begin(), inputs[2].end()),
+        k_pe(inputs[3].begin(), inputs[3].end()),
+        d_out(inputs[4].begin(), inputs[4].end()),
+        dq_latent(q_latent.size()),
+        dq_pe(q_pe.size()),
+        dc_kv(c_kv.size()),
+        dk_pe(k_pe.size()),
+        p(static_cast<size_t>(s.tokens * s.k)) {
+    args = {q_latent.data(), q_pe.data(),      s.rope + 1,   c_kv.data(),    k_pe.data(), s.tokens,
+            s.heads,         s.kv_lora,        s.rope,       indices.data(), s.k,         T(0.15),
+            d_out.data(),    dq_latent.data(), dq_pe.data(), dc_kv.data(),   dk_pe.data()};
+  }
+  void run(const std::string& implementation, int threads) {
+    KernelContext context(threads);
+    context.force("mla_sparse_backward", implementation);
+    context.force("mla_sparse_target", implementation);
+    mla_sparse_backward<T>(context, args);
+    mla_sparse_target<T>(context, {args, p.data()});
+  }
+  MlaSparseBackwardArgs<T> args;
+  std::vector<T> q_latent, q_pe, c_kv, k_pe, d_out, dq_latent, dq_pe, dc_kv, dk_pe, p;
+};
+
+TEST(MlaSparseBackward, EveryImplementationIsTheReference) {
+  const SparseShape shapes[] = {{1, 1, 1, 2, 1}, {130, 3, 40, 6, 17}, {200, 2, 16, 4, 200}};
+  for (const SparseShape& s : shapes) {
+    const std::vector<int32_t> indices = selection(s.tokens, s.k);
+    const int64_t rows = s.tokens * s.heads;
+    const std::vector<std::vector<float>> inputs = {
+        random_floats(rows * s.kv_lora, 1), random_floats(rows * (s.rope + 1), 2),
+        random_floats(s.tokens * s.kv_lora, 3), random_floats(s.tokens * s.rope, 4),
+        random_floats(rows * s.kv_lora, 5)};
+    Sparse<double> want(s, indices, inputs);
+    want.run("reference", 1);
+    for (const char* name : {"simd", "reference"}) {
+      SCOPED_TRACE(std::string(name) + " " + std::to_string(s.tokens));
+      Sparse<float> got(s, indices, inputs);
+      got.run(name, 2);
+      const int64_t terms = s.tokens * s.heads + s.kv_lora + s.rope;
+      expect_close(got.dq_latent, want.dq_latent, terms, "dq_latent");
+      expect_close(got.dq_pe, want.dq_pe, terms, "dq_pe");
+      expect_close(got.dc_kv, want.dc_kv, terms, "dc_kv");
+      expect_close(got.dk_pe, want.dk_pe, terms, "dk_pe");
+      expect_close(got.p, want.p, terms, "p");
+    }
+  }
+}
+
+template <typename T>
+struct Kl {
+  Kl(int64_t tokens, int64_t heads, int64_t dim, const std::vector<std::vector<float>>& inputs)
+      : q(inputs[0].begin(), inputs[0].end()),
+        w(inputs[1].begin(), inputs[1].end()),
+        k(inputs[2].begin(), inputs[2].end()),
+        dq(q.size()),
+        dw(w.size()),
+        dk(k.size()),
+        kl(static_cast<size_t>(tokens)) {
+    in = {q.data(), w.data(),  k.data(),  tokens,    heads,    dim,
+          0.5,      kl.data(), dq.data(), dw.data(), dk.data()};
+  }
+  IndexerSequence<T> in;
+  std::vector<T> q, w, k, dq, dw, dk;
+  std::vector<double> kl;
+};
+
+void expect_same(const Kl<float>& got, const Kl<double>& want, int64_t terms) {
+  expect_close(got.dq, want.dq, terms, "dq");
+  expect_close(got.dw, want.dw, terms, "dw");
+  expect_close(got.dk, want.dk, terms, "dk");
+  for (size_t t = 0; t < got.kl.size(); ++t) {
+    // The sum of p (ln p - ln q): both logarithms are off by their scores' error.
+    ASSERT_NEAR(got.kl[t], want.kl[t], 8 * kUnitF32 * static_cast<double>(terms)) << t;
+  }
+}
+
+class IndexerKl : public testing::TestWithParam<bool> {
+ protected:
+  static constexpr int64_t kTokens = 140, kHeads = 3, kDim = 20;
+  // Small weights, so that scores stay below 8. With ties: every product is negative for half of
+  // the queries, and their scores are all exactly 0.
+  std::vector<std::vector<float>> inputs() const {
+    std::vector<std::vector<float>> x = {random_floats(kTokens * kHeads * kDim, 1),
+                                         random_floats(kTokens * kHeads, 2),
+                                         random_floats(kTokens * kDim, 3)};
+    for (float& w : x[1]) w *= 0.3F;
+    if (!GetParam()) return x;
+    for (float& k : x[2]) k = std::abs(k);
+    for (int64_t i = 0; i < kTokens * kHeads * kDim / 2; ++i) {
+      float& q = x[0][static_cast<size_t>(i)];
+      q = -std::abs(q);
+    }
+    return x;
+  }
+};
+
+TEST_P(IndexerKl, DenseIsTheReference) {
+  MlaSequence<float> s;
+  s.tokens = kTokens;
+  s.heads = 2;
+  s.nope = 6;
+  s.rope = 4;
+  s.v_dim = 3;
+  const std::vector<std::vector<float>> attention = {random_floats(kTokens * 2 * 10, 4),
+                                                     random_floats(kTokens * 2 * 9, 5),
+                                                     random_floats(kTokens * 4, 6),
+                                                     {}};
+  const Dense<float> target(s, attention);
+  const Dense<double> exact(s, attention);
+  Kl<double> want(kTokens, kHeads, kDim, inputs());
+  KernelContext reference(1);
+  indexer_kl_dense<double>(reference, {want.in, exact.in});
+  for (const char* name : {"simd", "reference"}) {
+    SCOPED_TRACE(name);
+    KernelContext context(2);
+    context.force("indexer_kl_dense", name);
+    Kl<float> got(kTokens, kHeads, kDim, inputs());
+    indexer_kl_dense<float>(context, {got.in, target.in});
+    expect_same(got, want, kTokens * kHeads + kDim + 10);
+  }
+}
+
+TEST_P(IndexerKl, SparseIsTheReference) {
+  constexpr int64_t kCount = 17;
+  const std::vector<int32_t> indices = selection(kTokens, kCount);
+  std::vector<float> p(indices.size());
+  for (int64_t t = 0; t < kTokens; ++t) {
+    const int64_t n = std::min(kCount, t + 1);
+    for (int64_t i = 0; i < n; ++i) {  // sums to 1, one of them 0
+      const double share =
+          n == 1 ? 1 : 2.0 * static_cast<double>(i) / static_cast<double>(n * (n - 1));
+      p[static_cast<size_t>(t * kCount + i)] = static_cast<float>(share);
+    }
+  }
+  const std::vector<double> p64 = doubles(p);
+  Kl<double> want(kTokens, kHeads, kDim, inputs());
+  KernelContext reference(1);
+  indexer_kl_sparse<double>(reference, {want.in, indices.data(), p64.data(), kCount});
+  for (const char* name : {"simd", "reference"}) {
+    SCOPED_TRACE(name);
+    KernelContext context(2);
+    context.force("indexer_kl_sparse", name);
+    Kl<float> got(kTokens, kHeads, kDim, inputs());
+    indexer_kl_sparse<float>(context, {got.in, indices.data(), p.data(), kCount});
+    expect_same(got, want, kTokens * kHeads + kDim);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(WithAndWithoutTies, IndexerKl, testing::Bool());
+
+TEST(CrossEntropyBackward, NoTargetNoGradient) {
+  std::vector<float> logits = {1, 2, 3, 4, 5, 6};
+  const int32_t targets[] = {-1, 2};
+  double loss[2];
+  KernelContext context(1);
+  cross_entropy_backward<float>(context, {logits.data(), targets, 2, 3, 2.0, loss});
+  EXPECT_EQ(loss[0], 0);
+  for (size_t i = 0; i < 3; ++i) EXPECT_EQ(logits[i], 0);
+  const double sum = std::exp(-2.0) + std::exp(-1.0) + 1;
+  EXPECT_NEAR(loss[1], std::log(sum), 4 * kUnitF32);
+  EXPECT_NEAR(logits[5], 2 * (1 / sum - 1), 8 * kUnitF32);
+}
+
+TEST(Optimizer, ClipsSkipsAndKeepsGroupsApart) {
+  const ModelConfig config = tiny_config();
+  const ParameterTable table(config);
+  const std::vector<float> start = tiny_values(table);
+  std::vector<float> weights = start, gradients(start.size(), 2.0F);
+  KernelContext context(2);
+  Optimizer optimizer(table);
+  AdamwSettings settings;
+  settings.learning_rate = 0.01;
+  settings.decay = 0;
+  const ParameterTable::Range indexer = table.range(ParameterGroup::kIndexer);
+  const double norm =
+      optimizer.step(context, ParameterGroup::kIndexer, settings, weights.data(), gradients.data());
+  EXPECT_NEAR(norm, 2 * std::sqrt(static_cast<double>(indexer.size())), 1e-9 * norm);
+  const auto clipped = static_cast<float>(0.1 * 2 / norm);  // (1 - beta1) g after the clip to 1
+  for (int64_t i = 0; i < table.size(); ++i) {
+    const auto at = static_cast<size_t>(i);
+    const bool own = i >= indexer.begin && i < indexer.end;
+    ASSERT_EQ(weights[at] != start[at], own) << i;
+    if (own) {
+      ASSERT_NEAR(optimizer.first()[at], clipped, 4 * kUnitF32 * clipped);
+    }
+  }
+  const std::vector<float> before = weights;
+  gradients[static_cast<size_t>(indexer.begin)] = NAN;
+  EXPECT_FALSE(std::isfinite(optimizer.step(context, ParameterGroup::kIndexer, settings,
+                                            weights.data(), gradients.data())));
+  EXPECT_EQ(weights, before);
+  EXPECT_EQ(optimizer.clock(ParameterGroup::kIndexer), 1);
+  EXPECT_EQ(optimizer.clock(ParameterGroup::kModel), 0);
+}
+
+TEST(RouterBias, MovesTowardsTheMean) {
+  const ModelConfig config = tiny_config();
+  const ParameterTable table(config);
+  std::vector<float> weights(static_cast<size_t>(table.size()));
+  update_router_biases(table, {{}, {1, 2, 3, 2, 2, 2}}, 0.5, weights.data());
+  const float* bias = weights.data() + table.layers()[1].router_bias;
+  const float want[] = {0.5F, 0, -0.5F, 0, 0, 0};
+  for (int e = 0; e < 6; ++e) EXPECT_EQ(bias[e], want[e]) << e;
+}
+
+}  // namespace
+}  // namespace tamis
