@@ -10,19 +10,25 @@
 #include "cli/commands.h"
 #include "cli/model_flags.h"
 #include "cli/support.h"
+#include "train/gradient_trace.h"
 
 namespace tamis::cli {
 namespace {
 
 struct Flags {
   ModelFlags model;
-  std::string ids_file, out;
+  std::string ids_file, out, gradient;
   TraceOptions trace;
 };
 
 int run(const Flags& f) {
   const auto context = f.model.make_context();
   const std::vector<int32_t> ids = read_ids_file(f.ids_file);
+  if (!f.gradient.empty()) {
+    write_gradients(*context, f.model.folder, gradient_from_name(f.gradient), ids, f.out);
+    f.model.explain(*context);
+    return 0;
+  }
   const auto model = f.model.load(f.trace.mtp);
   TraceOptions options = f.trace;
   options.policy = f.model.policy(model->config());
@@ -49,6 +55,8 @@ void add_trace(CLI::App& app, CommandBody& chosen) {
   c->add_option("--chunk", f->trace.chunk, "Prefill in chunks of this many tokens")
       ->check(CLI::Range(1, 1 << 30));
   c->add_flag("--mtp", f->trace.mtp, "Also the multi-token-prediction layer");
+  c->add_option("--grad", f->gradient,
+                "Instead: the loss and its gradients. lm, dense, stage1 or stage2");
   c->footer(
       "Keys: logits, hidden.L, hidden.norm, attn_out.L, mlp_out.L, index_scores.L, topk.L,\n"
       "router.L.ids/weights/logits/scores, kv_cache.L.c_kv/k_pe/index_k, "
