@@ -33,6 +33,7 @@ struct Flags {
   std::vector<std::string> hosts, origins;
   int64_t max_context = 0, max_sequences = 64, max_requests = 256, chunk = 512, cache_tokens = 0;
   int64_t drain_s = 30;
+  double recall_sample = 0;
   bool no_prefix_cache = false, no_access_log = false;
 };
 
@@ -65,6 +66,7 @@ EngineOptions engine_options(const Flags& f, const ModelConfig& config) {
   o.chunk = f.chunk;
   o.max_sequences = f.max_sequences;
   o.prefix_cache = !f.no_prefix_cache;
+  o.recall_sample = f.recall_sample;
   o.max_context = config.max_position;
   if (f.max_context > 0) o.max_context = std::min(o.max_context, f.max_context);
   // Room for a few whole contexts; the machine gives memory when a page is first written.
@@ -197,6 +199,10 @@ void add_engine_flags(CLI::App& c, Flags& f) {
       ->capture_default_str();
   c.add_option("--chunk", f.chunk, "Tokens of one forward pass")
       ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  c.add_option("--recall-sample", f.recall_sample,
+               "Part of the tokens, 0 to 1, whose selection is compared with dense attention")
+      ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
   c.add_flag("--no-prefix-cache", f.no_prefix_cache, "Read every prompt from its start");
 }

@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/utf8.h"
 #include "model/selector.h"
 #include "server/app.h"
 
@@ -91,7 +92,8 @@ HttpResponse App::tokenize(const HttpRequest& request) {
   const bool parse = f.flag("parse_special").value_or(true);
   const bool thinking = read_thinking(f);
   const bool generation_prompt = f.flag("add_generation_prompt").value_or(true);
-  f.ignore({"messages", "tools", "with_pieces", "return_token_strs"});
+  const bool texts = f.flag("return_token_strs").value_or(false);
+  f.ignore({"messages", "tools", "with_pieces"});
   f.no_others();
   std::vector<int32_t> ids;
   if (root.find("messages") != root.end()) {
@@ -110,8 +112,14 @@ HttpResponse App::tokenize(const HttpRequest& request) {
   } else {
     f.refuse("prompt", "is missing; want prompt, content or messages");
   }
-  return json_response(
-      {{"tokens", ids}, {"count", ids.size()}, {"max_model_len", model().max_context}});
+  OrderedJson out{{"tokens", ids}, {"count", ids.size()}, {"max_model_len", model().max_context}};
+  if (texts) {
+    out["token_strs"] = OrderedJson::array();
+    for (const int32_t id : ids) {
+      out["token_strs"].push_back(utf8_lossy(model().tokenizer.token_bytes(id)));
+    }
+  }
+  return json_response(out);
 }
 
 HttpResponse App::detokenize(const HttpRequest& request) {

@@ -80,6 +80,16 @@ void ignore_bookkeeping(Fields& f) {
             "prompt_cache_retention", "cache_prompt", "timings_per_token", "verbosity"});
 }
 
+// true, or how many context positions a token.
+void read_selection(Fields& f, Call& call) {
+  constexpr int64_t kDefault = 8, kMost = 64;
+  const OrderedJson* v = f.find("return_selection");
+  if (v == nullptr) return;
+  call.request.top_reads = v->is_boolean() ? (v->get<bool>() ? kDefault : 0)
+                                           : f.integer("return_selection", 0, kMost).value_or(0);
+  call.generation.reads = call.request.top_reads > 0;
+}
+
 std::optional<int64_t> read_max_tokens(Fields& f, const char*& field) {
   field = "max_completion_tokens";
   auto most = f.integer(field, 1, INT32_MAX);
@@ -355,6 +365,7 @@ Call read_chat_call(std::string_view body, const ServedModel& model) {
   }
   const char* field = "";
   const auto max_tokens = read_max_tokens(f, field);
+  read_selection(f, call);
   const ToolChoice choice = read_tool_choice(f);
   call.generation.one_call = !f.flag("parallel_tool_calls").value_or(true);
   read_answer_format(f, call);
@@ -392,11 +403,15 @@ Call read_completion_call(std::string_view body, const ServedModel& model) {
   const auto max_tokens = f.integer("max_tokens", call.score_prompt ? 0 : 1, INT32_MAX);
   if (f.text("suffix").value_or("") != "") f.refuse("suffix", "is not supported");
   read_prompts(f, model, call);
+  read_selection(f, call);
   read_answer_format(f, call);
   ignore_bookkeeping(f);
   f.no_others();
   if (!call.answer_field.empty() && call.score_prompt) {
     f.refuse("echo", "is not for " + call.answer_field + " with logprobs");
+  }
+  if (call.generation.reads && call.score_prompt) {
+    f.refuse("return_selection", "is not for echo with logprobs");
   }
   if (call.stream && call.score_prompt) f.refuse("stream", "is not for echo with logprobs");
   fit_into_context(max_tokens, "max_tokens", 16, model, call);

@@ -17,6 +17,7 @@ class ChatReply final : public Reply {
         id_(new_id("chatcmpl-")),
         created_(static_cast<int64_t>(std::time(nullptr))),
         logprobs_(call.generation.logprobs),
+        reads_(call.generation.reads),
         usage_(call.include_usage),
         calls_(static_cast<size_t>(call.answers())) {}
 
@@ -47,7 +48,9 @@ class ChatReply final : public Reply {
     for (const OutputEvent& part : parts) {
       OrderedJson delta = delta_of(index, part);
       if (delta.empty()) continue;
-      out += sse(chunk(index, std::move(delta), std::exchange(logprobs, nullptr), nullptr));
+      OrderedJson event = chunk(index, std::move(delta), std::exchange(logprobs, nullptr), nullptr);
+      add_selection(event, std::exchange(tokens, {}));
+      out += sse(event);
     }
     return out;
   }
@@ -55,8 +58,11 @@ class ChatReply final : public Reply {
   std::string choice_end(int index, const GenerationResult& result,
                          std::span<const SampledToken> tokens) override {
     const bool some = logprobs_ && !tokens.empty();
-    return sse(chunk(index, OrderedJson::object(), some ? logprobs_of(tokens) : OrderedJson(),
-                     std::string(result.finish)));
+    OrderedJson event =
+        chunk(index, OrderedJson::object(), some ? logprobs_of(tokens) : OrderedJson(),
+              std::string(result.finish));
+    add_selection(event, tokens);
+    return sse(event);
   }
 
   std::string end(const CallSummary& s) override {
@@ -98,6 +104,10 @@ class ChatReply final : public Reply {
     return out;
   }
 
+  void add_selection(OrderedJson& event, std::span<const SampledToken> tokens) const {
+    if (reads_ && !tokens.empty()) event["choices"][0]["selection"] = selection_json(tokens);
+  }
+
   OrderedJson delta_of(int index, const OutputEvent& part) {
     int64_t& calls = calls_[static_cast<size_t>(index)];
     switch (part.kind) {
@@ -137,10 +147,12 @@ class ChatReply final : public Reply {
       }
       message["tool_calls"] = std::move(calls);
     }
-    return {{"index", index},
-            {"message", std::move(message)},
-            {"logprobs", logprobs_ ? logprobs_of(r.tokens) : OrderedJson()},
-            {"finish_reason", std::string(r.finish)}};
+    OrderedJson out{{"index", index},
+                    {"message", std::move(message)},
+                    {"logprobs", logprobs_ ? logprobs_of(r.tokens) : OrderedJson()},
+                    {"finish_reason", std::string(r.finish)}};
+    if (reads_) out["selection"] = selection_json(r.tokens);
+    return out;
   }
 
   OrderedJson token_json(int32_t id, float logprob) const {
@@ -165,7 +177,7 @@ class ChatReply final : public Reply {
   const ServedModel& model_;
   std::string id_;
   int64_t created_;
-  bool logprobs_, usage_;
+  bool logprobs_, reads_, usage_;
   std::vector<int64_t> calls_;  // tool calls begun, by choice
 };
 

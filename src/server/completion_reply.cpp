@@ -17,6 +17,7 @@ class CompletionReply final : public Reply {
         id_(new_id("cmpl-")),
         created_(static_cast<int64_t>(std::time(nullptr))),
         logprobs_(call.generation.logprobs),
+        reads_(call.generation.reads),
         echo_(call.echo),
         usage_(call.include_usage),
         top_(call.request.sampling.top_logprobs),
@@ -47,6 +48,7 @@ class CompletionReply final : public Reply {
                          {"text", (echo_ ? prompts_[i] : "") + r.content},
                          {"logprobs", std::move(logprobs)},
                          {"finish_reason", std::string(r.finish)}});
+      if (reads_) choices.back()["selection"] = selection_json(r.tokens);
     }
     OrderedJson out = base(std::move(choices));
     out["usage"] = usage_json(s);
@@ -68,16 +70,20 @@ class CompletionReply final : public Reply {
     for (const OutputEvent& part : parts) text += part.text;
     if (text.empty()) return {};
     const auto i = static_cast<size_t>(choice);
-    return sse(
-        chunk(choice, text, logprobs_ ? logprobs_of(i, tokens, false) : OrderedJson(), nullptr));
+    OrderedJson event =
+        chunk(choice, text, logprobs_ ? logprobs_of(i, tokens, false) : OrderedJson(), nullptr);
+    if (reads_) event["choices"][0]["selection"] = selection_json(tokens);
+    return sse(event);
   }
 
   std::string choice_end(int choice, const GenerationResult& result,
                          std::span<const SampledToken> tokens) override {
     const auto i = static_cast<size_t>(choice);
     const bool some = logprobs_ && !tokens.empty();
-    return sse(chunk(choice, "", some ? logprobs_of(i, tokens, false) : OrderedJson(),
-                     std::string(result.finish)));
+    OrderedJson event = chunk(choice, "", some ? logprobs_of(i, tokens, false) : OrderedJson(),
+                              std::string(result.finish));
+    if (reads_ && !tokens.empty()) event["choices"][0]["selection"] = selection_json(tokens);
+    return sse(event);
   }
 
   std::string end(const CallSummary& s) override {
@@ -146,7 +152,7 @@ class CompletionReply final : public Reply {
   const ServedModel& model_;
   std::string id_;
   int64_t created_;
-  bool logprobs_, echo_, usage_;
+  bool logprobs_, reads_, echo_, usage_;
   int64_t top_;
   std::vector<int64_t> offsets_;      // bytes of text before the next token, by choice
   std::vector<std::string> prompts_;  // by choice, if they are echoed

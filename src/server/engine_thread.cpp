@@ -273,6 +273,7 @@ void EngineThread::publish() {
   g.prefix_hits = e.prefix.hit_tokens;
   g.preemptions = e.preemptions;
   g.step_seconds = step_seconds_;
+  g.selection = e.selection;
   const std::lock_guard lock(mutex_);
   gauges_ = g;
 }

@@ -21,7 +21,7 @@ void Generation::push(const TokenEvent& event, std::vector<OutputEvent>& parts) 
   if (event.token.id >= 0) {
     ++result_.token_count;
     const bool ends_text = event.finish == FinishReason::kStop;
-    if (options_.logprobs && !ends_text) result_.tokens.push_back(event.token);
+    if ((options_.logprobs || options_.reads) && !ends_text) result_.tokens.push_back(event.token);
     // The token that ends a text is not part of it.
     if (!ends_text) add(text_.push(event.token.id), parts);
   }

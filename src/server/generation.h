@@ -24,13 +24,14 @@ struct GenerationOptions {
   bool tools = false;
   bool one_call = false;  // end after the first tool call
   bool logprobs = false;
+  bool reads = false;  // keep what each token's attention read
   std::vector<std::string> stop;
 };
 
 struct GenerationResult {
   std::string reasoning, content;
   std::vector<ToolCall> tool_calls;
-  std::vector<SampledToken> tokens;  // with logprobs
+  std::vector<SampledToken> tokens;  // with logprobs or reads
   std::string_view finish;           // "stop", "length", "tool_calls"
   std::string stop_string;           // of those that were asked for, if one came
   int64_t token_count = 0, reasoning_tokens = 0;

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 namespace tamis::server {
 namespace {
 
@@ -41,6 +43,29 @@ void render_engine(std::string& out, const EngineGauges& g) {
           g.accepted_tokens);
   counter(out, "tamis:engine_steps_total", "Forward passes", g.steps);
   gauge(out, "tamis:engine_step_seconds", "Time of the last forward pass", g.step_seconds);
+}
+
+void render_selection(std::string& out, const SelectionStats& s) {
+  int64_t sampled = 0;
+  for (const SelectionStats::Layer& l : s.layers) sampled = std::max(sampled, l.tokens);
+  counter(out, "tamis:recall_sampled_tokens_total", "Tokens whose selection was measured", sampled);
+  if (sampled == 0) return;
+  head(out, "tamis:attention_kept_mass", "Part of dense attention that the selection holds, mean",
+       "gauge");
+  for (size_t l = 0; l < s.layers.size(); ++l) {
+    const double mean = s.layers[l].kept / static_cast<double>(s.layers[l].tokens);
+    out += fmt::format("tamis:attention_kept_mass{{layer=\"{}\"}} {}\n", l, mean);
+  }
+  const char* name = "tamis:selection_lookback_tokens";
+  head(out, name, "Distance from a token to the positions it reads", "histogram");
+  int64_t total = 0;
+  for (size_t i = 0; i < s.distance.size(); ++i) {
+    total += s.distance[i];
+    const bool last = i + 1 == s.distance.size();
+    const std::string bound = last ? "+Inf" : std::to_string(1 << i);
+    out += fmt::format("{}_bucket{{le=\"{}\"}} {}\n", name, bound, total);
+  }
+  out += fmt::format("{}_sum {}\n{}_count {}\n", name, s.distance_sum, name, total);
 }
 
 }  // namespace
@@ -88,6 +113,7 @@ std::string Metrics::render(const EngineGauges& g, std::string_view version) con
   counter(out, "tamis:requests_cancelled_total", "Requests whose client went", cancelled);
   counter(out, "tamis:requests_failed_total", "Requests ended by an error", failed);
   counter(out, "tamis:requests_rejected_total", "Requests refused for want of room", rejected);
+  render_selection(out, g.selection);
   time_to_first_token.render(out, "vllm:time_to_first_token_seconds", "Arrival to first token");
   inter_token.render(out, "vllm:inter_token_latency_seconds", "Between two tokens of a request");
   end_to_end.render(out, "vllm:e2e_request_latency_seconds", "Arrival to last token");

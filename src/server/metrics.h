@@ -10,6 +10,8 @@
 #include <string>
 #include <string_view>
 
+#include "engine/token_reads.h"
+
 namespace tamis::server {
 
 // Counts of values up to each bound, and their sum. Threads may share it.
@@ -35,6 +37,7 @@ struct EngineGauges {
   int64_t preemptions = 0;
   int64_t draft_tokens = 0, accepted_tokens = 0;
   double step_seconds = 0;
+  SelectionStats selection;
 };
 
 struct Metrics {

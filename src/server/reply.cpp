@@ -1,6 +1,7 @@
 #include "server/reply.h"
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 namespace tamis::server {
@@ -22,6 +23,21 @@ std::string named_sse(const OrderedJson& value) {
 double json_logprob(float logprob) {
   // NaN compares false, and becomes the bound too.
   return logprob > -9999.0F ? static_cast<double>(std::min(logprob, 0.0F)) : -9999.0;
+}
+
+OrderedJson selection_json(std::span<const SampledToken> tokens) {
+  OrderedJson out = OrderedJson::array();
+  for (const SampledToken& t : tokens) {
+    OrderedJson read = OrderedJson::array();
+    for (const ReadPosition& r : t.reads.top) {
+      OrderedJson layers = OrderedJson::array();
+      // Three digits tell what was read; more would make the answer large.
+      for (const float s : r.share) layers.push_back(std::round(s * 1000.0) / 1000.0);
+      read.push_back({{"position", r.position}, {"layers", std::move(layers)}});
+    }
+    out.push_back({{"position", t.reads.position + 1}, {"read", std::move(read)}});
+  }
+  return out;
 }
 
 OrderedJson usage_json(const CallSummary& s) {

@@ -68,6 +68,8 @@ std::string sse(const OrderedJson& value);
 std::string named_sse(const OrderedJson& value);
 OrderedJson usage_json(const CallSummary& summary);
 OrderedJson timings_json(const Timings& timings);
+// [{"position", "read": [{"position", "layers": [share, ...]}, ...]}, ...] of the tokens.
+OrderedJson selection_json(std::span<const SampledToken> tokens);
 // Finite, so that every JSON reader takes it.
 double json_logprob(float logprob);
 

@@ -36,13 +36,14 @@ struct Model {
 class Live {
  public:
   explicit Live(AppOptions options = {}, HttpOptions http = {},
-                std::optional<ChatFormat> format = std::nullopt) {
+                std::optional<ChatFormat> format = std::nullopt, double recall_sample = 0) {
     options.access_log = false;
     EngineOptions e;
     e.policy.topk = model_.model.config().index_topk;
     e.cache.pages = 257;
     e.chunk = 128;
     e.audit = true;
+    e.recall_sample = recall_sample;
     engine_ = std::make_unique<Engine>(model_.model, model_.context, e);
     scorer_ = std::make_unique<PromptScorer>(model_.model, model_.context, e);
     const std::string folder = model_.model.checkpoint().folder();
