@@ -18,6 +18,7 @@ void add_bench_op(CLI::App& bench, CommandBody& chosen);  // below `bench`
 void add_info(CLI::App& app, CommandBody& chosen);
 void add_chat(CLI::App& app, CommandBody& chosen);
 void add_convert(CLI::App& app, CommandBody& chosen);
+void add_data(CLI::App& app, CommandBody& chosen);
 void add_eval(CLI::App& app, CommandBody& chosen);
 void add_eval_retrieval(CLI::App& eval, CommandBody& chosen);  // below `eval`
 void add_generate(CLI::App& app, CommandBody& chosen);
@@ -26,6 +27,7 @@ void add_render(CLI::App& app, CommandBody& chosen);
 void add_serve(CLI::App& app, CommandBody& chosen);
 void add_tokenize(CLI::App& app, CommandBody& chosen);
 void add_trace(CLI::App& app, CommandBody& chosen);
+void add_train(CLI::App& app, CommandBody& chosen);
 void add_verify(CLI::App& app, CommandBody& chosen);
 
 }  // namespace tamis::cli

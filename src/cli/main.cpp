@@ -38,7 +38,7 @@ void quiet_other_ranks() {
 // Commands that run no model are done by rank 0 alone: two ranks would write the same files.
 bool is_for_rank_0_only(const CLI::App& app) {
   const std::string name = app.get_subcommands().front()->get_name();
-  return name == "convert" || name == "info" || name == "render" || name == "tokenize";
+  return name == "convert" || name == "data" || name == "info" || name == "render" || name == "tokenize";
 }
 
 int run(int argc, char** argv) {
@@ -54,6 +54,7 @@ int run(int argc, char** argv) {
   add_info(app, chosen);
   add_chat(app, chosen);
   add_convert(app, chosen);
+  add_data(app, chosen);
   add_eval(app, chosen);
   add_generate(app, chosen);
   add_plan(app, chosen);
@@ -62,6 +63,7 @@ int run(int argc, char** argv) {
   configuration.cover(*app.get_subcommand("serve"));
   add_tokenize(app, chosen);
   add_trace(app, chosen);
+  add_train(app, chosen);
   add_verify(app, chosen);
   try {
     std::vector<std::string> arguments = configuration.extend({argv + 1, argv + argc});

@@ -99,6 +99,7 @@ GradientKind gradient_from_name(const std::string& name) {
 
 void write_gradients(KernelContext& context, const std::string& model, GradientKind kind,
                      std::span<const int32_t> ids, const std::string& out) {
+  if (context.backend() == Backend::kCuda) throw UsageError("--grad: runs on a CPU alone");
   if (ids.size() < 2) throw InputError("--grad: want at least 2 ids");
   const Checkpoint checkpoint = Checkpoint::open(model);
   ModelConfig config = ModelConfig::parse(checkpoint.config_text(), model + "/config.json");

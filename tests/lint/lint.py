@@ -21,7 +21,7 @@ LEVELS = {
 HEADER_PLACES = {
     r'nlohmann/(?!json_fwd).*': ['*.cpp'],
     r'CLI/.*': ['src/cli/*.cpp'],
-    r'toml\+\+/.*': ['src/cli/*.cpp'],
+    r'toml\+\+/.*': ['src/cli/*.cpp', 'src/train/*.cpp'],
     r'spdlog/.*': ['src/base/*.cpp'],
     r'fmt/.*': ['*.cpp'],
     r'mpi\.h': ['src/comm/mpi.cpp'],

@@ -1,0 +1,122 @@
+// tamis train: the stages of a recipe.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <memory>
+#include <thread>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "cli/commands.h"
+#include "cli/support.h"
+#include "comm/launcher.h"
+#include "kernels/machine_peak.h"
+#include "train/trainer.h"
+
+namespace tamis::cli {
+namespace {
+
+struct TrainFlags {
+  std::string config;
+  std::vector<std::string> settings;
+  int64_t steps = std::numeric_limits<int64_t>::max();
+  int threads = 0;
+  bool dry_run = false;
+  std::string backend = "cpu";
+};
+
+std::string time_text(double seconds) {
+  const auto s = static_cast<int64_t>(seconds);
+  if (s >= 3600) return fmt::format("{}h{:02}m", s / 3600, s / 60 % 60);
+  return fmt::format("{}m{:02}s", s / 60, s % 60);
+}
+
+// A line a step on stderr: what it lost, how fast it was, how long the stage still takes.
+class StepLines {
+ public:
+  StepLines(const Recipe& recipe, double peak_flops) : recipe_(recipe), peak_(peak_flops) {}
+
+  void show(const StepReport& r) {
+    const Stage& stage = recipe_.stages[static_cast<size_t>(r.stage)];
+    std::string line = fmt::format("{} {}/{}", stage.name, r.stage_step, stage.steps);
+    if (!std::isnan(r.loss)) line += fmt::format("  loss {:.4f}", r.loss);
+    if (!r.kl.empty()) {
+      double kl = 0;
+      for (const double layer : r.kl) kl += layer;
+      line += fmt::format("  kl {:.4f}", kl / static_cast<double>(r.kl.size()));
+    }
+    const auto left = static_cast<double>(stage.steps - r.stage_step);
+    line += fmt::format("  {:.0f} tokens/s  mfu {:.1f}%  {} left",
+                        static_cast<double>(r.tokens) / r.seconds,
+                        100 * r.flops / r.seconds / peak_, time_text(left * r.seconds));
+    if (r.skipped) line += "  skipped: the gradient is not finite";
+    std::fprintf(stderr, "%s\n", line.c_str());
+  }
+
+ private:
+  const Recipe& recipe_;
+  double peak_;
+};
+
+int run_train(const TrainFlags& flags) {
+  if (!launcher_variable().empty()) {
+    throw UsageError("train: runs in one process; start it without mpirun");
+  }
+  const Backend backend = backend_from_name(flags.backend);
+  if (backend == Backend::kCuda) throw UsageError("train: there is no CUDA training yet");
+  const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  KernelContext context(flags.threads > 0 ? flags.threads : cores, backend);
+  Trainer trainer(Recipe::load(flags.config, flags.settings), context);
+  const double peak = measure_peak(context).flops;
+  if (flags.dry_run) {
+    write_stdout(trainer.plan() +
+                 fmt::format("this machine does at most {:.0f} GFLOP/s on {} threads\n", peak / 1e9,
+                             context.pool().num_threads()));
+    return 0;
+  }
+  if (trainer.position().step > 0) {
+    log_info(fmt::format("going on after step {}", trainer.position().step));
+  }
+  StepLines lines(trainer.recipe(), peak);
+  int64_t stage = -1;
+  trainer.run(flags.steps, [&](const StepReport& r) {
+    if (r.stage != stage) {
+      stage = r.stage;
+      std::fprintf(stderr, "%s\nkernels: %s\n", trainer.stage_line(stage).c_str(),
+                   fmt::format("{}", fmt::join(context.explain(), ", ")).c_str());
+    }
+    lines.show(r);
+  });
+  return 0;
+}
+
+}  // namespace
+
+void add_train(CLI::App& app, CommandBody& chosen) {
+  CLI::App* command = app.add_subcommand(
+      "train", "Train a model: dense, then its indexer, then sparse (docs/training.md)");
+  auto flags = std::make_shared<TrainFlags>();
+  command->add_option("-c,--config", flags->config, "The recipe, a TOML file")->required();
+  command->add_option("--set", flags->settings,
+                      "Changes a key of the recipe: run.seed=3, stage.0.lr=1e-3; may be repeated");
+  command
+      ->add_option("--steps", flags->steps, "Stop after this many steps in all, with a checkpoint")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--threads", flags->threads, "Threads; all cores unless given");
+  command->add_option("--backend", flags->backend, "cpu or reference")->capture_default_str();
+  command->add_flag("--dry-run", flags->dry_run, "Print what the run needs, and stop");
+  command->footer(
+      "A run that was stopped or killed goes on where its last checkpoint was: give the same "
+      "command.\n\n"
+      "Examples:\n"
+      "  tamis train -c train.toml --dry-run\n"
+      "  tamis train -c train.toml\n"
+      "  tamis generate -m runs/tiny/sparse --prompt 'The '");
+  command->callback([flags, &chosen] { chosen = [flags] { return run_train(*flags); }; });
+}
+
+}  // namespace tamis::cli

@@ -1,0 +1,72 @@
+#include "train/export.h"
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "base/atomic_file.h"
+#include "base/json.h"
+#include "checkpoint/safetensors.h"
+#include "tensor/convert.h"
+
+namespace tamis {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string exported_config(const ExportOptions& o) {
+  OrderedJson json = parse_ordered_json(o.config_text, "config.json");
+  if (!o.with_indexer) {
+    json["model_type"] = "deepseek_v3";
+    json["architectures"] = {"DeepseekV3ForCausalLM"};
+    for (const char* key : {"index_topk", "index_n_heads", "index_head_dim"}) json.erase(key);
+  } else if (o.topk > 0) {
+    json["index_topk"] = o.topk;
+  }
+  json["torch_dtype"] = o.bf16 ? "bfloat16" : "float32";
+  json["num_nextn_predict_layers"] = 0;
+  json.erase("quantization_config");
+  return json.dump(2) + "\n";
+}
+
+void write_tensors(const ExportOptions& o, const ParameterTable& table,
+                   const std::vector<float>& weights) {
+  std::vector<const Parameter*> list;
+  for (const Parameter& p : table.list()) {
+    if (o.with_indexer || p.group != ParameterGroup::kIndexer) list.push_back(&p);
+  }
+  std::vector<TensorSpec> specs;
+  const auto narrow = [&](const Parameter& p) { return o.bf16 && p.shape.rank() == 2; };
+  for (const Parameter* p : list) {
+    specs.push_back({p->name, narrow(*p) ? DType::kBF16 : DType::kF32, p->shape});
+  }
+  SafetensorsWriter writer(o.folder + "/model.safetensors", specs, {{"format", "pt"}});
+  std::vector<uint16_t> halves;
+  for (const Parameter* p : list) {
+    const std::span<const float> values(weights.data() + p->offset, static_cast<size_t>(p->size()));
+    if (!narrow(*p)) {
+      writer.append_tensor(p->name, std::as_bytes(values));
+      continue;
+    }
+    halves.clear();
+    for (const float v : values) halves.push_back(float_to_bf16(v));
+    writer.append_tensor(p->name, std::as_bytes(std::span(halves)));
+  }
+  writer.commit();
+}
+
+}  // namespace
+
+void export_model(const ExportOptions& o, const ParameterTable& table,
+                  const std::vector<float>& weights) {
+  fs::create_directories(o.folder);
+  write_tensors(o, table, weights);
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}) {
+    const fs::path from = fs::path(o.tokenizer) / name;
+    if (!fs::exists(from)) continue;
+    write_file_atomically(o.folder + "/" + name, read_text_file(from, 256 << 20));
+  }
+  // Last: a folder without it is no model.
+  write_file_atomically(o.folder + "/config.json", exported_config(o));
+}
+
+}  // namespace tamis

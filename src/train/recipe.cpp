@@ -1,0 +1,298 @@
+#include "train/recipe.h"
+
+#include <toml++/toml.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <set>
+#include <sstream>
+
+#include "base/error.h"
+#include "base/json.h"
+
+namespace tamis {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int64_t kMaxRecipe = 1 << 20;
+
+// The keys of one table: each may be asked for once, and none may be left over.
+class Table {
+ public:
+  Table(const toml::table& table, std::string where) : table_(table), where_(std::move(where)) {}
+
+  const std::string& where() const { return where_; }
+
+  template <typename T>
+  void get(const char* key, T& to, double least = -1e300, double most = 1e300) {
+    asked_.insert(key);
+    const toml::node* node = table_.get(key);
+    if (node == nullptr) return;
+    const auto value = node->value_exact<T>();
+    if (!value) throw InputError(where_ + "." + key + ": of another type");
+    if constexpr (std::is_arithmetic_v<T>) check(key, static_cast<double>(*value), least, most);
+    to = *value;
+  }
+  // Also takes an integer.
+  void get(const char* key, double& to, double least = -1e300, double most = 1e300) {
+    asked_.insert(key);
+    const toml::node* node = table_.get(key);
+    if (node == nullptr) return;
+    const auto value = node->value<double>();
+    if (!value || node->is_boolean()) throw InputError(where_ + "." + key + ": want a number");
+    check(key, *value, least, most);
+    to = *value;
+  }
+  bool has(const char* key) const { return table_.contains(key); }
+  void require(const char* key) const {
+    if (!has(key)) throw InputError(where_ + "." + key + ": missing");
+  }
+  void finish() const {
+    for (const auto& [key, node] : table_) {
+      if (asked_.count(std::string(key.str())) == 0) {
+        throw InputError(where_ + "." + printable(key.str()) + ": no such key");
+      }
+    }
+  }
+
+ private:
+  void check(const char* key, double value, double least, double most) const {
+    if (value >= least && value <= most) return;
+    std::ostringstream message;
+    message << where_ << '.' << key << ": got " << value << ", want " << least << " to " << most;
+    throw InputError(message.str());
+  }
+
+  const toml::table& table_;
+  std::string where_;
+  std::set<std::string> asked_;
+};
+
+constexpr double kMost = 1e12;
+
+StageKind kind_of(const std::string& name, const std::string& where) {
+  for (const StageKind kind :
+       {StageKind::kPretrain, StageKind::kWarmup, StageKind::kSparse, StageKind::kDense}) {
+    if (stage_name(kind) == name) return kind;
+  }
+  throw InputError(where + ".kind: got " + printable(name) +
+                   ", want pretrain, warmup, sparse or dense");
+}
+
+void read_schedule(Table& t, Schedule& s) {
+  std::string kind = "constant";
+  t.get("schedule", kind);
+  if (kind == "cosine") {
+    s.kind = Schedule::Kind::kCosine;
+  } else if (kind == "wsd") {
+    s.kind = Schedule::Kind::kWarmupStableDecay;
+  } else if (kind != "constant") {
+    throw InputError(t.where() + ".schedule: got " + printable(kind) +
+                     ", want constant, cosine or wsd");
+  }
+  t.get("warmup_steps", s.warmup, 0, kMost);
+  t.get("decay_share", s.decay, 0, 1);
+  t.get("end_factor", s.end, 0, 1);
+}
+
+void read_adamw(Table& t, AdamwSettings& model, AdamwSettings& indexer) {
+  t.require("lr");
+  t.get("lr", model.learning_rate, 0, 10);
+  t.get("beta1", model.beta1, 0, 0.99999);
+  t.get("beta2", model.beta2, 0, 0.99999999);
+  t.get("eps", model.eps, 0, 1);
+  t.get("weight_decay", model.decay, 0, 10);
+  t.get("clip", model.clip, 0, kMost);
+  indexer = model;
+  t.get("indexer_lr", indexer.learning_rate, 0, 10);
+  t.get("indexer_clip", indexer.clip, 0, kMost);
+}
+
+Stage read_stage(const toml::table& table, const std::string& where) {
+  Table t(table, where);
+  Stage s;
+  std::string kind;
+  t.require("kind");
+  t.get("kind", kind);
+  s.kind = kind_of(kind, where);
+  s.name = kind;
+  t.get("name", s.name);
+  for (const char* key : {"steps", "length"}) t.require(key);
+  t.get("steps", s.steps, 1, kMost);
+  t.get("length", s.length, 2, 1 << 24);
+  t.get("batch", s.batch, 1, 1 << 20);
+  t.get("micro_batch", s.micro_batch, 1, 1 << 20);
+  t.get("topk", s.topk, 1, 1 << 24);
+  t.get("kl_weight", s.kl_weight, 0, kMost);
+  t.get("balance_weight", s.balance_weight, 0, kMost);
+  t.get("bias_speed", s.bias_speed, 0, 1);
+  read_schedule(t, s.schedule);
+  read_adamw(t, s.model, s.indexer);
+  t.finish();
+  const bool file_name =
+      !s.name.empty() &&
+      s.name.find_first_not_of(
+          "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") == std::string::npos;
+  if (!file_name) throw InputError(where + ".name: want letters, digits, - and _");
+  if (s.kind == StageKind::kSparse && s.topk == 0) throw InputError(where + ".topk: missing");
+  if (s.kind != StageKind::kSparse && s.topk != 0) {
+    throw InputError(where + ".topk: only a sparse stage selects");
+  }
+  if (s.kind == StageKind::kSparse && s.topk >= s.length && s.kl_weight > 0) {
+    throw InputError(where + ".topk: got " + std::to_string(s.topk) + " for sequences of " +
+                     std::to_string(s.length) +
+                     " tokens: everything is selected and the indexer learns nothing of its "
+                     "choice; want a top-k below the length, or kl_weight = 0");
+  }
+  if (s.kind == StageKind::kWarmup && s.kl_weight == 0) {
+    throw InputError(where + ".kl_weight: a warm-up learns from nothing else");
+  }
+  return s;
+}
+
+// "stage.0.steps=10" -> recipe["stage"][0]["steps"] = 10
+void change(toml::table& root, const std::string& setting) {
+  const size_t equals = setting.find('=');
+  if (equals == std::string::npos || equals == 0) {
+    throw UsageError("train: --set " + printable(setting) + ": want KEY=VALUE");
+  }
+  const std::string path = setting.substr(0, equals), value = setting.substr(equals + 1);
+  toml::table parsed;
+  try {  // a bare word is a string
+    parsed = toml::parse("value = " + value);
+  } catch (const toml::parse_error&) {
+    parsed.insert_or_assign("value", value);
+  }
+  toml::node* node = &root;
+  std::istringstream parts(path);
+  std::string part, next;
+  std::getline(parts, part, '.');
+  while (std::getline(parts, next, '.')) {
+    toml::node* inner = nullptr;
+    if (toml::table* table = node->as_table()) {
+      if (!table->contains(part) && next.find_first_not_of("0123456789") != std::string::npos) {
+        table->insert(part, toml::table());
+      }
+      inner = table->get(part);
+    } else if (toml::array* array = node->as_array()) {
+      inner = part.find_first_not_of("0123456789") == std::string::npos && part.size() < 6
+                  ? array->get(static_cast<size_t>(std::stoul(part)))
+                  : nullptr;
+    }
+    if (inner == nullptr) throw InputError("--set " + printable(path) + ": no " + printable(part));
+    node = inner;
+    part = next;
+  }
+  toml::table* table = node->as_table();
+  if (table == nullptr) throw InputError("--set " + printable(path) + ": not a key of a table");
+  table->insert_or_assign(part, *parsed.get("value"));
+}
+
+const toml::table& section(const toml::table& root, const char* key, const std::string& where) {
+  const toml::table* table = root.get_as<toml::table>(key);
+  if (table == nullptr) throw InputError(where + ": no table [" + key + "]");
+  return *table;
+}
+
+// A path of the recipe, relative to the recipe's own folder.
+void resolve(std::string& path, const fs::path& base) {
+  if (!path.empty() && fs::path(path).is_relative()) path = (base / path).lexically_normal();
+}
+
+void read_run(Recipe& r, const toml::table& root, const std::string& where) {
+  Table model(section(root, "model", where), where + ": model");
+  model.get("config", r.config);
+  model.get("from", r.from);
+  model.get("tokenizer", r.tokenizer);
+  model.finish();
+  if (r.config.empty() && r.from.empty()) {
+    throw InputError(where +
+                     ": model: want config (a fresh model), from (a folder to start from) or "
+                     "both (another configuration of the folder's weights)");
+  }
+  if (r.tokenizer.empty()) r.tokenizer = r.from;
+  if (r.tokenizer.empty()) throw InputError(where + ": model.tokenizer: missing");
+  Table data(section(root, "data", where), where + ": data");
+  data.require("train");
+  data.get("train", r.data);
+  data.finish();
+  Table run(section(root, "run", where), where + ": run");
+  run.require("out");
+  run.get("out", r.out);
+  int64_t seed = 0;
+  run.get("seed", seed, 0, 9e15);
+  r.seed = static_cast<uint64_t>(seed);
+  run.get("save_every", r.save_every, 1, kMost);
+  run.get("keep_last", r.keep_last, 1, kMost);
+  run.get("max_skips", r.max_skips, 1, kMost);
+  run.get("export", r.export_dtype);
+  run.finish();
+  if (r.export_dtype != "bf16" && r.export_dtype != "f32") {
+    throw InputError(where + ": run.export: want bf16 or f32");
+  }
+}
+
+void read_stages(Recipe& r, const toml::table& root, const std::string& where) {
+  const toml::array* stages = root.get_as<toml::array>("stage");
+  if (stages == nullptr || stages->empty()) throw InputError(where + ": no [[stage]]");
+  std::set<std::string> names;
+  for (const toml::node& node : *stages) {
+    const std::string at = where + ": stage " + std::to_string(r.stages.size());
+    if (!node.is_table()) throw InputError(at + ": want a table");
+    r.stages.push_back(read_stage(*node.as_table(), at));
+    if (!names.insert(r.stages.back().name).second) {
+      throw InputError(at + ": the name " + r.stages.back().name + " is taken; give it another");
+    }
+  }
+}
+
+}  // namespace
+
+std::string stage_name(StageKind kind) {
+  switch (kind) {
+    case StageKind::kPretrain:
+      return "pretrain";
+    case StageKind::kWarmup:
+      return "warmup";
+    case StageKind::kSparse:
+      return "sparse";
+    case StageKind::kDense:
+      return "dense";
+  }
+  return "";
+}
+
+int64_t Recipe::total_steps() const {
+  int64_t total = 0;
+  for (const Stage& s : stages) total += s.steps;
+  return total;
+}
+
+Recipe Recipe::load(const std::string& path, const std::vector<std::string>& settings) {
+  toml::table root;
+  try {
+    root = toml::parse(read_text_file(path, kMaxRecipe), path);
+  } catch (const toml::parse_error& e) {
+    throw InputError(path + ":" + std::to_string(e.source().begin.line) + ": " +
+                     std::string(e.description()));
+  }
+  for (const std::string& setting : settings) change(root, setting);
+  for (const auto& [key, node] : root) {
+    static const std::set<std::string_view> known = {"model", "data", "run", "stage"};
+    if (known.count(key.str()) == 0) {
+      throw InputError(path + ": " + printable(key.str()) + ": no such key");
+    }
+  }
+  Recipe r;
+  read_run(r, root, path);
+  read_stages(r, root, path);
+  std::ostringstream text;
+  text << toml::json_formatter(root);
+  r.text = text.str();
+  const fs::path base = fs::path(path).parent_path();
+  for (std::string* p : {&r.config, &r.from, &r.tokenizer, &r.data, &r.out}) resolve(*p, base);
+  return r;
+}
+
+}  // namespace tamis

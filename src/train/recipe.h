@@ -1,0 +1,64 @@
+// What a training run does: the TOML file of `tamis train`, checked. docs/training.md has every
+// key.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "train/optimizer.h"
+#include "train/schedule.h"
+
+namespace tamis {
+
+enum class StageKind : uint8_t {
+  kPretrain,  // dense attention, language-model loss
+  kWarmup,    // dense attention, only the indexer learns: KL over every earlier token
+  kSparse,    // top-k attention: language-model loss, and KL over the selected set for the indexer
+  kDense,  // dense attention, language-model loss: the control that continues a sparse run's start
+};
+std::string stage_name(StageKind kind);
+
+struct Stage {
+  StageKind kind = StageKind::kPretrain;
+  std::string name;  // of its checkpoint and export; the kind's name unless given
+  int64_t steps = 0;
+  int64_t batch = 1;        // sequences a step
+  int64_t micro_batch = 1;  // of them at once
+  int64_t length = 0;       // tokens of a sequence
+  int64_t topk = 0;         // sparse
+  AdamwSettings model, indexer;
+  Schedule schedule;
+  double kl_weight = 1;          // warm-up and sparse: of the mean KL a token, summed over layers
+  double balance_weight = 1e-4;  // alpha of the sequence-wise balance loss
+  double bias_speed = 1e-3;      // gamma of the router's bias
+
+  bool trains_model() const { return kind != StageKind::kWarmup; }
+  bool trains_indexer() const {
+    return kind == StageKind::kWarmup || (kind == StageKind::kSparse && kl_weight > 0);
+  }
+};
+
+struct Recipe {
+  std::string from;       // a checkpoint folder to start from; empty: a fresh model
+  std::string config;     // config.json, if it is not the one of `from`
+  std::string tokenizer;  // folder with tokenizer.json
+  std::string data;       // folder of `tamis data build`
+  std::string out;
+  uint64_t seed = 0;
+  int64_t save_every = 100, keep_last = 2;  // steps; checkpoints besides those of stage ends
+  int64_t max_skips = 10;                   // steps in a row without a finite gradient
+  std::string export_dtype = "bf16";        // or f32
+  std::vector<Stage> stages;
+  std::string text;  // the whole recipe, canonical: a run goes on only with the one it began with
+
+  int64_t total_steps() const;
+
+  // `settings` are KEY=VALUE changes, e.g. "stage.0.steps=10", "run.seed=3". InputError "WHERE:
+  // key:
+  // ..." for an unknown key, a wrong type or a value out of range; paths are relative to the folder
+  // of the file.
+  static Recipe load(const std::string& path, const std::vector<std::string>& settings);
+};
+
+}  // namespace tamis

@@ -1,0 +1,314 @@
+#include "train/trainer.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/json.h"
+#include "train/cost.h"
+#include "train/export.h"
+#include "train/train_log.h"
+#include "train/weights_io.h"
+
+namespace tamis {
+namespace {
+
+constexpr int64_t kMaxConfig = 1 << 20;
+constexpr double kNotLearned = std::numeric_limits<double>::quiet_NaN();
+
+double deviation_of(const std::string& config_text) {
+  const Json json = parse_json(config_text, "config.json");
+  const auto it = json.find("initializer_range");
+  return it != json.end() && it->is_number() ? it->get<double>() : 0.02;
+}
+
+Objective objective_of(const Stage& s, int64_t targets, int64_t tokens, int64_t sequences) {
+  Objective o;
+  o.attention = s.kind == StageKind::kSparse ? TrainAttention::kSparse : TrainAttention::kDense;
+  o.topk = s.topk;
+  o.train_model = s.trains_model();
+  o.train_indexer = s.trains_indexer();
+  o.lm_scale = 1 / static_cast<double>(std::max<int64_t>(1, targets));
+  o.kl_scale = s.kl_weight / static_cast<double>(tokens);
+  o.balance_scale = s.balance_weight / static_cast<double>(sequences);
+  return o;
+}
+
+// The busiest expert's share of a layer over the mean, the worst layer.
+double most_loaded(const std::vector<std::vector<int64_t>>& load) {
+  double worst = 0;
+  for (const std::vector<int64_t>& layer : load) {
+    int64_t total = 0, most = 0;
+    for (const int64_t n : layer) {
+      total += n;
+      most = std::max(most, n);
+    }
+    if (total > 0) {
+      worst = std::max(worst, static_cast<double>(most) * static_cast<double>(layer.size()) /
+                                  static_cast<double>(total));
+    }
+  }
+  return worst;
+}
+
+}  // namespace
+
+Trainer::Trainer(Recipe recipe, KernelContext& context)
+    : recipe_(std::move(recipe)), context_(context) {
+  const std::string config =
+      recipe_.config.empty() ? recipe_.from + "/config.json" : recipe_.config;
+  config_text_ = read_text_file(config, kMaxConfig);
+  config_ = ModelConfig::parse(config_text_, config);
+  config_.num_mtp_layers = 0;  // its tensors are neither trained nor exported
+  table_ = std::make_unique<ParameterTable>(config_);
+  data_ = std::make_unique<TokenData>(recipe_.data);
+  weights_.resize(static_cast<size_t>(table_->size()));
+  gradients_.resize(weights_.size());
+  optimizer_ = std::make_unique<Optimizer>(*table_);
+  model_ = std::make_unique<TrainModel<float>>(config_, *table_);
+  draw_values(*table_, recipe_.seed, deviation_of(config_text_), weights_.data());
+  if (!recipe_.from.empty()) {
+    const int64_t missing = load_values(Checkpoint::open(recipe_.from), *table_, weights_.data());
+    indexer_at_start_ = config_.has_indexer() && missing == 0;
+  }
+  check();
+  position_.recipe = recipe_.text;
+  position_.data = data_->checksum();
+  position_.indexer_trained = indexer_at_start_;
+  const auto newest = newest_checkpoint(recipe_.out + "/checkpoints");
+  if (!newest) return;
+  const RunPosition found = load_checkpoint(*newest, *table_, weights_, *optimizer_);
+  if (found.recipe != position_.recipe) {
+    throw InputError(*newest +
+                     ": began with another recipe; go on with that one, or choose "
+                     "another run.out");
+  }
+  if (found.data != position_.data) {
+    throw InputError(*newest + ": began with other data than " + recipe_.data);
+  }
+  position_ = found;
+}
+
+Trainer::~Trainer() = default;
+
+void Trainer::check() const {
+  if (tokenizer_checksum(recipe_.tokenizer) != data_->tokenizer()) {
+    throw InputError(recipe_.data + ": made with another tokenizer than " + recipe_.tokenizer +
+                     "/tokenizer.json; build it again with this one");
+  }
+  if (data_->vocab_size() > config_.vocab_size) {
+    throw InputError(fmt::format("{}: ids up to {}, the model's vocabulary has {}", recipe_.data,
+                                 data_->vocab_size(), config_.vocab_size));
+  }
+  bool indexer_ready = indexer_at_start_;
+  for (const Stage& s : recipe_.stages) {
+    check_stage(s, indexer_ready);
+    indexer_ready = indexer_ready || s.kind == StageKind::kWarmup;
+  }
+}
+
+void Trainer::check_stage(const Stage& s, bool indexer_ready) const {
+  const std::string where = "stage " + s.name + ": ";
+  if (s.length >= data_->tokens()) {
+    throw InputError(fmt::format("{}sequences of {} tokens, {} has {}", where, s.length,
+                                 recipe_.data, data_->tokens()));
+  }
+  if (config_.max_position > 0 && s.length > config_.max_position) {
+    throw InputError(fmt::format("{}length {} is past the model's max_position_embeddings {}",
+                                 where, s.length, config_.max_position));
+  }
+  const bool needs = s.kind == StageKind::kWarmup || s.kind == StageKind::kSparse;
+  if (needs && !config_.has_indexer()) {
+    throw InputError(where +
+                     "the model has no indexer; give model.config with index_topk, "
+                     "index_n_heads and index_head_dim");
+  }
+  if (s.kind == StageKind::kSparse && !indexer_ready) {
+    throw InputError(where +
+                     "the indexer is fresh and would select at random; put a warmup stage "
+                     "before it, or start from a model with a trained indexer");
+  }
+}
+
+std::string Trainer::stage_line(int64_t index) const {
+  const Stage& s = recipe_.stages[static_cast<size_t>(index)];
+  const bool sparse = s.kind == StageKind::kSparse;
+  const ParameterCount n = count_parameters(config_, *table_);
+  std::string learns;
+  if (s.trains_model()) learns = fmt::format("the model ({} values)", n.model);
+  if (s.trains_indexer()) {
+    learns += fmt::format("{}the indexer ({} values)", learns.empty() ? "" : " and ", n.indexer);
+  }
+  const std::string kl = !s.trains_indexer() ? "none"
+                         : sparse            ? fmt::format("the {} selected", s.topk)
+                                             : "every earlier token";
+  return fmt::format(
+      "stage {}: {}: {} attention, KL over {}, trains {}; {} steps of {} x {} tokens; "
+      "deterministic",
+      s.name, stage_name(s.kind), sparse ? "sparse" : "dense", kl, learns, s.steps, s.batch,
+      s.length);
+}
+
+std::string Trainer::plan() const {
+  const ParameterCount n = count_parameters(config_, *table_);
+  const double mib = static_cast<double>(table_->size()) * 4 / (1 << 20);
+  std::string out = fmt::format(
+      "parameters  {} of the model ({} met by a token), {} of the indexer\n"
+      "data        {} tokens\n"
+      "memory      {:.0f} MiB: weights, gradients and two moments in float32; activations "
+      "besides\n",
+      n.model, n.active, n.indexer, data_->tokens(), 4 * mib);
+  for (size_t i = 0; i < recipe_.stages.size(); ++i) {
+    const Stage& s = recipe_.stages[i];
+    const double per_token = flops_per_token(config_, *table_, s);
+    const auto tokens = static_cast<double>(s.steps * s.batch * s.length);
+    out += stage_line(static_cast<int64_t>(i)) +
+           fmt::format("\n  {:.1f} MFLOP a token, {:.3g} tokens, {:.3g} FLOP\n", per_token / 1e6,
+                       tokens, per_token * tokens);
+  }
+  return out;
+}
+
+MicroBatch Trainer::micro_batch(const Stage& stage, int64_t first, int64_t count) const {
+  // Sequences are numbered over the whole run, so two recipes that agree up to here see the same.
+  int64_t number = position_.stage_step * stage.batch + first;
+  for (int64_t i = 0; i < position_.stage; ++i) {
+    const Stage& earlier = recipe_.stages[static_cast<size_t>(i)];
+    number += earlier.steps * earlier.batch;
+  }
+  MicroBatch batch;
+  for (int64_t i = 0; i < count; ++i) data_->append(recipe_.seed, number + i, stage.length, batch);
+  return batch;
+}
+
+// Losses and gradients of a whole step.
+void Trainer::accumulate(const Stage& stage, StepReport& report) {
+  std::vector<MicroBatch> batches;
+  int64_t targets = 0, sequences = 0;
+  for (int64_t first = 0; first < stage.batch; first += stage.micro_batch) {
+    const int64_t count = std::min(stage.micro_batch, stage.batch - first);
+    batches.push_back(micro_batch(stage, first, count));
+    report.tokens += batches.back().tokens();
+    sequences += batches.back().sequences();
+    for (const int32_t t : batches.back().targets) targets += t >= 0 ? 1 : 0;
+  }
+  const Objective objective = objective_of(stage, targets, report.tokens, sequences);
+  std::fill(gradients_.begin(), gradients_.end(), 0.0F);
+  load_.assign(config_.layers.size(),
+               std::vector<int64_t>(static_cast<size_t>(config_.num_experts)));
+  double loss = 0;
+  for (const MicroBatch& batch : batches) {
+    const StepResult r =
+        model_->run(context_, {weights_.data(), gradients_.data()}, batch, objective);
+    loss += r.lm_loss;
+    for (const double b : r.balance) report.balance += b / static_cast<double>(sequences);
+    report.kl.resize(r.kl.size());
+    for (size_t l = 0; l < r.kl.size(); ++l) {
+      report.kl[l] += r.kl[l] / static_cast<double>(report.tokens);
+    }
+    for (size_t l = 0; l < load_.size(); ++l) {
+      for (size_t e = 0; e < load_[l].size(); ++e) load_[l][e] += r.load[l][e];
+    }
+  }
+  report.loss = stage.trains_model() ? loss / static_cast<double>(targets) : kNotLearned;
+  report.most_loaded = most_loaded(load_);
+}
+
+void Trainer::move(const Stage& stage, StepReport& report) {
+  const double factor = stage.schedule.factor(position_.stage_step, stage.steps);
+  struct Group {
+    ParameterGroup group;
+    AdamwSettings settings;
+    double *norm, *rate;
+  };
+  std::vector<Group> groups;
+  if (stage.trains_model()) {
+    groups.push_back({ParameterGroup::kModel, stage.model, &report.norm_model, &report.lr_model});
+  }
+  if (stage.trains_indexer()) {
+    groups.push_back(
+        {ParameterGroup::kIndexer, stage.indexer, &report.norm_indexer, &report.lr_indexer});
+  }
+  for (Group& g : groups) {
+    *g.norm = optimizer_->gradient_norm(context_, g.group, gradients_.data());
+    *g.rate = g.settings.learning_rate *= factor;
+    report.skipped = report.skipped || !std::isfinite(*g.norm);
+  }
+  if (report.skipped) return;  // neither group moves
+  for (const Group& g : groups) {
+    optimizer_->step(context_, g.group, g.settings, weights_.data(), gradients_.data());
+  }
+  if (stage.trains_model()) {
+    update_router_biases(*table_, load_, stage.bias_speed, weights_.data());
+  }
+  position_.indexer_trained = position_.indexer_trained || stage.trains_indexer();
+}
+
+StepReport Trainer::step() {
+  const auto start = std::chrono::steady_clock::now();
+  const Stage& stage = recipe_.stages[static_cast<size_t>(position_.stage)];
+  StepReport report;
+  report.stage = position_.stage;
+  accumulate(stage, report);
+  move(stage, report);
+  report.step = ++position_.step;
+  report.stage_step = ++position_.stage_step;
+  report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  report.flops = flops_per_token(config_, *table_, stage) * static_cast<double>(report.tokens);
+  return report;
+}
+
+void Trainer::save(bool stage_end) {
+  const std::string folder = recipe_.out + "/checkpoints";
+  position_.stage_end = stage_end;
+  save_checkpoint(folder, position_, *table_, weights_, *optimizer_);
+  remove_old_checkpoints(folder, recipe_.keep_last);
+}
+
+// The model folder first: a kill between the two makes it again.
+void Trainer::end_stage() {
+  const Stage& stage = recipe_.stages[static_cast<size_t>(position_.stage)];
+  export_model({recipe_.out + "/" + stage.name, config_text_, recipe_.tokenizer,
+                config_.has_indexer() && position_.indexer_trained, stage.topk,
+                recipe_.export_dtype == "bf16"},
+               *table_, weights_);
+  ++position_.stage;
+  position_.stage_step = 0;
+  save(true);
+}
+
+void Trainer::run(int64_t last_step, FunctionRef<void(const StepReport&)> report) {
+  std::filesystem::create_directories(recipe_.out);
+  TrainLog log(recipe_.out + "/log.jsonl", position_.step);
+  int64_t skips = 0, saved = position_.step;
+  const auto stages = static_cast<int64_t>(recipe_.stages.size());
+  while (position_.stage < stages && position_.step < last_step) {
+    const Stage& stage = recipe_.stages[static_cast<size_t>(position_.stage)];
+    const StepReport r = step();
+    log.add(r, stage.name);
+    report(r);
+    skips = r.skipped ? skips + 1 : 0;
+    if (skips >= recipe_.max_skips) {
+      throw DeviceError(
+          fmt::format("train: {} steps in a row without a finite gradient, up to step "
+                      "{}; lower the learning rate",
+                      skips, r.step));
+    }
+    if (position_.stage_step == stage.steps) {
+      end_stage();
+      saved = position_.step;
+    } else if (position_.step % recipe_.save_every == 0) {
+      save(false);
+      saved = position_.step;
+    }
+  }
+  if (saved != position_.step) save(false);
+}
+
+}  // namespace tamis

@@ -1,0 +1,84 @@
+// A training run: the stages of a recipe, one after the other, with checkpoints from which a killed
+// run goes on with the same bits.
+//
+//   Trainer trainer(Recipe::load("train.toml", {}), context);
+//   trainer.run(steps, report);     OUT/checkpoints, OUT/log.jsonl, OUT/STAGE (a model folder)
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/function_ref.h"
+#include "kernels/context.h"
+#include "train/model.h"
+#include "train/optimizer.h"
+#include "train/recipe.h"
+#include "train/token_data.h"
+#include "train/train_checkpoint.h"
+
+namespace tamis {
+
+// What one step did; a line of OUT/log.jsonl.
+struct StepReport {
+  int64_t step = 0, stage = 0, stage_step = 0;  // counted from 1
+  double loss = 0;                              // nats a token; NaN in a warm-up
+  std::vector<double> kl;                       // nats a token, by layer; empty if none was learned
+  double balance = 0;                           // mean over sequences, summed over layers
+  double norm_model = 0, norm_indexer = 0;      // of the gradients before the clip
+  double lr_model = 0, lr_indexer = 0;
+  double most_loaded = 0;  // the busiest expert's tokens over the mean, the worst layer
+  int64_t tokens = 0;
+  double seconds = 0;
+  double flops = 0;      // of the step, see cost.h
+  bool skipped = false;  // a gradient was not finite: nothing moved
+};
+
+class Trainer {
+ public:
+  // Reads the model, the data and the newest checkpoint of the run, if there is one. InputError if
+  // they do not fit together, each with what to do: another tokenizer, sequences longer than the
+  // model or the data allow, an indexer that the model lacks, a sparse stage whose indexer is
+  // fresh, a checkpoint of another recipe or of other data.
+  Trainer(Recipe recipe, KernelContext& context);
+  ~Trainer();
+
+  // One line about stage `index`: attention, KL set, what learns.
+  std::string stage_line(int64_t index) const;
+  // What the run needs: parameters, memory, work of each stage. Several lines.
+  std::string plan() const;
+
+  const Recipe& recipe() const { return recipe_; }
+  const RunPosition& position() const { return position_; }
+  const std::vector<float>& weights() const { return weights_; }
+
+  // Runs until the end, or until `last_step` steps are done in all, and leaves a checkpoint.
+  // DeviceError if max_skips steps in a row had no finite gradient.
+  void run(int64_t last_step, FunctionRef<void(const StepReport&)> report);
+
+ private:
+  void check() const;
+  void check_stage(const Stage& stage, bool indexer_ready) const;
+  StepReport step();
+  MicroBatch micro_batch(const Stage& stage, int64_t first, int64_t count) const;
+  void accumulate(const Stage& stage, StepReport& report);
+  void move(const Stage& stage, StepReport& report);
+  void end_stage();
+  void save(bool stage_end);
+
+  Recipe recipe_;
+  KernelContext& context_;
+  std::string config_text_;
+  ModelConfig config_;
+  std::unique_ptr<ParameterTable> table_;
+  std::unique_ptr<TokenData> data_;
+  std::vector<float> weights_, gradients_;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::unique_ptr<TrainModel<float>> model_;
+  std::vector<std::vector<int64_t>> load_;  // of the step
+  RunPosition position_;
+  bool indexer_at_start_ = false;  // the run began with a trained indexer
+};
+
+}  // namespace tamis

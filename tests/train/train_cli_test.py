@@ -1,0 +1,141 @@
+#!/usr/bin/env python3
+"""tamis data and tamis train as a user meets them: train_cli_test.py TAMIS SOURCE_DIR"""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from pathlib import Path
+
+TAMIS, SOURCE = sys.argv[1], Path(sys.argv[2])
+MODEL = SOURCE / "models/tamis-mini"
+
+RECIPE = """
+[model]
+config = "config.json"
+tokenizer = "tokenizer"
+[data]
+train = "data"
+[run]
+out = "run"
+save_every = 1
+[[stage]]
+kind = "pretrain"
+steps = 6
+batch = 2
+length = 48
+lr = 1e-3
+[[stage]]
+kind = "warmup"
+steps = 4
+batch = 2
+length = 48
+lr = 1e-3
+[[stage]]
+kind = "sparse"
+steps = 4
+batch = 2
+length = 48
+topk = 8
+lr = 1e-4
+"""
+
+
+def tamis(*arguments, **options):
+    return subprocess.run([TAMIS, *map(str, arguments)], capture_output=True, text=True, **options)
+
+
+class Train(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = Path(tempfile.mkdtemp(prefix="tamis-train-"))
+        cls.addClassCleanup(shutil.rmtree, cls.folder)
+        config = json.loads((MODEL / "config.json").read_text())
+        config.update(hidden_size=32, num_hidden_layers=2, intermediate_size=48, kv_lora_rank=16,
+                      q_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=8,
+                      moe_intermediate_size=16, index_head_dim=8)
+        (cls.folder / "config.json").write_text(json.dumps(config))
+        (cls.folder / "train.toml").write_text(RECIPE)
+        (cls.folder / "tokenizer").mkdir()
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(MODEL / name, cls.folder / "tokenizer")
+        lines = [json.dumps({"text": "One line. " * n}) for n in range(1, 40)]
+        (cls.folder / "more.jsonl").write_text("\n".join(lines) + "\n\n")
+        (cls.folder / "bad.txt").write_bytes(b"\xff\xfe not UTF-8")
+        done = tamis("data", "build", "-t", cls.folder / "tokenizer", "-o", cls.folder / "data",
+                     SOURCE / "README.md", cls.folder / "more.jsonl", cls.folder / "bad.txt")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("40 documents, "), done.stdout
+        assert "1 documents skipped" in done.stdout, done.stdout
+
+    def train(self, out, *arguments):
+        return ["train", "-c", self.folder / "train.toml", "--set", f"run.out={self.folder / out}",
+                *arguments]
+
+    def test_data_refuses(self):
+        again = tamis("data", "build", "-t", self.folder / "tokenizer", "-o", self.folder / "data",
+                      SOURCE / "README.md")
+        self.assertEqual(again.returncode, 1)
+        self.assertIn("holds data already", again.stderr)
+        (self.folder / "wrong.jsonl").write_text('{"texts": "x"}\n')
+        wrong = tamis("data", "build", "-t", self.folder / "tokenizer", "-o", self.folder / "data2",
+                      self.folder / "wrong.jsonl")
+        self.assertEqual(wrong.returncode, 1)
+        self.assertIn("wrong.jsonl:1", wrong.stderr)
+
+    def test_dry_run(self):
+        done = tamis(*self.train("dry", "--dry-run"))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        for part in ("parameters", "MFLOP a token", "KL over every earlier token",
+                     "KL over the 8 selected"):
+            self.assertIn(part, done.stdout)
+        self.assertFalse((self.folder / "dry").exists())
+
+    def test_killed_runs_go_on_to_the_same_bytes(self):
+        done = tamis(*self.train("whole"))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("stage sparse: sparse: sparse attention, KL over the 8 selected", done.stderr)
+        self.assertIn("tokens/s", done.stderr)
+        kills = 0
+        for wait in (0.3, 0.5, 0.8, 0.4, 0.6, 1.0):
+            process = subprocess.Popen([TAMIS, *map(str, self.train("killed"))],
+                                       stderr=subprocess.DEVNULL)
+            time.sleep(wait)
+            process.send_signal(signal.SIGKILL)
+            kills += process.wait() == -signal.SIGKILL
+        self.assertGreater(kills, 0)
+        done = tamis(*self.train("killed"))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        for stage in ("pretrain", "warmup", "sparse"):
+            model = Path(stage) / "model.safetensors"
+            self.assertEqual((self.folder / "whole" / model).read_bytes(),
+                             (self.folder / "killed" / model).read_bytes(), stage)
+        log = [json.loads(line) for line in (self.folder / "killed/log.jsonl").open()]
+        self.assertEqual([line["step"] for line in log], list(range(1, 15)))
+
+        for stage in ("pretrain", "sparse"):  # what was trained runs
+            answer = tamis("generate", "-m", self.folder / "whole" / stage, "--prompt",
+                           "One line. " * 6, "--max-tokens", "4", "--ignore-eos", "--json")
+            self.assertEqual(answer.returncode, 0, answer.stderr)
+            self.assertEqual(len(json.loads(answer.stdout)["ids"]), 4)
+
+    def test_refuses(self):
+        def refused(code, text, *arguments):
+            done = tamis(*self.train("refused", *arguments))
+            self.assertEqual(done.returncode, code, done.stderr)
+            self.assertIn(text, done.stderr)
+
+        refused(1, "the indexer is fresh", "--set", "stage.1.kind=dense")
+        refused(1, "topk", "--set", "stage.2.topk=48")
+        refused(1, "no such key", "--set", "run.outt=x")
+        refused(2, "want KEY=VALUE", "--set", "run.seed")
+        refused(2, "no CUDA training", "--backend", "cuda")
+        missing = tamis("train", "-c", self.folder / "nothing.toml")
+        self.assertEqual(missing.returncode, 1)
+
+
+unittest.main(argv=sys.argv[:1])

@@ -1,0 +1,265 @@
+// Whole runs: a small model through dense training, warm-up and sparse training on the text of this
+// repository; runs that stop and go on; and what is refused.
+#include "train/trainer.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+
+#include "base/error.h"
+#include "base/json.h"
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/scratch_folder.h"
+
+namespace tamis {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kConfig = R"({"model_type": "deepseek_v32", "vocab_size": 8192,
+  "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+  "q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 12, "qk_rope_head_dim": 4,
+  "v_head_dim": 12, "intermediate_size": 64, "moe_intermediate_size": 24, "n_routed_experts": 4,
+  "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+  "first_k_dense_replace": 1, "moe_layer_freq": 1, "routed_scaling_factor": 1.0,
+  "norm_topk_prob": true, "scoring_func": "sigmoid", "topk_method": "noaux_tc",
+  "index_n_heads": 4, "index_head_dim": 8, "index_topk": 16, "rms_norm_eps": 1e-6,
+  "rope_theta": 10000, "rope_scaling": null, "max_position_embeddings": 128,
+  "tie_word_embeddings": false, "hidden_act": "silu", "bos_token_id": 0, "eos_token_id": 1,
+  "num_nextn_predict_layers": 0, "attention_bias": false, "initializer_range": 0.05})";
+
+constexpr const char* kRecipe = R"(
+[model]
+config = "config.json"
+tokenizer = "tokenizer"
+[data]
+train = "data"
+[run]
+out = "run"
+seed = 3
+save_every = 4
+keep_last = 1
+export = "f32"
+[[stage]]
+kind = "pretrain"
+steps = 40
+batch = 4
+micro_batch = 3
+length = 64
+lr = 1e-2
+warmup_steps = 4
+schedule = "cosine"
+[[stage]]
+kind = "warmup"
+steps = 25
+batch = 4
+micro_batch = 4
+length = 64
+lr = 1e-2
+[[stage]]
+kind = "sparse"
+steps = 12
+batch = 4
+micro_batch = 2
+length = 64
+topk = 16
+lr = 1e-3
+)";
+
+// Made once: tokenizer, data and recipe in one folder.
+class Workshop {
+ public:
+  Workshop() {
+    const fs::path source = TAMIS_SOURCE_DIR;
+    fs::create_directories(folder_ / "tokenizer");
+    fs::copy_file(source / "tests/golden/tokenizer/small_bpe.tokenizer.json",
+                  folder_ / "tokenizer/tokenizer.json");
+    folder_.write("config.json", kConfig);
+    folder_.write("train.toml", kRecipe);
+    DataBuildOptions data;
+    data.tokenizer = folder_ / "tokenizer";
+    data.out = folder_ / "data";
+    data.inputs = {(source / "docs").string(), (source / "README.md").string()};
+    data.shard_tokens = 20000;  // several shards
+    built_ = build_data(data, [](int64_t, int64_t) {});
+  }
+  std::string operator/(const std::string& name) const { return folder_ / name; }
+  const ScratchFolder& folder() const { return folder_; }
+  const DataBuildResult& built() const { return built_; }
+
+ private:
+  ScratchFolder folder_;
+  DataBuildResult built_;
+};
+
+class Runs : public testing::Test {
+ protected:
+  static void SetUpTestSuite() { workshop_ = std::make_unique<Workshop>(); }
+  static void TearDownTestSuite() { workshop_.reset(); }
+
+  // A recipe whose results go to a folder of their own.
+  Recipe recipe(const std::string& out, std::vector<std::string> settings = {}) const {
+    settings.push_back("run.out=\"" + *workshop_ / out + "\"");
+    return Recipe::load(*workshop_ / "train.toml", settings);
+  }
+  std::vector<StepReport> run(const Recipe& r, int64_t last_step = 1 << 30, int threads = 2) {
+    KernelContext context(threads);
+    Trainer trainer(r, context);
+    std::vector<StepReport> reports;
+    trainer.run(last_step, [&](const StepReport& report) { reports.push_back(report); });
+    return reports;
+  }
+  void expect_refused(const std::vector<std::string>& settings, const std::string& why) {
+    try {
+      KernelContext context(1);
+      Trainer trainer(recipe("refused", settings), context);
+      ADD_FAILURE() << "not refused: " << why;
+    } catch (const InputError& e) {
+      EXPECT_NE(std::string(e.what()).find(why), std::string::npos) << e.what();
+    }
+  }
+  static std::string bytes(const std::string& path) { return read_text_file(path, 1 << 30); }
+
+  static std::unique_ptr<Workshop> workshop_;
+};
+std::unique_ptr<Workshop> Runs::workshop_;
+
+double mean_loss(const std::vector<StepReport>& r, size_t begin, size_t end) {
+  double sum = 0;
+  for (size_t i = begin; i < end; ++i) sum += r[i].loss;
+  return sum / static_cast<double>(end - begin);
+}
+
+double kl_of(const StepReport& r) {
+  double sum = 0;
+  for (const double kl : r.kl) sum += kl;
+  return sum;
+}
+
+TEST_F(Runs, DenseThenWarmUpThenSparse) {
+  const std::vector<StepReport> r = run(recipe("three"));
+  ASSERT_EQ(r.size(), 77U);
+  EXPECT_GT(workshop_->built().shards, 1);
+  EXPECT_NEAR(r[0].loss, std::log(8192), 0.5) << "a fresh model knows nothing";
+  EXPECT_LT(mean_loss(r, 35, 40), r[0].loss - 1.5);
+  for (size_t i = 40; i < 65; ++i) EXPECT_TRUE(std::isnan(r[i].loss));
+  EXPECT_LT(kl_of(r[64]), 0.8 * kl_of(r[40]));
+  EXPECT_LT(mean_loss(r, 65, 77), mean_loss(r, 30, 40) + 0.3) << "sparse goes on where dense was";
+  for (const StepReport& report : r) {
+    EXPECT_FALSE(report.skipped);
+    EXPECT_GT(report.flops, 0);
+  }
+
+  // The model folders: dense without an indexer, then with one. The warm-up moved nothing else.
+  const Checkpoint dense = Checkpoint::open(*workshop_ / "three/pretrain");
+  const Checkpoint warm = Checkpoint::open(*workshop_ / "three/warmup");
+  EXPECT_EQ(ModelConfig::parse(dense.config_text(), "dense").model_type, "deepseek_v3");
+  EXPECT_EQ(ModelConfig::parse(warm.config_text(), "warm").index_topk, 16);
+  EXPECT_EQ(dense.find("model.layers.0.self_attn.indexer.wk.weight"), nullptr);
+  EXPECT_NE(warm.find("model.layers.0.self_attn.indexer.wk.weight"), nullptr);
+  for (const Checkpoint::Entry& e : dense.entries()) {
+    const Tensor a = dense.tensor(e.info->name), b = warm.tensor(e.info->name);
+    ASSERT_EQ(std::memcmp(a.data, b.data, static_cast<size_t>(a.bytes())), 0) << e.info->name;
+  }
+}
+
+TEST_F(Runs, GoingOnGivesTheBitsOfNeverStopping) {
+  const std::vector<std::string> shorter = {"stage.0.steps=5", "stage.1.steps=4",
+                                            "stage.2.steps=5"};
+  run(recipe("whole", shorter), 1 << 30, 1);
+  // Stops inside each stage and at a boundary, on another number of threads.
+  for (const int64_t stop : {2, 5, 7, 11, 14}) run(recipe("parts", shorter), stop, 2);
+  const std::string end = "checkpoints/step-00000014-end.safetensors";
+  const auto file = [&](const std::string& out) {
+    return SafetensorsFile(*workshop_ / (out + "/" + end));
+  };
+  const SafetensorsFile a = file("whole"), b = file("parts");
+  for (const TensorInfo& info : a.header().tensors) {
+    const Tensor x = a.tensor(info), y = b.tensor(*b.find(info.name));
+    ASSERT_EQ(std::memcmp(x.data, y.data, static_cast<size_t>(x.bytes())), 0) << info.name;
+  }
+  for (const char* stage : {"pretrain", "warmup", "sparse"}) {
+    const std::string model = std::string("/") + stage + "/model.safetensors";
+    EXPECT_EQ(bytes(*workshop_ / ("whole" + model)), bytes(*workshop_ / ("parts" + model)));
+  }
+  // The log has each step once.
+  std::ifstream log(*workshop_ / "parts/log.jsonl");
+  int64_t step = 0;
+  for (std::string line; std::getline(log, line);) {
+    EXPECT_NE(line.find("\"step\":" + std::to_string(++step) + ","), std::string::npos) << line;
+  }
+  EXPECT_EQ(step, 14);
+}
+
+TEST_F(Runs, ASequenceIsAFunctionOfSeedAndNumber) {
+  TokenData data(*workshop_ / "data");
+  MicroBatch a, b;
+  data.append(3, 17, 64, a);
+  data.append(3, 17, 64, b);
+  EXPECT_EQ(a.ids, b.ids);
+  EXPECT_EQ(a.begins, b.begins);
+  data.append(3, 18, 64, b);
+  EXPECT_FALSE(std::equal(a.ids.begin(), a.ids.end(), b.ids.begin() + 64));
+  ASSERT_EQ(b.tokens(), 128);
+  EXPECT_EQ(b.begins.back(), 128);
+  for (size_t i = 0; i + 1 < a.ids.size(); ++i) {
+    const bool boundary = std::count(a.begins.begin(), a.begins.end(), static_cast<int64_t>(i) + 1);
+    EXPECT_EQ(a.targets[i], boundary ? -1 : a.ids[i + 1]);
+  }
+}
+
+TEST_F(Runs, ADamagedCheckpointIsNamed) {
+  const std::vector<std::string> short_run = {"stage.0.steps=3", "stage.1.steps=1"};
+  run(recipe("damaged", short_run), 2);
+  const std::string path = *workshop_ / "damaged/checkpoints/step-00000002.safetensors";
+  ASSERT_TRUE(fs::exists(path));
+  std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+  file.seekp(static_cast<std::streamoff>(fs::file_size(path)) - 5);
+  file.put('x');
+  file.close();
+  try {
+    run(recipe("damaged", short_run));
+    ADD_FAILURE() << "a damaged checkpoint was read";
+  } catch (const InputError& e) {
+    EXPECT_NE(std::string(e.what()).find("step-00000002"), std::string::npos) << e.what();
+  }
+}
+
+TEST_F(Runs, OtherRecipesAndOtherDataDoNotGoOn) {
+  run(recipe("other", {"stage.0.steps=2"}), 1);
+  KernelContext context(1);
+  EXPECT_THROW(Trainer(recipe("other", {"stage.0.steps=2", "stage.0.lr=0.5"}), context),
+               InputError);
+}
+
+TEST_F(Runs, RefusesWhatCannotWork) {
+  expect_refused({"stage.1.kind=pretrain", "stage.1.name=more"}, "the indexer is fresh");
+  expect_refused({"stage.2.topk=64"}, "topk: got 64");
+  expect_refused({"stage.0.length=129"}, "max_position_embeddings");
+  expect_refused({"stage.0.topk=4"}, "only a sparse stage selects");
+  expect_refused({"stage.0.kind=sft"}, "want pretrain, warmup, sparse or dense");
+  expect_refused({"stage.0.stepz=4"}, "no such key");
+  expect_refused({"stage.0.lr=-1"}, "got -1");
+  expect_refused({"stage.0.steps=1.5"}, "of another type");
+  expect_refused({"data.train=\"" + *workshop_ / "nowhere" + "\""}, "tamis data build");
+  const std::string other = *workshop_ / "other_tokenizer";
+  fs::create_directories(other);
+  workshop_->folder().write("other_tokenizer/tokenizer.json",
+                            bytes(*workshop_ / "tokenizer/tokenizer.json") + "\n");
+  expect_refused({"model.tokenizer=\"" + other + "\""}, "another tokenizer");
+  std::string dense = kConfig;
+  for (const char* key : {"index_topk", "index_n_heads", "index_head_dim"}) {
+    const size_t at = dense.find(std::string("\"") + key);
+    dense.erase(at, dense.find(',', at) + 1 - at);
+  }
+  dense.replace(dense.find("deepseek_v32"), 12, "deepseek_v3");
+  workshop_->folder().write("dense.json", dense);
+  expect_refused({"model.config=\"" + *workshop_ / "dense.json" + "\""}, "has no indexer");
+}
+
+}  // namespace
+}  // namespace tamis
