@@ -38,7 +38,8 @@ void quiet_other_ranks() {
 // Commands that run no model are done by rank 0 alone: two ranks would write the same files.
 bool is_for_rank_0_only(const CLI::App& app) {
   const std::string name = app.get_subcommands().front()->get_name();
-  return name == "convert" || name == "data" || name == "info" || name == "render" || name == "tokenize";
+  return name == "convert" || name == "data" || name == "info" || name == "render" ||
+         name == "tokenize";
 }
 
 int run(int argc, char** argv) {
