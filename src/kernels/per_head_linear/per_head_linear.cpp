@@ -19,7 +19,7 @@ constexpr Implementation<PerHeadLinearArgs> kList[] = {
 
 }  // namespace
 
-void products_of_heads(KernelContext& context, const PerHeadLinearArgs& a, Products products) {
+void products_of_heads(KernelContext& context, const PerHeadLinearArgs& a, LinearCall products) {
   constexpr int64_t kHeadsAtOnce = 128;
   std::array<LinearArgs, kHeadsAtOnce> heads;
   for (int64_t begin = 0; begin < a.num_heads; begin += kHeadsAtOnce) {

@@ -9,8 +9,8 @@
 namespace tamis {
 
 // The forward direction as one product of `products` for each head.
-using Products = void (*)(KernelContext& context, std::span<const LinearArgs> args);
-void products_of_heads(KernelContext& context, const PerHeadLinearArgs& args, Products products);
+using LinearCall = void (*)(KernelContext& context, std::span<const LinearArgs> args);
+void products_of_heads(KernelContext& context, const PerHeadLinearArgs& args, LinearCall products);
 
 void per_head_linear_cuda(KernelContext& context, const PerHeadLinearArgs& args);
 void per_head_linear_simd(KernelContext& context, const PerHeadLinearArgs& args);
