@@ -2,6 +2,7 @@
 // inverted index says for every position which (token, slot) pairs read it, tokens ascending.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
