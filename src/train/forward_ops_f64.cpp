@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "kernels/matmul/matmul.h"
+#include "kernels/plain_rows.h"
 #include "train/forward_ops.h"
 
 namespace tamis {
@@ -11,11 +12,7 @@ namespace {
 
 using Doubles = std::vector<double>;
 
-double dot(const double* a, const double* b, int64_t n) {
-  double sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
-  return sum;
-}
+using plain::dot;
 
 void softmax(Doubles& x) {
   const double top = *std::max_element(x.begin(), x.end());

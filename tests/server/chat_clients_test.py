@@ -10,7 +10,7 @@ import urllib.request
 
 import openai
 
-from served import MODEL, TAMIS, Server
+from served import MODEL, TAMIS, ServedTest, Server
 
 QUESTION = [{"role": "user", "content": "What does the package manager do?"}]
 
@@ -23,16 +23,10 @@ def generate(*arguments):
     return json.loads(done.stdout)
 
 
-class OpenAi(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.server = Server()
-        cls.client = openai.OpenAI(base_url=cls.server.url + "/v1", api_key="none", max_retries=0)
-
-    @classmethod
-    def tearDownClass(cls):
-        code = cls.server.stop()
-        assert code == 0, f"exit {code} after SIGTERM\n{cls.server.log}"
+class OpenAi(ServedTest):
+    @staticmethod
+    def connect(url):
+        return openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0)
 
     def test_models(self):
         self.assertEqual([m.id for m in self.client.models.list()], ["tamis-mini"])

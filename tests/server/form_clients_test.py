@@ -10,7 +10,7 @@ from typing import Literal
 import openai
 import pydantic
 
-from served import Server
+from served import ServedTest
 
 ASK = dict(model="tamis-mini", messages=[{"role": "user", "content": "Where to?"}], max_tokens=160)
 END_OF_THOUGHT = {"8182": 100}
@@ -22,16 +22,12 @@ class Trip(pydantic.BaseModel):
     notes: list[Literal["rain", "sun"]] = pydantic.Field(max_length=3)
 
 
-class Form(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.server = Server("--chat-format", "v3.1")
-        cls.client = openai.OpenAI(base_url=cls.server.url + "/v1", api_key="none", max_retries=0)
+class Form(ServedTest):
+    FLAGS = ("--chat-format", "v3.1")
 
-    @classmethod
-    def tearDownClass(cls):
-        code = cls.server.stop()
-        assert code == 0, f"exit {code} after SIGTERM\n{cls.server.log}"
+    @staticmethod
+    def connect(url):
+        return openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0)
 
     def test_parse_gives_the_declared_type(self):
         for more in ({}, {"reasoning_effort": "high", "logit_bias": END_OF_THOUGHT}):

@@ -7,7 +7,7 @@ import unittest
 import anthropic
 import openai
 
-from served import Server
+from served import ServedTest
 
 WEATHER = {
     "name": "weather",
@@ -26,16 +26,12 @@ ASK = dict(model="tamis-mini", max_tokens=24, extra_body={"temperature": 0},
            messages=[{"role": "user", "content": "What does the package manager do?"}])
 
 
-class Messages(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.server = Server("--chat-format", "v3.1")
-        cls.client = anthropic.Anthropic(base_url=cls.server.url, api_key="none", max_retries=0)
+class Messages(ServedTest):
+    FLAGS = ("--chat-format", "v3.1")
 
-    @classmethod
-    def tearDownClass(cls):
-        code = cls.server.stop()
-        assert code == 0, f"exit {code} after SIGTERM\n{cls.server.log}"
+    @staticmethod
+    def connect(url):
+        return anthropic.Anthropic(base_url=url, api_key="none", max_retries=0)
 
     def test_the_text_is_that_of_the_chat_api(self):
         chat = openai.OpenAI(base_url=self.server.url + "/v1", api_key="none")

@@ -9,7 +9,7 @@ from typing import Literal
 import openai
 import pydantic
 
-from served import Server
+from served import ServedTest
 
 TOOL = {
     "type": "function",
@@ -30,16 +30,12 @@ class Trip(pydantic.BaseModel):
     city: Literal["Oslo", "Rome"]
 
 
-class Responses(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.server = Server("--chat-format", "v3.1")
-        cls.client = openai.OpenAI(base_url=cls.server.url + "/v1", api_key="none", max_retries=0)
+class Responses(ServedTest):
+    FLAGS = ("--chat-format", "v3.1")
 
-    @classmethod
-    def tearDownClass(cls):
-        code = cls.server.stop()
-        assert code == 0, f"exit {code} after SIGTERM\n{cls.server.log}"
+    @staticmethod
+    def connect(url):
+        return openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0)
 
     def test_the_text_is_that_of_the_chat_api(self):
         chat = self.client.chat.completions.create(

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import unittest
 from pathlib import Path
 
 TAMIS, SOURCE = sys.argv[1], Path(sys.argv[2])
@@ -33,3 +34,19 @@ class Server:
         self.process.send_signal(signal.SIGTERM)
         _, self.log = self.process.communicate(timeout=60)
         return self.process.returncode
+
+
+class ServedTest(unittest.TestCase):
+    """One server for all tests of a class, which must have ended well after SIGTERM."""
+
+    FLAGS = ()
+
+    @classmethod
+    def setUpClass(cls):
+        cls.server = Server(*cls.FLAGS)
+        cls.client = cls.connect(cls.server.url)
+
+    @classmethod
+    def tearDownClass(cls):
+        code = cls.server.stop()
+        assert code == 0, f"exit {code} after SIGTERM\n{cls.server.log}"

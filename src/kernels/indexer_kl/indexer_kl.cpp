@@ -7,17 +7,13 @@
 #include "kernels/indexer_kl/indexer_kl_impl.h"
 #include "kernels/mla_dense/mla_dense_backward_impl.h"
 #include "kernels/mla_sparse/mla_sparse_backward_impl.h"
+#include "kernels/plain_rows.h"
 #include "kernels/simd/targets.h"
 
 namespace tamis {
 namespace {
 
-template <typename T>
-double dot(const T* a, const T* b, int64_t n) {
-  double sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * b[i];
-  return sum;
-}
+using plain::dot;
 
 template <typename T>
 void clear_gradients(const IndexerSequence<T>& x) {

@@ -4,23 +4,14 @@
 #include <cmath>
 
 #include "kernels/mla_dense/mla_dense_backward_impl.h"
+#include "kernels/plain_rows.h"
 #include "kernels/simd/targets.h"
 
 namespace tamis {
 namespace {
 
-template <typename T>
-double dot(const T* a, const T* b, int64_t n) {
-  double sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * b[i];
-  return sum;
-}
-
-// to += scale * from
-template <typename T>
-void add(double scale, const T* from, int64_t n, T* to) {
-  for (int64_t i = 0; i < n; ++i) to[i] += static_cast<T>(scale * from[i]);
-}
+using plain::add_scaled;
+using plain::dot;
 
 template <typename T>
 void backward_query(const MlaDenseBackwardArgs<T>& a, int64_t t, int64_t h) {
@@ -40,11 +31,11 @@ void backward_query(const MlaDenseBackwardArgs<T>& a, int64_t t, int64_t h) {
   for (int64_t s = 0; s <= t; ++s) {
     const double ps = p[static_cast<size_t>(s)];
     const double ds = in.softmax_scale * ps * (dp[static_cast<size_t>(s)] - mean);
-    add(ds, in.kv + kv_at(s), in.nope, dq);
-    add(ds, in.k_pe + s * in.rope, in.rope, dq + in.nope);
-    add(ds, q, in.nope, a.dkv + kv_at(s));
-    add(ds, q + in.nope, in.rope, a.dk_pe + s * in.rope);
-    add(ps, d_out, in.v_dim, a.dkv + kv_at(s) + in.nope);
+    add_scaled(ds, in.kv + kv_at(s), in.nope, dq);
+    add_scaled(ds, in.k_pe + s * in.rope, in.rope, dq + in.nope);
+    add_scaled(ds, q, in.nope, a.dkv + kv_at(s));
+    add_scaled(ds, q + in.nope, in.rope, a.dk_pe + s * in.rope);
+    add_scaled(ps, d_out, in.v_dim, a.dkv + kv_at(s) + in.nope);
   }
 }
 

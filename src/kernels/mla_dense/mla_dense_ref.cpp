@@ -3,16 +3,13 @@
 #include <vector>
 
 #include "kernels/mla_dense/mla_dense_impl.h"
+#include "kernels/plain_rows.h"
 #include "tensor/convert.h"
 
 namespace tamis {
 namespace {
 
-double dot(const float* a, const float* b, int64_t n) {
-  double sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * b[i];
-  return sum;
-}
+using plain::dot;
 
 std::vector<int64_t> selected(const MlaDenseArgs& a, int64_t t) {
   std::vector<int64_t> set;

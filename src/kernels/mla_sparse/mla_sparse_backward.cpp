@@ -5,23 +5,14 @@
 #include <vector>
 
 #include "kernels/mla_sparse/mla_sparse_backward_impl.h"
+#include "kernels/plain_rows.h"
 #include "kernels/simd/targets.h"
 
 namespace tamis {
 namespace {
 
-template <typename T>
-double dot(const T* a, const T* b, int64_t n) {
-  double sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * b[i];
-  return sum;
-}
-
-// to += scale * from
-template <typename T>
-void add(double scale, const T* from, int64_t n, T* to) {
-  for (int64_t i = 0; i < n; ++i) to[i] += static_cast<T>(scale * from[i]);
-}
+using plain::add_scaled;
+using plain::dot;
 
 template <typename T>
 std::vector<double> probabilities(const MlaSparseBackwardArgs<T>& a, int64_t t, int64_t h) {
@@ -55,11 +46,11 @@ void backward_query(const MlaSparseBackwardArgs<T>& a, int64_t t, int64_t h) {
   for (size_t i = 0; i < p.size(); ++i) {
     const double ds = a.softmax_scale * p[i] * (dp[i] - mean);
     const int64_t c = set[i] * a.kv_lora, pe = set[i] * a.rope;
-    add(ds, a.c_kv + c, a.kv_lora, a.dq_latent + row * a.kv_lora);
-    add(ds, a.k_pe + pe, a.rope, a.dq_pe + row * a.q_pe_stride);
-    add(ds, a.q_latent + row * a.kv_lora, a.kv_lora, a.dc_kv + c);
-    add(p[i], d_out, a.kv_lora, a.dc_kv + c);
-    add(ds, a.q_pe + row * a.q_pe_stride, a.rope, a.dk_pe + pe);
+    add_scaled(ds, a.c_kv + c, a.kv_lora, a.dq_latent + row * a.kv_lora);
+    add_scaled(ds, a.k_pe + pe, a.rope, a.dq_pe + row * a.q_pe_stride);
+    add_scaled(ds, a.q_latent + row * a.kv_lora, a.kv_lora, a.dc_kv + c);
+    add_scaled(p[i], d_out, a.kv_lora, a.dc_kv + c);
+    add_scaled(ds, a.q_pe + row * a.q_pe_stride, a.rope, a.dk_pe + pe);
   }
 }
 

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "kernels/mla_sparse/mla_sparse_impl.h"
+#include "kernels/plain_rows.h"
 #include "tensor/convert.h"
 
 namespace tamis {
@@ -21,11 +22,7 @@ std::vector<int64_t> selected(const MlaSparseArgs& a, int64_t t) {
   return set;
 }
 
-double dot(const float* a, const float* b, int64_t n) {
-  double sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * b[i];
-  return sum;
-}
+using plain::dot;
 
 void softmax(std::vector<double>& x, bool round_bf16) {
   const double top = *std::max_element(x.begin(), x.end());
