@@ -5,6 +5,7 @@
 #include <cmath>
 #include <string>
 
+#include "kernels/mla_sparse/ordered_scatter.h"
 #include "kernels/test_weight.h"
 #include "kernels/tolerance.h"
 #include "kernels/train_ops.h"
@@ -92,6 +93,27 @@ std::vector<int32_t> selection(int64_t tokens, int64_t k) {
     indices.insert(indices.end(), row.begin(), row.end());
   }
   return indices;
+}
+
+TEST(InvertedIndex, EveryBlockOfASequenceHasItsOwnPairs) {
+  constexpr int64_t kTokens = 50, kK = 7, kBlock = 9;
+  const std::vector<int32_t> indices = selection(kTokens, kK);
+  InvertedIndex index(kTokens);
+  for (int64_t begin = 0; begin < kTokens; begin += kBlock) {
+    const int32_t* block = indices.data() + begin * kK;
+    const int64_t pairs = std::min(kBlock, kTokens - begin) * kK;
+    std::vector<std::vector<int64_t>> want(kTokens), got(kTokens);
+    for (int64_t i = 0; i < pairs; ++i) {
+      if (block[i] >= 0) want[static_cast<size_t>(block[i])].push_back(i);
+    }
+    index.build(block, pairs / kK, kK);
+    for (int64_t i = 0; i < index.touched(); ++i) {
+      std::vector<int64_t>& own = got[static_cast<size_t>(index.position(i))];
+      index.for_each(i, [&](int64_t pair) { own.push_back(pair); });
+      EXPECT_FALSE(own.empty());
+    }
+    EXPECT_EQ(got, want) << begin;
+  }
 }
 
 struct SparseShape {

@@ -64,7 +64,7 @@ void dense_block(KernelContext& context, const IndexerKlDenseArgs<float>& args,
 
 // Tokens [begin, begin + count) over their gathered keys.
 void sparse_block(KernelContext& context, const IndexerKlSparseArgs<float>& args, int64_t begin,
-                  int64_t count) {
+                  int64_t count, InvertedIndex& index) {
   const Indexer& x = args.indexer;
   const int64_t k = args.count;
   float* keys = context.scratch(0, kKeys, count * k * x.dim);
@@ -89,9 +89,10 @@ void sparse_block(KernelContext& context, const IndexerKlSparseArgs<float>& args
   });
   matmuls<float>(context, to_queries);
   matmuls<float>(context, to_keys);  // the keys' gradients take the gathered keys' place
-  const InvertedIndex index(set, count, k, x.tokens);
-  context.pool().run(x.tokens, [&](int64_t s, int) {
-    index.for_each(s, [&](int64_t pair) { add_row(keys + pair * x.dim, x.dim, x.dk + s * x.dim); });
+  index.build(set, count, k);
+  context.pool().run(index.touched(), [&](int64_t i, int) {
+    float* dk = x.dk + index.position(i) * x.dim;
+    index.for_each(i, [&](int64_t pair) { add_row(keys + pair * x.dim, x.dim, dk); });
   });
 }
 
@@ -110,9 +111,10 @@ void indexer_kl_sparse_gathered(KernelContext& context, const IndexerKlSparseArg
   const Indexer& x = args.indexer;
   constexpr int64_t kFloats = int64_t{1} << 22, kMost = 64;
   std::fill_n(x.dk, x.tokens * x.dim, 0.0f);
+  InvertedIndex index(x.tokens);
   const int64_t size = std::clamp<int64_t>(kFloats / (args.count * x.dim), 1, kMost);
   for (int64_t begin = 0; begin < x.tokens; begin += size) {
-    sparse_block(context, args, begin, std::min(size, x.tokens - begin));
+    sparse_block(context, args, begin, std::min(size, x.tokens - begin), index);
   }
 }
 

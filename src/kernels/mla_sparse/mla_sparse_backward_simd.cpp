@@ -31,13 +31,13 @@ class Block {
     return std::clamp<int64_t>(kFloats / (a.k * (a.kv_lora + a.rope)), 1, kMost);
   }
 
-  void backward() {
+  void backward(InvertedIndex& index) {
     ds_ = context_.scratch(0, kDs, count_ * a_.heads * a_.k);
     probabilities();
     score_gradients();
     query_gradients();
     row_gradients();
-    scatter();
+    scatter(index);
   }
 
   void target(float* p) {
@@ -134,10 +134,11 @@ class Block {
     matmuls<float>(context_, from_values);
   }
 
-  void scatter() {
-    const InvertedIndex index(set(0), count_, a_.k, a_.tokens);
-    context_.pool().run(a_.tokens, [&](int64_t s, int) {
-      index.for_each(s, [&](int64_t pair) {
+  void scatter(InvertedIndex& index) {
+    index.build(set(0), count_, a_.k);
+    context_.pool().run(index.touched(), [&](int64_t i, int) {
+      const int64_t s = index.position(i);
+      index.for_each(i, [&](int64_t pair) {
         const float* row = rows_ + pair * width();
         add_row(row, a_.kv_lora, a_.dc_kv + s * a_.kv_lora);
         add_row(row + a_.kv_lora, a_.rope, a_.dk_pe + s * a_.rope);
@@ -157,9 +158,10 @@ class Block {
 void mla_sparse_backward_gathered(KernelContext& context, const Args& a) {
   std::fill_n(a.dc_kv, a.tokens * a.kv_lora, 0.0f);
   std::fill_n(a.dk_pe, a.tokens * a.rope, 0.0f);
+  InvertedIndex index(a.tokens);
   const int64_t size = Block::tokens_at_once(a);
   for (int64_t begin = 0; begin < a.tokens; begin += size) {
-    Block(context, a, begin, std::min(size, a.tokens - begin)).backward();
+    Block(context, a, begin, std::min(size, a.tokens - begin)).backward(index);
   }
 }
 
