@@ -115,6 +115,7 @@ void add_bench(CLI::App& app, CommandBody& chosen) {
   CLI::App* bench = app.add_subcommand("bench", "Measure speed on this machine");
   bench->require_subcommand(1);
   add_bench_op(*bench, chosen);
+  add_bench_serve(*bench, chosen);
   for (const bool decode : {false, true}) {
     const auto f = std::make_shared<Flags>();
     CLI::App* c = decode ? bench->add_subcommand("decode", "Tokens per second at depths of context")

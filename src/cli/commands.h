@@ -14,7 +14,8 @@ namespace tamis::cli {
 using CommandBody = std::function<int()>;
 
 void add_bench(CLI::App& app, CommandBody& chosen);
-void add_bench_op(CLI::App& bench, CommandBody& chosen);  // below `bench`
+void add_bench_op(CLI::App& bench, CommandBody& chosen);     // below `bench`
+void add_bench_serve(CLI::App& bench, CommandBody& chosen);  // below `bench`
 void add_info(CLI::App& app, CommandBody& chosen);
 void add_chat(CLI::App& app, CommandBody& chosen);
 void add_convert(CLI::App& app, CommandBody& chosen);

@@ -9,6 +9,7 @@
 
 #include "base/json.h"
 #include "server/live.h"
+#include "server/load_generator.h"
 
 namespace tamis::server {
 namespace {
@@ -148,6 +149,36 @@ TEST(SoakLive, OverloadIsRefusedAndWhatWasAdmittedIsServed) {
   }
   EXPECT_GE(served, room);
   EXPECT_LT(served, clients.size());
+  EXPECT_TRUE(live.settles());
+}
+
+// What `tamis bench serve` tells of a server is what the server did.
+TEST(SoakLive, TheLoadGeneratorCountsWhatItWasAnswered) {
+  AppOptions options;
+  options.max_requests = 4;
+  Live live(options);
+  LoadOptions load;
+  load.port = live.port();
+  load.requests = 12;
+  load.prompt_words = 8;
+  load.shared_words = 80;
+  load.max_tokens = 6;
+  for (const double rate : {0.0, 200.0}) {
+    load.concurrency = 4;
+    load.rate = rate;
+    const LoadReport r = run_load(load);
+    EXPECT_EQ(r.failed, 0);
+    EXPECT_EQ(r.complete + r.refused, load.requests);
+    EXPECT_GT(r.complete, 0);
+    EXPECT_EQ(r.completion_tokens, r.complete * load.max_tokens);
+    EXPECT_GT(r.cached_tokens, 0);
+    EXPECT_LT(r.cached_tokens, r.prompt_tokens);
+    EXPECT_GT(r.first.p50, 0);
+    EXPECT_GE(r.total.p50, r.first.p50);
+    EXPECT_GE(r.seconds, r.total.max);
+  }
+  load.max_tokens = 1 << 20;  // more than the context holds: an error, not an answer
+  EXPECT_EQ(run_load(load).failed, load.requests);
   EXPECT_TRUE(live.settles());
 }
 
