@@ -44,8 +44,15 @@ void add_data(CLI::App& app, CommandBody& chosen) {
       ->required();
   build->add_option("--end-token", options->end_token, "The token that ends a document")
       ->capture_default_str();
+  build->add_flag("--chat", options->chat,
+                  "The inputs are conversations: each line of NAME.jsonl an array of messages, or "
+                  "an object with \"messages\" and \"tools\"; for stages of kind sft");
+  build->add_option("--chat-format", options->chat_format,
+                    "How conversations are written, if not as the tokenizer's folder says: v3.1, "
+                    "v3.1-plain, v3.2-exp or v3.2");
   build->footer(
       "Examples:\n"
+      "  tamis data build --chat -t models/tamis-mini -o chats chats.jsonl\n"
       "  tamis data build -t models/tamis-mini -o data /usr/share/doc/bash notes.jsonl");
   build->callback([options, &chosen] { chosen = [options] { return run_build(*options); }; });
 }

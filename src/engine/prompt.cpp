@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "text/encode_pieces.h"
 
 namespace tamis {
 namespace {
@@ -42,20 +43,7 @@ std::vector<int32_t> encode_prompt(const Tokenizer& tokenizer, const ModelConfig
 
 std::vector<int32_t> encode_chat(const Tokenizer& tokenizer,
                                  const std::vector<PromptPiece>& pieces) {
-  // A marker that this tokenizer does not have as one token is text, joined to its neighbours.
-  const auto known = [&](std::string_view marker) {
-    return tokenizer.token_to_id(marker).has_value();
-  };
-  std::vector<int32_t> ids;
-  for (const PromptPiece& piece : join_unknown_markers(pieces, known)) {
-    if (piece.special) {
-      ids.push_back(*tokenizer.token_to_id(piece.text));
-      continue;
-    }
-    const auto part = tokenizer.encode(piece.text, SpecialTokens::kPlain);
-    ids.insert(ids.end(), part.begin(), part.end());
-  }
-  return ids;
+  return encode_pieces(tokenizer, pieces);
 }
 
 GenerationDefaults read_generation_defaults(const Checkpoint& checkpoint,

@@ -1,11 +1,13 @@
 #include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "base/error.h"
 #include "base/json.h"
 #include "base/utf8.h"
 #include "checkpoint/checksum.h"
+#include "text/encode_pieces.h"
 #include "text/tokenizer.h"
 #include "train/token_data.h"
 
@@ -26,6 +28,10 @@ class Builder {
                        "; name another one");
     }
     end_ = *end;
+    if (options.chat) {
+      format_ = options.chat_format.empty() ? detect_chat_format(options.tokenizer)
+                                            : parse_chat_format(options.chat_format);
+    }
     fs::create_directories(options.out);
     if (fs::exists(options.out + "/" + kDataManifest)) {
       throw InputError(options.out + ": holds data already; choose another folder or empty it");
@@ -35,12 +41,20 @@ class Builder {
   void add_file(const std::string& path) {
     const std::string text = read_text_file(path, kMaxFile);
     result_.bytes += static_cast<int64_t>(text.size());
-    if (!path.ends_with(".jsonl")) return add_document(text);
+    if (!path.ends_with(".jsonl")) {
+      if (options_.chat) throw InputError(path + ": want a .jsonl file with a conversation a line");
+      return add_document(text);
+    }
     size_t line = 0;
     for (size_t begin = 0; begin < text.size();) {
       const size_t end = std::min(text.find('\n', begin), text.size());
-      add_line(std::string_view(text).substr(begin, end - begin),
-               path + ":" + std::to_string(++line));
+      const std::string where = path + ":" + std::to_string(++line);
+      const std::string_view own = std::string_view(text).substr(begin, end - begin);
+      if (options_.chat) {
+        add_conversation(own, where);
+      } else {
+        add_line(own, where);
+      }
       begin = end + 1;
     }
   }
@@ -53,6 +67,7 @@ class Builder {
                            {"vocab_size", tokenizer_.vocab_size()},
                            {"documents", result_.documents},
                            {"tokens", result_.tokens},
+                           {"answers", options_.chat},
                            {"shards", shards_}};
     write_file_atomically(options_.out + "/" + kDataManifest, manifest.dump(2) + "\n");
     return result_;
@@ -74,13 +89,58 @@ class Builder {
       ++result_.skipped;
       return;
     }
+    std::vector<int32_t> ids = tokenizer_.encode(text, SpecialTokens::kPlain);
+    ids.push_back(end_);
+    add_tokens(ids);
+  }
+
+  void add_tokens(const std::vector<int32_t>& ids, std::vector<uint8_t> answers = {}) {
     begins_.push_back(static_cast<int64_t>(ids_.size()));
-    const std::vector<int32_t> ids = tokenizer_.encode(text, SpecialTokens::kPlain);
     ids_.insert(ids_.end(), ids.begin(), ids.end());
-    ids_.push_back(end_);
+    answers_.insert(answers_.end(), answers.begin(), answers.end());
     ++result_.documents;
-    result_.tokens += static_cast<int64_t>(ids.size()) + 1;
+    result_.tokens += static_cast<int64_t>(ids.size());
     if (static_cast<int64_t>(ids_.size()) >= options_.shard_tokens) write_shard();
+  }
+
+  // The prompt before message `count`, or the conversation up to it, as the model would read it.
+  std::vector<int32_t> rendered(const ChatRequest& chat, size_t count, bool prompt, bool thinking) {
+    RenderOptions options;
+    options.tools = chat.tools;
+    options.thinking = thinking;
+    options.add_generation_prompt = prompt;
+    const std::vector<ChatMessage> messages(chat.messages.begin(),
+                                            chat.messages.begin() + static_cast<int64_t>(count));
+    return encode_pieces(tokenizer_, render_pieces(format_, messages, options));
+  }
+
+  void add_conversation(std::string_view line, const std::string& where) {
+    if (line.find_first_not_of(" \t\r") == std::string_view::npos) return;
+    const ChatRequest chat = parse_messages(line, where);
+    std::vector<int32_t> document;
+    std::vector<uint8_t> answers;
+    for (size_t i = 0; i < chat.messages.size(); ++i) {
+      if (chat.messages[i].role != ChatRole::kAssistant) continue;
+      const bool thinking = !chat.messages[i].reasoning_content.empty();
+      const std::vector<int32_t> prompt = rendered(chat, i, true, thinking);
+      const std::vector<int32_t> turn = rendered(chat, i + 1, false, thinking);
+      if (!begins_with(turn, prompt) || turn.size() == prompt.size()) {
+        throw InputError(where + ": messages[" + std::to_string(i) +
+                         "]: the chat format does not write this answer after its prompt");
+      }
+      if (!begins_with(prompt, document)) {
+        add_tokens(document, std::exchange(answers, {}));
+      }
+      document = turn;
+      answers.resize(prompt.size(), 0);
+      answers.resize(turn.size(), 1);
+    }
+    if (document.empty()) throw InputError(where + ": the conversation has no answer");
+    add_tokens(document, answers);
+  }
+
+  static bool begins_with(const std::vector<int32_t>& whole, const std::vector<int32_t>& part) {
+    return whole.size() >= part.size() && std::equal(part.begin(), part.end(), whole.begin());
   }
 
   void write_shard() {
@@ -89,23 +149,31 @@ class Builder {
     number.insert(0, 5 - std::min<size_t>(5, number.size()), '0');
     const std::string name = "tokens-" + number + ".safetensors";
     begins_.push_back(static_cast<int64_t>(ids_.size()));
-    const TensorSpec specs[] = {{"documents", DType::kI64, {static_cast<int64_t>(begins_.size())}},
-                                {"tokens", DType::kI32, {static_cast<int64_t>(ids_.size())}}};
+    const auto tokens = static_cast<int64_t>(ids_.size());
+    std::vector<TensorSpec> specs = {
+        {"documents", DType::kI64, {static_cast<int64_t>(begins_.size())}},
+        {"tokens", DType::kI32, {tokens}}};
+    if (options_.chat) specs.push_back({"answers", DType::kU8, {tokens}});
     SafetensorsWriter writer(options_.out + "/" + name, specs);
     writer.append_tensor("documents", std::as_bytes(std::span(begins_)));
     writer.append_tensor("tokens", std::as_bytes(std::span(ids_)));
+    if (options_.chat) writer.append_tensor("answers", std::as_bytes(std::span(answers_)));
     writer.commit();
     shards_.push_back({{"file", name},
                        {"tokens", ids_.size()},
-                       {"checksum", checksum_hex(std::as_bytes(std::span(ids_)))}});
+                       {"checksum", checksum_hex(std::as_bytes(std::span(ids_)))},
+                       {"answers_checksum", checksum_hex(std::as_bytes(std::span(answers_)))}});
     ids_.clear();
+    answers_.clear();
     begins_.clear();
   }
 
   const DataBuildOptions& options_;
   Tokenizer tokenizer_;
   int32_t end_ = 0;
+  ChatFormat format_ = ChatFormat::kV32;
   std::vector<int32_t> ids_;
+  std::vector<uint8_t> answers_;  // of ids_, of conversations alone
   std::vector<int64_t> begins_;
   Json shards_ = Json::array();
   DataBuildResult result_;

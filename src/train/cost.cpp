@@ -32,7 +32,7 @@ ParameterCount count_parameters(const ModelConfig& c, const ParameterTable& tabl
 
 double flops_per_token(const ModelConfig& c, const ParameterTable& table, const Stage& s) {
   const ParameterCount n = count_parameters(c, table);
-  const bool sparse = s.kind == StageKind::kSparse;
+  const bool sparse = s.sparse();
   const auto layers = as_double(c.num_layers()), heads = as_double(c.num_heads);
   const double all = mean_pairs(s.length, s.length);
   const double pairs = sparse ? mean_pairs(s.length, s.topk) : all;

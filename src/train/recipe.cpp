@@ -44,6 +44,11 @@ class Table {
     check(key, *value, least, most);
     to = *value;
   }
+  // Null if it is not there.
+  const toml::node* node(const char* key) {
+    asked_.insert(key);
+    return table_.get(key);
+  }
   bool has(const char* key) const { return table_.contains(key); }
   void require(const char* key) const {
     if (!has(key)) throw InputError(where_ + "." + key + ": missing");
@@ -72,12 +77,12 @@ class Table {
 constexpr double kMost = 1e12;
 
 StageKind kind_of(const std::string& name, const std::string& where) {
-  for (const StageKind kind :
-       {StageKind::kPretrain, StageKind::kWarmup, StageKind::kSparse, StageKind::kDense}) {
+  for (const StageKind kind : {StageKind::kPretrain, StageKind::kWarmup, StageKind::kSparse,
+                               StageKind::kDense, StageKind::kSft}) {
     if (stage_name(kind) == name) return kind;
   }
   throw InputError(where + ".kind: got " + printable(name) +
-                   ", want pretrain, warmup, sparse or dense");
+                   ", want pretrain, warmup, sparse, dense or sft");
 }
 
 void read_schedule(Table& t, Schedule& s) {
@@ -109,6 +114,58 @@ void read_adamw(Table& t, AdamwSettings& model, AdamwSettings& indexer) {
   t.get("indexer_clip", indexer.clip, 0, kMost);
 }
 
+TaskSettings read_task(Table& t) {
+  std::string name;
+  t.get("task", name);
+  TaskSettings s;
+  try {
+    s.kind = task_from_name(name);
+  } catch (const UsageError& e) {
+    throw InputError(t.where() + ".task: " + e.what());
+  }
+  constexpr double kMany = 1 << 20;
+  const auto is = [&](std::initializer_list<TaskKind> kinds) {
+    return std::find(kinds.begin(), kinds.end(), s.kind) != kinds.end();
+  };
+  using K = TaskKind;
+  if (is({K::kRecall, K::kNeedle, K::kVariables})) {
+    t.get("keys", s.keys, s.kind == K::kRecall ? 0 : 1, kMany);
+    t.get("min_length", s.min_length, 1, 1 << 24);
+  }
+  if (is({K::kRecall, K::kNeedle})) t.get("queries", s.queries, 1, kMany);
+  if (is({K::kNeedle})) t.get("values", s.values, 1, kMany);
+  if (is({K::kVariables})) t.get("hops", s.hops, 1, kMany);
+  if (is({K::kCopy, K::kInduction})) t.get("words", s.words, 2, kMany);
+  if (is({K::kArithmetic})) {
+    t.get("terms", s.terms, 2, 100);
+    t.get("digits", s.digits, 1, 12);
+  }
+  return s;
+}
+
+// A folder of shards, or a list of tables: {shards = "folder", weight = 2} and {task = "recall"}.
+std::vector<SourceSpec> read_sources(const toml::node& node, const std::string& where) {
+  if (const auto folder = node.value_exact<std::string>()) return {{*folder, {}, 1}};
+  const toml::array* list = node.as_array();
+  if (list == nullptr || list->empty()) {
+    throw InputError(where + ": want a folder, or a list of tables with shards or task");
+  }
+  std::vector<SourceSpec> sources;
+  for (const toml::node& entry : *list) {
+    const std::string at = where + "." + std::to_string(sources.size());
+    if (!entry.is_table()) throw InputError(at + ": want a table with shards or task");
+    Table t(*entry.as_table(), at);
+    SourceSpec spec;
+    t.get("weight", spec.weight, 1e-9, kMost);
+    if (t.has("shards") == t.has("task")) throw InputError(at + ": want either shards or task");
+    t.get("shards", spec.shards);
+    if (t.has("task")) spec.task = read_task(t);
+    t.finish();
+    sources.push_back(spec);
+  }
+  return sources;
+}
+
 Stage read_stage(const toml::table& table, const std::string& where) {
   Table t(table, where);
   Stage s;
@@ -127,6 +184,7 @@ Stage read_stage(const toml::table& table, const std::string& where) {
   t.get("kl_weight", s.kl_weight, 0, kMost);
   t.get("balance_weight", s.balance_weight, 0, kMost);
   t.get("bias_speed", s.bias_speed, 0, 1);
+  if (const toml::node* data = t.node("data")) s.sources = read_sources(*data, where + ".data");
   read_schedule(t, s.schedule);
   read_adamw(t, s.model, s.indexer);
   t.finish();
@@ -136,10 +194,10 @@ Stage read_stage(const toml::table& table, const std::string& where) {
           "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") == std::string::npos;
   if (!file_name) throw InputError(where + ".name: want letters, digits, - and _");
   if (s.kind == StageKind::kSparse && s.topk == 0) throw InputError(where + ".topk: missing");
-  if (s.kind != StageKind::kSparse && s.topk != 0) {
-    throw InputError(where + ".topk: only a sparse stage selects");
+  if (s.sparse() && s.kind != StageKind::kSparse && s.kind != StageKind::kSft) {
+    throw InputError(where + ".topk: only a sparse or an sft stage selects");
   }
-  if (s.kind == StageKind::kSparse && s.topk >= s.length && s.kl_weight > 0) {
+  if (s.sparse() && s.topk >= s.length && s.kl_weight > 0) {
     throw InputError(where + ".topk: got " + std::to_string(s.topk) + " for sequences of " +
                      std::to_string(s.length) +
                      " tokens: everything is selected and the indexer learns nothing of its "
@@ -215,7 +273,10 @@ void read_run(Recipe& r, const toml::table& root, const std::string& where) {
   if (r.tokenizer.empty()) throw InputError(where + ": model.tokenizer: missing");
   Table data(section(root, "data", where), where + ": data");
   data.require("train");
-  data.get("train", r.data);
+  const std::vector<SourceSpec> sources = read_sources(*data.node("train"), where + ": data.train");
+  for (Stage& s : r.stages) {
+    if (s.sources.empty()) s.sources = sources;
+  }
   data.finish();
   Table run(section(root, "run", where), where + ": run");
   run.require("out");
@@ -259,6 +320,8 @@ std::string stage_name(StageKind kind) {
       return "sparse";
     case StageKind::kDense:
       return "dense";
+    case StageKind::kSft:
+      return "sft";
   }
   return "";
 }
@@ -285,13 +348,16 @@ Recipe Recipe::load(const std::string& path, const std::vector<std::string>& set
     }
   }
   Recipe r;
-  read_run(r, root, path);
   read_stages(r, root, path);
+  read_run(r, root, path);
   std::ostringstream text;
   text << toml::json_formatter(root);
   r.text = text.str();
   const fs::path base = fs::path(path).parent_path();
-  for (std::string* p : {&r.config, &r.from, &r.tokenizer, &r.data, &r.out}) resolve(*p, base);
+  for (std::string* p : {&r.config, &r.from, &r.tokenizer, &r.out}) resolve(*p, base);
+  for (Stage& s : r.stages) {
+    for (SourceSpec& source : s.sources) resolve(source.shards, base);
+  }
   return r;
 }
 

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "train/mixture.h"
 #include "train/optimizer.h"
 #include "train/schedule.h"
 
@@ -16,6 +17,7 @@ enum class StageKind : uint8_t {
   kWarmup,    // dense attention, only the indexer learns: KL over every earlier token
   kSparse,    // top-k attention: language-model loss, and KL over the selected set for the indexer
   kDense,  // dense attention, language-model loss: the control that continues a sparse run's start
+  kSft,    // language-model loss on answers alone; with a top-k as kSparse, else dense attention
 };
 std::string stage_name(StageKind kind);
 
@@ -23,10 +25,11 @@ struct Stage {
   StageKind kind = StageKind::kPretrain;
   std::string name;  // of its checkpoint and export; the kind's name unless given
   int64_t steps = 0;
-  int64_t batch = 1;        // sequences a step
-  int64_t micro_batch = 1;  // of them at once
-  int64_t length = 0;       // tokens of a sequence
-  int64_t topk = 0;         // sparse
+  int64_t batch = 1;                // sequences a step
+  int64_t micro_batch = 1;          // of them at once
+  int64_t length = 0;               // tokens of a sequence
+  int64_t topk = 0;                 // of sparse attention; 0: dense attention
+  std::vector<SourceSpec> sources;  // of its sequences
   AdamwSettings model, indexer;
   Schedule schedule;
   double kl_weight = 1;          // warm-up and sparse: of the mean KL a token, summed over layers
@@ -34,16 +37,15 @@ struct Stage {
   double bias_speed = 1e-3;      // gamma of the router's bias
 
   bool trains_model() const { return kind != StageKind::kWarmup; }
-  bool trains_indexer() const {
-    return kind == StageKind::kWarmup || (kind == StageKind::kSparse && kl_weight > 0);
-  }
+  bool sparse() const { return topk > 0; }
+  bool trains_indexer() const { return kind == StageKind::kWarmup || (sparse() && kl_weight > 0); }
+  bool answers_only() const { return kind == StageKind::kSft; }
 };
 
 struct Recipe {
   std::string from;       // a checkpoint folder to start from; empty: a fresh model
   std::string config;     // config.json, if it is not the one of `from`
   std::string tokenizer;  // folder with tokenizer.json
-  std::string data;       // folder of `tamis data build`
   std::string out;
   uint64_t seed = 0;
   int64_t save_every = 100, keep_last = 2;  // steps; checkpoints besides those of stage ends

@@ -2,12 +2,13 @@
 //
 // A data folder holds data.json and tokens-00000.safetensors, ...: `tokens` I32 [n], the documents
 // one after the other, each ended by the end-of-text token, and `documents` I64 [count + 1], where
-// each begins in its shard. data.json names the shards, their sizes and checksums, and the checksum
-// of the tokenizer.json that made them.
+// each begins in its shard. Folders of conversations have `answers` U8 [n] besides: 1 for the
+// tokens that an assistant wrote. data.json names the shards, their sizes and checksums, and the
+// checksum of the tokenizer.json that made them.
 //
 // A batch is a function of the seed and the number of its sequence, nothing else: a window of the
-// tokens that starts at a random place. Two runs with one seed see the same bytes, and a run that
-// goes on from the middle needs no state of a loader.
+// tokens that starts at a random place, or whole documents drawn at random. Two runs with one seed
+// see the same bytes, and a run that goes on from the middle needs no state of a loader.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +24,7 @@
 namespace tamis {
 
 inline constexpr const char* kDataManifest = "data.json";
+inline constexpr const char* kEndToken = "<｜end▁of▁sentence｜>";
 
 struct DataBuildOptions {
   std::string tokenizer;  // folder with tokenizer.json
@@ -30,7 +32,14 @@ struct DataBuildOptions {
   // Files, or folders whose files are taken in the order of their names. NAME.jsonl has a document
   // in the field "text" of each line; any other file is one document.
   std::vector<std::string> inputs;
-  std::string end_token = "<｜end▁of▁sentence｜>";
+  // Conversations: each line of NAME.jsonl is an array of messages, or an object with "messages"
+  // and perhaps "tools", as text/chat.h reads them; they are written in the format of the
+  // tokenizer's folder unless chat_format names one, and the answers are marked. An answer whose
+  // turn the format writes otherwise when others follow, with its reasoning left out, becomes a
+  // document of its own.
+  bool chat = false;
+  std::string chat_format;
+  std::string end_token = kEndToken;
   int64_t shard_tokens = 64 << 20;
 };
 
@@ -64,18 +73,28 @@ class TokenData {
   // length < tokens().
   void append(uint64_t seed, int64_t number, int64_t length, MicroBatch& batch) const;
 
- private:
-  int32_t token(int64_t position) const;
+  bool has_answers() const { return has_answers_; }
+  // The same of whole documents, drawn at random until the next has no room; only tokens of answers
+  // are targets. A document longer than `length` is cut. UsageError without answers.
+  void append_documents(uint64_t seed, int64_t number, int64_t length, MicroBatch& batch) const;
 
+ private:
   struct Shard {
     std::unique_ptr<SafetensorsFile> file;
     const std::byte* tokens = nullptr;
+    const std::byte* answers = nullptr;
     int64_t begin = 0, count = 0;
   };
+  void open(const std::string& path, int64_t tokens);
+  const Shard& shard_of(int64_t position) const;
+  int32_t token(int64_t position) const;
+  bool is_answer(int64_t position) const;
+
   std::vector<Shard> shards_;
   std::vector<int64_t> documents_;  // where documents begin, over all shards, and the end
   int64_t tokens_ = 0, vocab_size_ = 0;
   std::string tokenizer_, checksum_;
+  bool has_answers_ = false;
 };
 
 }  // namespace tamis

@@ -30,7 +30,7 @@ double deviation_of(const std::string& config_text) {
 
 Objective objective_of(const Stage& s, int64_t targets, int64_t tokens, int64_t sequences) {
   Objective o;
-  o.attention = s.kind == StageKind::kSparse ? TrainAttention::kSparse : TrainAttention::kDense;
+  o.attention = s.sparse() ? TrainAttention::kSparse : TrainAttention::kDense;
   o.topk = s.topk;
   o.train_model = s.trains_model();
   o.train_indexer = s.trains_indexer();
@@ -38,6 +38,26 @@ Objective objective_of(const Stage& s, int64_t targets, int64_t tokens, int64_t 
   o.kl_scale = s.kl_weight / static_cast<double>(tokens);
   o.balance_scale = s.balance_weight / static_cast<double>(sequences);
   return o;
+}
+
+std::string checksum_of(const std::vector<Mixture>& data) {
+  std::string text;
+  for (const Mixture& m : data) {
+    const std::string own = m.checksum();
+    if (text.find(own) == std::string::npos) text += (text.empty() ? "" : " ") + own;
+  }
+  return text;
+}
+
+std::string sources_text(const Mixture& data) {
+  double total = 0;
+  std::string text;
+  for (const SourceSpec& s : data.sources()) total += s.weight;
+  for (const SourceSpec& s : data.sources()) {
+    text +=
+        fmt::format("{}{} {:.3g} %", text.empty() ? "" : ", ", s.name(), 100 * s.weight / total);
+  }
+  return fmt::format("{}; {} tokens in shards", text, data.tokens());
 }
 
 // The busiest expert's share of a layer over the mean, the worst layer.
@@ -67,7 +87,7 @@ Trainer::Trainer(Recipe recipe, KernelContext& context)
   config_ = ModelConfig::parse(config_text_, config);
   config_.num_mtp_layers = 0;  // its tensors are neither trained nor exported
   table_ = std::make_unique<ParameterTable>(config_);
-  data_ = std::make_unique<TokenData>(recipe_.data);
+  for (const Stage& s : recipe_.stages) data_.emplace_back(s.sources, recipe_.tokenizer, shards_);
   weights_.resize(static_cast<size_t>(table_->size()));
   gradients_.resize(weights_.size());
   optimizer_ = std::make_unique<Optimizer>(*table_);
@@ -79,7 +99,7 @@ Trainer::Trainer(Recipe recipe, KernelContext& context)
   }
   check();
   position_.recipe = recipe_.text;
-  position_.data = data_->checksum();
+  position_.data = checksum_of(data_);
   position_.indexer_trained = indexer_at_start_;
   const auto newest = newest_checkpoint(recipe_.out + "/checkpoints");
   if (!newest) return;
@@ -90,7 +110,7 @@ Trainer::Trainer(Recipe recipe, KernelContext& context)
                      "another run.out");
   }
   if (found.data != position_.data) {
-    throw InputError(*newest + ": began with other data than " + recipe_.data);
+    throw InputError(*newest + ": began with other data; its text or its tasks have changed");
   }
   position_ = found;
 }
@@ -98,38 +118,36 @@ Trainer::Trainer(Recipe recipe, KernelContext& context)
 Trainer::~Trainer() = default;
 
 void Trainer::check() const {
-  if (tokenizer_checksum(recipe_.tokenizer) != data_->tokenizer()) {
-    throw InputError(recipe_.data + ": made with another tokenizer than " + recipe_.tokenizer +
-                     "/tokenizer.json; build it again with this one");
-  }
-  if (data_->vocab_size() > config_.vocab_size) {
-    throw InputError(fmt::format("{}: ids up to {}, the model's vocabulary has {}", recipe_.data,
-                                 data_->vocab_size(), config_.vocab_size));
-  }
   bool indexer_ready = indexer_at_start_;
-  for (const Stage& s : recipe_.stages) {
+  for (size_t i = 0; i < recipe_.stages.size(); ++i) {
+    const Stage& s = recipe_.stages[i];
     check_stage(s, indexer_ready);
+    try {
+      data_[i].check(recipe_.seed, s.length, s.answers_only());
+    } catch (const InputError& e) {
+      throw InputError("stage " + s.name + ": " + e.what());
+    }
+    if (data_[i].vocab_size() > config_.vocab_size) {
+      throw InputError(fmt::format("{}: ids up to {}, the model's vocabulary has {}",
+                                   recipe_.tokenizer, data_[i].vocab_size(), config_.vocab_size));
+    }
     indexer_ready = indexer_ready || s.kind == StageKind::kWarmup;
   }
 }
 
 void Trainer::check_stage(const Stage& s, bool indexer_ready) const {
   const std::string where = "stage " + s.name + ": ";
-  if (s.length >= data_->tokens()) {
-    throw InputError(fmt::format("{}sequences of {} tokens, {} has {}", where, s.length,
-                                 recipe_.data, data_->tokens()));
-  }
   if (config_.max_position > 0 && s.length > config_.max_position) {
     throw InputError(fmt::format("{}length {} is past the model's max_position_embeddings {}",
                                  where, s.length, config_.max_position));
   }
-  const bool needs = s.kind == StageKind::kWarmup || s.kind == StageKind::kSparse;
+  const bool needs = s.kind == StageKind::kWarmup || s.sparse();
   if (needs && !config_.has_indexer()) {
     throw InputError(where +
                      "the model has no indexer; give model.config with index_topk, "
                      "index_n_heads and index_head_dim");
   }
-  if (s.kind == StageKind::kSparse && !indexer_ready) {
+  if (s.sparse() && !indexer_ready) {
     throw InputError(where +
                      "the indexer is fresh and would select at random; put a warmup stage "
                      "before it, or start from a model with a trained indexer");
@@ -138,7 +156,7 @@ void Trainer::check_stage(const Stage& s, bool indexer_ready) const {
 
 std::string Trainer::stage_line(int64_t index) const {
   const Stage& s = recipe_.stages[static_cast<size_t>(index)];
-  const bool sparse = s.kind == StageKind::kSparse;
+  const bool sparse = s.sparse();
   const ParameterCount n = count_parameters(config_, *table_);
   std::string learns;
   if (s.trains_model()) learns = fmt::format("the model ({} values)", n.model);
@@ -160,17 +178,17 @@ std::string Trainer::plan() const {
   const double mib = static_cast<double>(table_->size()) * 4 / (1 << 20);
   std::string out = fmt::format(
       "parameters  {} of the model ({} met by a token), {} of the indexer\n"
-      "data        {} tokens\n"
       "memory      {:.0f} MiB: weights, gradients and two moments in float32; activations "
       "besides\n",
-      n.model, n.active, n.indexer, data_->tokens(), 4 * mib);
+      n.model, n.active, n.indexer, 4 * mib);
   for (size_t i = 0; i < recipe_.stages.size(); ++i) {
     const Stage& s = recipe_.stages[i];
     const double per_token = flops_per_token(config_, *table_, s);
     const auto tokens = static_cast<double>(s.steps * s.batch * s.length);
     out += stage_line(static_cast<int64_t>(i)) +
            fmt::format("\n  {:.1f} MFLOP a token, {:.3g} tokens, {:.3g} FLOP\n", per_token / 1e6,
-                       tokens, per_token * tokens);
+                       tokens, per_token * tokens) +
+           "  data: " + sources_text(data_[i]) + "\n";
   }
   return out;
 }
@@ -183,7 +201,10 @@ MicroBatch Trainer::micro_batch(const Stage& stage, int64_t first, int64_t count
     number += earlier.steps * earlier.batch;
   }
   MicroBatch batch;
-  for (int64_t i = 0; i < count; ++i) data_->append(recipe_.seed, number + i, stage.length, batch);
+  const Mixture& data = data_[static_cast<size_t>(position_.stage)];
+  for (int64_t i = 0; i < count; ++i) {
+    data.append(recipe_.seed, number + i, stage.length, stage.answers_only(), batch);
+  }
   return batch;
 }
 
@@ -216,7 +237,8 @@ void Trainer::accumulate(const Stage& stage, StepReport& report) {
       for (size_t e = 0; e < load_[l].size(); ++e) load_[l][e] += r.load[l][e];
     }
   }
-  report.loss = stage.trains_model() ? loss / static_cast<double>(targets) : kNotLearned;
+  report.loss = stage.trains_model() ? loss / static_cast<double>(std::max<int64_t>(1, targets))
+                                     : kNotLearned;
   report.most_loaded = most_loaded(load_);
 }
 

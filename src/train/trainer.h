@@ -12,10 +12,10 @@
 
 #include "base/function_ref.h"
 #include "kernels/context.h"
+#include "train/mixture.h"
 #include "train/model.h"
 #include "train/optimizer.h"
 #include "train/recipe.h"
-#include "train/token_data.h"
 #include "train/train_checkpoint.h"
 
 namespace tamis {
@@ -72,7 +72,8 @@ class Trainer {
   std::string config_text_;
   ModelConfig config_;
   std::unique_ptr<ParameterTable> table_;
-  std::unique_ptr<TokenData> data_;
+  ShardCache shards_;
+  std::vector<Mixture> data_;  // of each stage
   std::vector<float> weights_, gradients_;
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<TrainModel<float>> model_;

@@ -212,6 +212,40 @@ TEST_F(Runs, ASequenceIsAFunctionOfSeedAndNumber) {
   }
 }
 
+// Conversations about the letters, and exercises: a mixture that goes through every stage.
+TEST_F(Runs, MixturesAndAnswers) {
+  DataBuildOptions chats;
+  chats.tokenizer = *workshop_ / "tokenizer";
+  chats.out = *workshop_ / "chats";
+  chats.chat = true;
+  chats.chat_format = "v3.1-plain";
+  std::string lines;
+  for (char c = 'a'; c <= 'z'; ++c) {
+    lines += std::string(R"([{"role": "user", "content": "The letter?"}, )") +
+             R"({"role": "assistant", "content": "It is )" + c + "\"}]\n";
+  }
+  workshop_->folder().write("chats.jsonl", lines);
+  chats.inputs = {*workshop_ / "chats.jsonl"};
+  build_data(chats, [](int64_t, int64_t) {});
+  const std::vector<std::string> settings = {
+      R"(data.train=[{shards = "data", weight = 2}, {task = "copy", words = 4}])",
+      "stage.0.steps=3",
+      "stage.1.steps=2",
+      "stage.2.kind=sft",
+      "stage.2.name=sft",
+      "stage.2.steps=12",
+      "stage.2.lr=1e-2",
+      "stage.2.data=\"" + *workshop_ / "chats" + "\""};
+  const std::vector<StepReport> r = run(recipe("mixed", settings));
+  ASSERT_EQ(r.size(), 17U);
+  EXPECT_FALSE(r[5].kl.empty()) << "with a top-k the indexer goes on learning";
+  EXPECT_LT(mean_loss(r, 14, 17), r[5].loss - 1);
+  for (const int64_t stop : {2, 6, 9}) run(recipe("mixed_parts", settings), stop);
+  run(recipe("mixed_parts", settings));
+  EXPECT_EQ(bytes(*workshop_ / "mixed/sft/model.safetensors"),
+            bytes(*workshop_ / "mixed_parts/sft/model.safetensors"));
+}
+
 TEST_F(Runs, ADamagedCheckpointIsNamed) {
   const std::vector<std::string> short_run = {"stage.0.steps=3", "stage.1.steps=1"};
   run(recipe("damaged", short_run), 2);
@@ -240,8 +274,14 @@ TEST_F(Runs, RefusesWhatCannotWork) {
   expect_refused({"stage.1.kind=pretrain", "stage.1.name=more"}, "the indexer is fresh");
   expect_refused({"stage.2.topk=64"}, "topk: got 64");
   expect_refused({"stage.0.length=129"}, "max_position_embeddings");
-  expect_refused({"stage.0.topk=4"}, "only a sparse stage selects");
-  expect_refused({"stage.0.kind=sft"}, "want pretrain, warmup, sparse or dense");
+  expect_refused({"stage.0.topk=4"}, "only a sparse or an sft stage selects");
+  expect_refused({"stage.0.kind=stf"}, "want pretrain, warmup, sparse, dense or sft");
+  expect_refused({"stage.0.kind=sft"}, "no answers are marked");
+  expect_refused({R"(data.train=[{shards = "data", task = "copy"}])"}, "either shards or task");
+  expect_refused({R"(data.train=[{task = "copi"}])"}, "want one of recall, needle");
+  expect_refused({R"(data.train=[{task = "copy", hops = 3}])"}, "hops: no such key");
+  expect_refused({R"(data.train=[{task = "needle", keys = 40}])"}, "have no room");
+  expect_refused({"data.train=[]"}, "want a folder, or a list");
   expect_refused({"stage.0.stepz=4"}, "no such key");
   expect_refused({"stage.0.lr=-1"}, "got -1");
   expect_refused({"stage.0.steps=1.5"}, "of another type");
