@@ -164,13 +164,43 @@ OrderedJson to_json(const Plan& plan, const PlanOptions& o) {
   return out;
 }
 
-// The device's memory and what the weights take of it; nothing on the CPU.
-std::string device_table(const KernelContext& context, const LoadedModel& model) {
-  if (context.device() == nullptr) return "";
-  const DeviceInfo& d = context.device()->info();
-  return fmt::format("Device {}: {} (sm_{}), {} of {} free; weights take {}\n\n", d.ordinal, d.name,
-                     d.sm, mib(d.free_bytes), mib(d.total_bytes),
-                     mib(device_weight_bytes(model.weights())));
+// What a device holds; `scratch` is what the kernels took in a measured run, 0 if nothing was run.
+struct OnDevice {
+  DeviceInfo device;
+  DevicePlan plan;
+  int64_t scratch = 0;
+};
+
+std::string device_table(const OnDevice& on, const PlanOptions& o) {
+  const DeviceInfo& d = on.device;
+  std::string out = fmt::format("Device {}: {} (sm_{}), {} free of {}\n", d.ordinal, d.name, d.sm,
+                                mib(d.free_bytes), mib(d.total_bytes));
+  out += fmt::format("Its memory for a context of {} tokens, batch {}\n", o.context, o.batch);
+  const auto row = [&](const char* name, int64_t bytes, const std::string& note = "") {
+    out += fmt::format("  {:<22}{}  {}\n", name, mib(bytes), note);
+  };
+  row("weights", on.plan.weights);
+  row("cache", on.plan.cache, fmt::format("largest context: {} tokens", on.plan.largest_context));
+  row("activations", on.plan.activations, fmt::format("a pass of {} tokens", o.chunk));
+  if (on.scratch > 0) {
+    row("kernel scratch", on.scratch, "measured");
+  } else {
+    out += "  kernel scratch follows the largest call; --measure tells\n";
+  }
+  return out;
+}
+
+OrderedJson device_json(const OnDevice& on) {
+  OrderedJson out{{"ordinal", on.device.ordinal},
+                  {"name", on.device.name},
+                  {"sm", on.device.sm},
+                  {"available", on.device.free_bytes},
+                  {"weights", on.plan.weights},
+                  {"cache", on.plan.cache},
+                  {"activations", on.plan.activations},
+                  {"largest_context", on.plan.largest_context}};
+  if (on.scratch > 0) out["measured_scratch"] = on.scratch;
+  return out;
 }
 
 int run(const Flags& f) {
@@ -198,8 +228,18 @@ int run(const Flags& f) {
   for (size_t i = 0; i < measured.speeds.size(); ++i) {
     plan.speeds[i].measured = measured.speeds[i].measured;
   }
-  write_stdout(f.json ? to_json(plan, o).dump(2) + "\n"
-                      : device_table(*context, *model) + memory_table(plan, o) + speed_table(plan));
+  OrderedJson json = to_json(plan, o);
+  std::string memory;
+  if (const DeviceContext* device = context->device(); device != nullptr) {
+    const DeviceInfo& info = device->info();
+    const OnDevice on{info, plan_device_memory(*model, o, info.free_bytes),
+                      f.measure ? device->scratch_bytes() : 0};
+    json["device"] = device_json(on);
+    memory = device_table(on, o);
+  } else {
+    memory = memory_table(plan, o);
+  }
+  write_stdout(f.json ? json.dump(2) + "\n" : memory + speed_table(plan));
   return 0;
 }
 

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "kernels/linear/linear.h"
+#include "model/device_weights.h"
 
 namespace tamis {
 namespace {
@@ -135,6 +136,18 @@ MemoryPlan plan_memory(const LoadedModel& model, const PlanOptions& o) {
   p.peak = std::max(now.peak, fixed + p.cache);
   const int64_t pages = std::max<int64_t>(0, available_memory() + now.anonymous - fixed) / page;
   p.largest_context = std::min(c.max_position, pages / o.batch * kPageTokens);
+  return p;
+}
+
+DevicePlan plan_device_memory(const LoadedModel& model, const PlanOptions& o, int64_t available) {
+  const int64_t pass = std::max(std::min(o.chunk, o.context * o.batch), o.batch);
+  const int64_t page = cache_page_bytes(model.config(), o.cache);
+  DevicePlan p;
+  p.weights = device_weight_bytes(model.weights());
+  p.cache = page * pages_for(o.context) * o.batch;
+  p.activations = activation_bytes(model.config(), o, model.group().size(), pass) / 4 * 5;
+  const int64_t pages = std::max<int64_t>(0, available - p.weights - p.activations) / page;
+  p.largest_context = std::min(model.config().max_position, pages / o.batch * kPageTokens);
   return p;
 }
 

@@ -46,6 +46,16 @@ struct MemoryPlan {
 };
 MemoryPlan plan_memory(const LoadedModel& model, const PlanOptions& options);
 
+// Bytes on a device. The scratch of the kernels is not in it: it follows the largest call of each.
+struct DevicePlan {
+  int64_t weights = 0;
+  int64_t cache = 0;            // whole pages of the context, all sequences
+  int64_t activations = 0;      // of one chunk; buffers there are a quarter larger than asked for
+  int64_t largest_context = 0;  // that fits into `available`
+};
+DevicePlan plan_device_memory(const LoadedModel& model, const PlanOptions& options,
+                              int64_t available);
+
 // Bytes of model/activations.h for one pass of `tokens` tokens that ends at `context`.
 int64_t activation_bytes(const ModelConfig& config, const PlanOptions& options, int ranks,
                          int64_t tokens);
