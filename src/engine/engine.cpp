@@ -300,6 +300,7 @@ void Engine::finish_tokens(Pass pass, std::vector<TokenEvent>& events) {
     } catch (const InputError& error) {
       e.finish = FinishReason::kError;
       e.error = error.what();
+      e.refused = true;
     }
     if (e.finish == FinishReason::kStop && !is_stop(s->request, e.token.id)) {
       // The constraint is complete with this token, which is part of the text; a stop id is not.

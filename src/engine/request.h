@@ -42,6 +42,7 @@ struct TokenEvent {
   SampledToken token;  // id -1 in an event that only ends the request
   FinishReason finish = FinishReason::kNone;
   std::string error;          // of kError: what went wrong
+  bool refused = false;       // of kError: the request's own constraint cannot be followed
   int64_t cached_tokens = 0;  // prompt tokens that came from the prefix cache
 };
 

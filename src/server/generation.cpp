@@ -86,7 +86,7 @@ void Generation::end(std::string_view reason, std::vector<OutputEvent>& parts) {
   if (finished()) return;
   if (parser_) {
     std::vector<OutputEvent> rest;
-    parser_->finish(rest);
+    parser_->finish(rest, /*cut=*/reason == "length");
     for (OutputEvent& part : rest) {
       keep(part);
       parts.push_back(std::move(part));

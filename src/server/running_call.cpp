@@ -121,6 +121,10 @@ void RunningCall::on_token(size_t index, EngineEvent event) {
   if (a.done) return;
   a.cached = event.cached;
   if (event.token.finish == FinishReason::kError) {
+    // In a stream the status has gone; the event says the same.
+    if (event.token.refused) {
+      return fail(ApiError(400, event.token.error, call_.answer_field, "constraint_too_complex"));
+    }
     return fail(ApiError(500, event.token.error));
   }
   if (event.token.finish == FinishReason::kCancelled) {

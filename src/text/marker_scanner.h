@@ -36,6 +36,10 @@ class MarkerScanner {
     }
   }
 
+  // What may still become a marker.
+  std::string_view held() const { return held_; }
+  void drop_held() { held_.clear(); }
+
   template <typename OnText>
   void finish(OnText on_text) {
     std::string held;

@@ -35,6 +35,13 @@ void append_event(std::vector<OutputEvent>& events, Kind kind, std::string_view 
   events.push_back({kind, std::string(text)});
 }
 
+bool is_begun_markup(std::string_view held) {
+  const size_t at = held.find_first_not_of('\n');
+  if (at == std::string_view::npos) return false;
+  held.remove_prefix(at);
+  return held.starts_with("<｜") || held.starts_with("</｜");
+}
+
 ReasoningParser::ReasoningParser(bool in_thinking) : in_thinking_(in_thinking) {
   scanner_.watch(kThinkMarkers);
 }
@@ -77,8 +84,8 @@ void ToolCallParser::push(std::string_view text, std::vector<OutputEvent>& event
   std::visit([&](auto& calls) { calls.push(text, events); }, calls_);
 }
 
-void ToolCallParser::finish(std::vector<OutputEvent>& events) {
-  std::visit([&](auto& calls) { calls.finish(events); }, calls_);
+void ToolCallParser::finish(std::vector<OutputEvent>& events, bool cut) {
+  std::visit([&](auto& calls) { calls.finish(events, cut); }, calls_);
 }
 
 OutputParser::OutputParser(const OutputParserOptions& options)
@@ -94,9 +101,9 @@ void OutputParser::push(std::string_view text, std::vector<OutputEvent>& events)
   }
 }
 
-void OutputParser::finish(std::vector<OutputEvent>& events) {
+void OutputParser::finish(std::vector<OutputEvent>& events, bool cut) {
   reasoning_.finish(events);
-  if (parse_tools_) tools_.finish(events);
+  if (parse_tools_) tools_.finish(events, cut);
 }
 
 }  // namespace tamis

@@ -45,7 +45,8 @@ class OutputParser {
 
   void push(std::string_view text, std::vector<OutputEvent>& events);
   // At the end of the output: gives out what was held back. A call without its end is broken.
-  void finish(std::vector<OutputEvent>& events);
+  // `cut`: a limit ended the output, so that markup that was begun is no text.
+  void finish(std::vector<OutputEvent>& events, bool cut = false);
 
  private:
   ReasoningParser reasoning_;

@@ -132,14 +132,48 @@ TEST(DsmlToolCalls, BrokenMarkup) {
                     {Kind::kToolBroken, "text where a parameter was expected"},
                     {Kind::kMalformed, "{\"a\": 1}\n"}}));
   const std::string twice = parameter("a", "1", false) + parameter("a", "2", false);
-  EXPECT_EQ(parse(kV32, dsml(invoke("f", twice)))[2],
-            (OutputEvent{Kind::kToolBroken, "a parameter is repeated, or there are too many"}));
+  EXPECT_EQ(parse(kV32, dsml(invoke("f", twice + parameter("b", "3", false)))),
+            (Events{{Kind::kToolStart, "f"},
+                    {Kind::kToolArguments, "{\"a\": 1, \"b\": 3}"},
+                    {Kind::kToolEnd, ""}}));
   EXPECT_EQ(parse(kV32, "<｜DSML｜function_calls><｜DSML｜invoke name=\"f\">"),
             (Events{{Kind::kToolStart, "f"}, {Kind::kToolBroken, "the call was cut short"}}));
   EXPECT_EQ(parse(kV32, "a <｜DSML｜nothing>\n\n<｜DSML｜function"),
             (Events{{Kind::kContent, "a <｜DSML｜nothing>\n\n<｜DSML｜function"}}));
   EXPECT_EQ(parse(kV32, dsml("junk" + invoke("f", "")))[0],
             (OutputEvent{Kind::kMalformed, "junk"}));
+}
+
+// An answer that meets max_tokens: no piece of markup is shown as text, wherever the cut is.
+TEST(OutputParser, MarkupThatALimitCutIsNoText) {
+  const std::string dsml_call =
+      "Look." + dsml(invoke("get", parameter("city", "x < y", true) + parameter("n", "3", false)));
+  const std::string v31_call =
+      "Look.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get<｜tool▁sep｜>{\"a\": \"x < y\"}"
+      "<｜tool▁call▁end｜><｜tool▁calls▁end｜>";
+  for (const auto& [options, text] : {std::pair{kV32, dsml_call}, std::pair{kV31, v31_call}}) {
+    for (size_t cut = 0; cut <= text.size(); ++cut) {
+      if (cut < text.size() && (text[cut] & 0xC0) == 0x80) continue;  // within a character
+      OutputParser parser(options);
+      Events events;
+      parser.push(text.substr(0, cut), events);
+      parser.finish(events, /*cut=*/true);
+      std::string shown, arguments;
+      for (const OutputEvent& e : events) {
+        if (e.kind == Kind::kContent || e.kind == Kind::kMalformed) shown += e.text;
+        if (e.kind == Kind::kToolArguments) arguments += e.text;
+      }
+      const bool fits = std::string("Look.\n\n<").starts_with(shown) || shown == "Look.<";
+      EXPECT_TRUE(fits) << cut << ": " << shown;
+      EXPECT_EQ(arguments.find("<｜"), std::string::npos) << cut << ": " << arguments;
+      EXPECT_EQ(arguments.find("</｜"), std::string::npos) << cut << ": " << arguments;
+    }
+  }
+  OutputParser parser(kV32);  // what may be text stays text
+  Events events;
+  parser.push("a <", events);
+  parser.finish(events, /*cut=*/true);
+  EXPECT_EQ(events, (Events{{Kind::kContent, "a <"}}));
 }
 
 TEST(DsmlToolCalls, EmptyLinesBeforeTheBlockAreMarkup) {

@@ -50,6 +50,7 @@ void DsmlToolCalls::enter(State state) {
       return scanner_.watch(kKeyMarkers);
     case State::kText:
     case State::kJson:
+    case State::kAgain:
       return scanner_.watch(kValueMarkers);
     case State::kSkip:
       return scanner_.watch(kSkipMarkers);
@@ -62,7 +63,11 @@ void DsmlToolCalls::push(std::string_view text, std::vector<OutputEvent>& events
       [&](size_t marker) { on_marker(marker, events); });
 }
 
-void DsmlToolCalls::finish(std::vector<OutputEvent>& events) {
+void DsmlToolCalls::finish(std::vector<OutputEvent>& events, bool cut) {
+  const bool in_text =
+      state_ == State::kContent || state_ == State::kText || state_ == State::kJson;
+  if (cut && (!in_text || is_begun_markup(scanner_.held()))) scanner_.drop_held();
+  if (cut) field_.clear();
   scanner_.finish([&](std::string_view run) { return on_text(run, events); });
   break_call("the call was cut short", events);
   append_event(events, Kind::kMalformed, field_);
@@ -95,6 +100,8 @@ size_t DsmlToolCalls::on_text(std::string_view text, std::vector<OutputEvent>& e
     case State::kJson:
       append_event(events, Kind::kToolArguments, text);
       return text.size();
+    case State::kAgain:
+      return text.size();
     case State::kSkip:
       append_event(events, Kind::kMalformed, text);
       return text.size();
@@ -125,6 +132,8 @@ void DsmlToolCalls::on_marker(size_t marker, std::vector<OutputEvent>& events) {
     case State::kText:
     case State::kJson:
       return end_value(events);
+    case State::kAgain:
+      return enter(State::kParameters);
     case State::kBlock:
     case State::kParameters:
     case State::kSkip:
@@ -149,8 +158,13 @@ void DsmlToolCalls::start_call(std::vector<OutputEvent>& events) {
 void DsmlToolCalls::start_value(bool is_text, std::vector<OutputEvent>& events) {
   const bool first = keys_.empty();
   key_bytes_ += field_.size() + 1;
-  if (!keys_.insert(field_).second || key_bytes_ > kMaxKeyBytes) {
-    break_call("a parameter is repeated, or there are too many", events);
+  if (keys_.contains(field_)) {
+    field_.clear();
+    return enter(State::kAgain);
+  }
+  keys_.insert(field_);
+  if (key_bytes_ > kMaxKeyBytes) {
+    break_call("too many parameters", events);
     append_event(events, Kind::kMalformed, field_);
     field_.clear();
     return enter(State::kSkip);

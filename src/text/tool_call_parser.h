@@ -33,13 +33,16 @@ struct OutputEvent {
 // Appends, joining text to a neighbour of the same kind.
 void append_event(std::vector<OutputEvent>& events, OutputEvent::Kind kind, std::string_view text);
 
+// True for the beginning of a marker that is too long to be anything else.
+bool is_begun_markup(std::string_view held);
+
 // <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>NAME<｜tool▁sep｜>ARGUMENTS<｜tool▁call▁end｜>...<｜tool▁calls▁end｜>
 // The arguments are passed on as the model wrote them.
 class V31ToolCalls {
  public:
   V31ToolCalls();
   void push(std::string_view text, std::vector<OutputEvent>& events);
-  void finish(std::vector<OutputEvent>& events);
+  void finish(std::vector<OutputEvent>& events, bool cut);
 
  private:
   enum class State { kContent, kBetween, kName, kArguments, kSkip };
@@ -54,15 +57,16 @@ class V31ToolCalls {
   std::string name_;
 };
 
-// V3.2's <｜DSML｜function_calls> block. Its parameters become the members of one JSON object.
+// V3.2's <｜DSML｜function_calls> block. Its parameters become the members of one JSON object. Of a
+// parameter that comes twice the first value counts, the other is dropped.
 class DsmlToolCalls {
  public:
   DsmlToolCalls();
   void push(std::string_view text, std::vector<OutputEvent>& events);
-  void finish(std::vector<OutputEvent>& events);
+  void finish(std::vector<OutputEvent>& events, bool cut);
 
  private:
-  enum class State { kContent, kBlock, kName, kParameters, kKey, kText, kJson, kSkip };
+  enum class State { kContent, kBlock, kName, kParameters, kKey, kText, kJson, kAgain, kSkip };
 
   size_t on_text(std::string_view text, std::vector<OutputEvent>& events);
   size_t on_field(std::string_view text, std::vector<OutputEvent>& events);
@@ -87,7 +91,8 @@ class ToolCallParser {
  public:
   explicit ToolCallParser(ChatFormat format);
   void push(std::string_view text, std::vector<OutputEvent>& events);
-  void finish(std::vector<OutputEvent>& events);
+  // `cut`: somebody ended the text in its middle, so that markup that was begun is no text.
+  void finish(std::vector<OutputEvent>& events, bool cut);
 
  private:
   std::variant<V31ToolCalls, DsmlToolCalls> calls_;

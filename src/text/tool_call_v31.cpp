@@ -25,7 +25,10 @@ void V31ToolCalls::push(std::string_view text, std::vector<OutputEvent>& events)
       [&](size_t marker) { on_marker(marker, events); });
 }
 
-void V31ToolCalls::finish(std::vector<OutputEvent>& events) {
+void V31ToolCalls::finish(std::vector<OutputEvent>& events, bool cut) {
+  const bool in_text = state_ == State::kContent || state_ == State::kArguments;
+  if (cut && (!in_text || is_begun_markup(scanner_.held()))) scanner_.drop_held();
+  if (cut) name_.clear();
   scanner_.finish([&](std::string_view run) { return on_text(run, events); });
   leave_call(events, /*complete=*/false);
   state_ = State::kContent;

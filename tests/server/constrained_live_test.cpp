@@ -176,6 +176,26 @@ TEST(ConstrainedLive, CompletionsAndSeveralAnswersAreHeldToo) {
   }
 }
 
+// The expression is plain at its start and too ambiguous later: the sender's fault, found late.
+TEST(ConstrainedLive, WhatTurnsOutTooAmbiguousIsTheSendersError) {
+  Live live;
+  const auto body = [](bool stream) {
+    return std::string(R"({"prompt":"a","max_tokens":80,"stream":)") + (stream ? "true" : "false") +
+           R"(,"guided_regex":"a{40}(([a-z ]{0,20}){0,20}){0,100}"})";
+  };
+  const std::string answer = ask(live, "/v1/completions", body(false));
+  EXPECT_EQ(status_of(answer), 400) << answer;
+  const Json error = parse_json(body_of(answer), "answer")["error"];
+  EXPECT_EQ(error["param"], "guided_regex") << error.dump();
+  EXPECT_EQ(error["code"], "constraint_too_complex");
+  EXPECT_NE(error["message"].get<std::string>().find("more than"), std::string::npos);
+  const auto events = events_of(ask(live, "/v1/completions", body(true)));
+  ASSERT_GT(events.size(), 1U);
+  EXPECT_EQ(parse_json(events.back(), "event")["error"]["type"], "invalid_request_error");
+  EXPECT_EQ(status_of(ask(live, "/v1/completions", R"({"prompt":"a","max_tokens":2})")), 200);
+  EXPECT_TRUE(live.settles());
+}
+
 TEST(ConstrainedLive, WhatCannotBeHeldToIsRefusedByName) {
   Live live({}, {}, ChatFormat::kV32);
   const auto refused = [&](const std::string& member, const std::string& param,

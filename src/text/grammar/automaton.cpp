@@ -13,10 +13,14 @@ constexpr size_t kMaxPlaces = 512;    // of one state
 constexpr size_t kMaxVisits = 20000;  // nodes passed without a symbol
 constexpr size_t kFullStates = 4000;  // begin a new table
 constexpr size_t kFullMasks = 400;
-constexpr size_t kMaxStates = 60000;  // in the middle of one mask
+constexpr size_t kMaxStates = 60000;    // in the middle of one mask
+constexpr size_t kMaxWork = 1'000'000;  // nodes passed for one mask: some 0.4 s
 constexpr int32_t kUnknown = -2, kDead = -1;
 
-[[noreturn]] void too_ambiguous() { throw InputError("the constraint is too ambiguous to follow"); }
+[[noreturn]] void too_ambiguous(const char* what, size_t limit) {
+  throw InputError(std::string("the constraint is too ambiguous to follow: more than ") +
+                   std::to_string(limit) + " " + what);
+}
 
 }  // namespace
 
@@ -121,7 +125,7 @@ class GrammarTable {
       run();
     }
     void add(int32_t node, int32_t frame) {
-      if (seen.size() > kMaxVisits) too_ambiguous();
+      if (seen.size() > kMaxVisits) too_ambiguous("ways on before one symbol", kMaxVisits);
       if (seen.insert({node, frame}).second) work.push_back({node, frame});
     }
     void run() {
@@ -135,7 +139,7 @@ class GrammarTable {
       const GrammarNode& n = table.grammar_->nodes[idx(p.node)];
       switch (n.kind) {
         case GrammarNode::Kind::kRange:
-          if (places.size() >= kMaxPlaces) too_ambiguous();
+          if (places.size() >= kMaxPlaces) too_ambiguous("places at one time", kMaxPlaces);
           return places.push_back(p);
         case GrammarNode::Kind::kSplit:
           for (const int32_t t : n.targets) add(t, p.frame);
@@ -210,7 +214,7 @@ class GrammarTable {
     const auto key = std::make_pair(std::move(places), accepting);
     const auto [it, added] = state_ids_.try_emplace(key, static_cast<int32_t>(states_.size()));
     if (added) {
-      if (states_.size() >= kMaxStates) too_ambiguous();
+      if (states_.size() >= kMaxStates) too_ambiguous("states for one token", kMaxStates);
       places_ += key.first.size();
       states_.push_back({key.first,
                          accepting,
@@ -240,6 +244,7 @@ class GrammarTable {
       }
     }
     c.run();
+    work_ += c.seen.size();
     const int32_t to = intern(c);
     for (int32_t s = low; s <= high; ++s) states_[idx(state)].next[idx(s)] = to;
     return to;
@@ -250,10 +255,12 @@ class GrammarTable {
     const auto set = [&](int32_t token) { bits[idx(token) / 64] |= 1ULL << (token % 64); };
     std::vector<int32_t> path(static_cast<size_t>(trie_->max_bytes()) + 1, kDead);
     path[0] = state;
+    work_ = 0;
     const auto& nodes = trie_->nodes();
     for (size_t i = 0; i < nodes.size();) {
       const TokenTrie::Node& n = nodes[i];
       const int32_t to = step(path[idx(n.depth - 1)], n.byte);
+      if (work_ > kMaxWork) too_ambiguous("steps for one token", kMaxWork);
       if (to == kDead) {
         i = idx(n.skip);
         continue;
@@ -276,6 +283,7 @@ class GrammarTable {
   std::vector<State> states_;
   std::map<std::pair<std::vector<Place>, bool>, int32_t> state_ids_;
   size_t masks_ = 0, places_ = 0;
+  size_t work_ = 0;  // nodes passed since the mask was begun
 };
 
 Constraint::Constraint(std::shared_ptr<const Grammar> grammar,

@@ -331,6 +331,30 @@ TEST(Constraint, BranchingIsBounded) {
   EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(5));
 }
 
+// Few places at a time, but nearly every token leads to states of its own: bounded by work. And a
+// harmless one that resembles it.
+TEST(Constraint, TheWorkForOneMaskIsBounded) {
+  const auto allowed = [](const std::string& pattern) {
+    Matcher m(compile_constraint(regex(pattern), trie()));
+    m.allowed();
+    for (int i = 0; i < 3; ++i) {
+      for (const int32_t id : tokenizer().encode("ab", SpecialTokens::kPlain)) m.accept(id);
+      m.allowed();
+    }
+  };
+  const auto begin = std::chrono::steady_clock::now();
+  for (const char* pattern : {".*[a-m].{50}", "(.{0,9}[aceg]){2}.*[a-m].{40}",
+                              "(abNc*)+[^xype\":\"o-z]{2,4}\\d\\u060e9?"}) {
+    try {
+      allowed(pattern);
+    } catch (const InputError& e) {
+      EXPECT_NE(std::string(e.what()).find("more than"), std::string::npos) << e.what();
+    }
+  }
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(8));
+  EXPECT_NO_THROW(allowed("[a-z]*"));
+}
+
 // More states than a table holds: a new one takes over in the middle of a text.
 TEST(Constraint, TablesAreRenewed) {
   const auto c = compile_constraint(regex("(ab|cd){6000}"), trie());
