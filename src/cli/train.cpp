@@ -35,6 +35,23 @@ std::string time_text(double seconds) {
   return fmt::format("{}m{:02}s", s / 60, s % 60);
 }
 
+// Losses by source, and the indexer's choice over all layers.
+std::string validation_text(const ValidationReport& v) {
+  std::string text = "validation";
+  for (const SourceLoss& s : v.sources) {
+    text += fmt::format("  {}: loss {:.4f}, {:.1f}% right", s.source, s.loss, 100 * s.accuracy);
+  }
+  IndexerHealth all;
+  for (const IndexerHealth& h : v.health) all.add(h);
+  if (all.selecting == 0) return text;
+  const auto n = static_cast<double>(all.selecting);
+  return text + fmt::format(
+                    "\nindexer  kl {:.4f}  of attention {:.1f}% kept, {:.1f}% in the worst "
+                    "head ({:.1f}% possible)  recall {:.1f}%",
+                    all.kl / static_cast<double>(all.queries), 100 * all.mass / n,
+                    100 * all.worst_mass / n, 100 * all.best_mass / n, 100 * all.recall / n);
+}
+
 // A line a step on stderr: what it lost, how fast it was, how long the stage still takes.
 class StepLines {
  public:
@@ -54,6 +71,7 @@ class StepLines {
                         static_cast<double>(r.tokens) / r.seconds,
                         100 * r.flops / r.seconds / peak_, time_text(left * r.seconds));
     if (r.skipped) line += "  skipped: the gradient is not finite";
+    if (r.validation) line += "\n" + validation_text(*r.validation);
     std::fprintf(stderr, "%s\n", line.c_str());
   }
 
@@ -74,7 +92,9 @@ int run_train(const TrainFlags& flags) {
   const double peak = measure_peak(context).flops;
   if (flags.dry_run) {
     write_stdout(trainer.plan() +
-                 fmt::format("this machine does at most {:.0f} GFLOP/s on {} threads\n", peak / 1e9,
+                 fmt::format("time        at least {}: this machine does at most {:.0f} GFLOP/s on "
+                             "{} threads\n",
+                             time_text(trainer.flops() / peak), peak / 1e9,
                              context.pool().num_threads()));
     return 0;
   }

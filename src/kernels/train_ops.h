@@ -6,7 +6,8 @@
 #include "kernels/adamw/adamw.h"                           // the optimiser
 #include "kernels/cross_entropy/cross_entropy_backward.h"  // loss and gradient in one pass
 #include "kernels/embedding/embedding_backward.h"
-#include "kernels/indexer_kl/indexer_kl.h"  // what the indexer learns from
+#include "kernels/indexer_kl/indexer_health.h"  // what the indexer's choice covers
+#include "kernels/indexer_kl/indexer_kl.h"      // what the indexer learns from
 #include "kernels/layer_norm/layer_norm_backward.h"
 #include "kernels/matmul/matmul.h"  // every product of the backward pass, grouped ones too
 #include "kernels/mla_dense/mla_dense_backward.h"

@@ -28,7 +28,21 @@ void copy_columns(const T* x, int64_t rows, int64_t width, int64_t count, T* to,
   for (int64_t r = 0; r < rows; ++r) std::copy_n(x + r * width, count, to + r * to_width);
 }
 
-// q, c_kv and k_pe of layer l from h = work.normed.
+// q_a and kv_a of layer l from h = work.normed.
+template <typename T>
+void down_projections(Pass<T>& p, int64_t l) {
+  const ModelConfig& m = p.config;
+  const LayerSlots& s = p.slots(l);
+  LayerState<T>& a = p.layer(l);
+  const int64_t n = p.tokens(), width = m.kv_lora + m.rope;
+  const T* h = p.state.work.normed.data();
+  const Product<T> down[] = {
+      {h, m.hidden_size, n, p.w + s.q_a, m.q_lora, m.hidden_size, sized(a.q_a, n * m.q_lora)},
+      {h, m.hidden_size, n, p.w + s.kv_a, width, m.hidden_size, sized(a.kv_a, n * width)}};
+  ForwardOps<T>::products(p.kernels, down);
+}
+
+// q, c_kv and k_pe from those.
 template <typename T>
 void queries_and_latents(Pass<T>& p, int64_t l) {
   using F = ForwardOps<T>;
@@ -36,11 +50,6 @@ void queries_and_latents(Pass<T>& p, int64_t l) {
   const LayerSlots& s = p.slots(l);
   LayerState<T>& a = p.layer(l);
   const int64_t n = p.tokens(), width = m.kv_lora + m.rope, qk = m.qk_head();
-  const T* h = p.state.work.normed.data();
-  const Product<T> down[] = {
-      {h, m.hidden_size, n, p.w + s.q_a, m.q_lora, m.hidden_size, sized(a.q_a, n * m.q_lora)},
-      {h, m.hidden_size, n, p.w + s.kv_a, width, m.hidden_size, sized(a.kv_a, n * width)}};
-  F::products(p.kernels, down);
   const auto eps = static_cast<T>(m.lora_norm_eps);
   F::rms_norm(p.kernels, a.q_a.data(), m.q_lora, p.w + s.q_a_norm, n, m.q_lora, eps,
               sized(a.q_lora, n * m.q_lora));
@@ -227,15 +236,43 @@ void learn_indexer(Pass<T>& p, int64_t l) {
   p.result.kl_rows[static_cast<size_t>(l)] = work.rows;
 }
 
-// o [tokens, heads, v_head] in the expanded form.
+// kv of every head from c_kv.
 template <typename T>
-void attend_dense(Pass<T>& p, int64_t l) {
+void expand(Pass<T>& p, int64_t l) {
   const ModelConfig& m = p.config;
   LayerState<T>& a = p.layer(l);
   const int64_t n = p.tokens(), kv = m.num_heads * (m.nope + m.v_head);
   const Product<T> up{a.c_kv.data(), m.kv_lora,          n, p.w + p.slots(l).kv_b, kv,
                       m.kv_lora,     sized(a.kv, n * kv)};
   ForwardOps<T>::products(p.kernels, {&up, 1});
+}
+
+// Compares the indexer's choice with dense attention.
+template <typename T>
+void measure_indexer(Pass<T>& p, int64_t l) {
+  const ModelConfig& m = p.config;
+  const Workspace<T>& work = p.state.work;
+  if (p.sparse()) expand(p, l);
+  for_each_sequence(p, [&](int64_t begin, int64_t count) {
+    IndexerSequence<T> x;
+    x.q = work.index_q.data() + begin * m.index_heads * m.index_dim;
+    x.w = work.index_w.data() + begin * m.index_heads;
+    x.k = work.index_k.data() + begin * m.index_dim;
+    x.tokens = count;
+    x.heads = m.index_heads;
+    x.dim = m.index_dim;
+    indexer_health<T>(p.kernels, {x, dense_sequence(p, l, begin, count), p.objective.measure_topk,
+                                  &p.result.health[static_cast<size_t>(l)]});
+  });
+}
+
+// o [tokens, heads, v_head] in the expanded form.
+template <typename T>
+void attend_dense(Pass<T>& p, int64_t l) {
+  const ModelConfig& m = p.config;
+  LayerState<T>& a = p.layer(l);
+  const int64_t n = p.tokens();
+  expand(p, l);
   sized(a.o, n * m.num_heads * m.v_head);
   for_each_sequence(p, [&](int64_t begin, int64_t count) {
     ForwardOps<T>::attend_dense(p.kernels, dense_sequence(p, l, begin, count),
@@ -249,30 +286,44 @@ T* head_rows(T* kv_b, const ModelConfig& m, int64_t h) {
   return kv_b + h * (m.nope + m.v_head) * m.kv_lora;
 }
 
+// q_latent = q W_UK of every head.
+template <typename T>
+void absorb(Pass<T>& p, int64_t l) {
+  const ModelConfig& m = p.config;
+  LayerState<T>& a = p.layer(l);
+  const int64_t n = p.tokens(), heads = m.num_heads, q = heads * m.qk_head();
+  const int64_t latent = heads * m.kv_lora;
+  sized(a.q_latent, n * latent);
+  std::vector<MatmulArgs<T>> list;
+  for (int64_t h = 0; h < heads; ++h) {
+    const T* w = head_rows(p.w + p.slots(l).kv_b, m, h);
+    list.push_back({a.q.data() + h * m.qk_head(), q, 1, w, m.kv_lora, 1,
+                    a.q_latent.data() + h * m.kv_lora, latent, n, m.kv_lora, m.nope});
+  }
+  matmuls<T>(p.kernels, list);
+}
+
 // The same in the absorbed form over the selection: o = W_UV sum P c_kv.
 template <typename T>
 void attend_sparse(Pass<T>& p, int64_t l) {
   const ModelConfig& m = p.config;
   LayerState<T>& a = p.layer(l);
-  const int64_t n = p.tokens(), heads = m.num_heads, q = heads * m.qk_head();
+  const int64_t n = p.tokens(), heads = m.num_heads;
   const int64_t latent = heads * m.kv_lora, v = heads * m.v_head;
-  sized(a.q_latent, n * latent);
+  absorb(p, l);
   sized(a.o_latent, n * latent);
   sized(a.o, n * v);
-  std::vector<MatmulArgs<T>> absorb, expand;
+  std::vector<MatmulArgs<T>> values;
   for (int64_t h = 0; h < heads; ++h) {
     const T* w = head_rows(p.w + p.slots(l).kv_b, m, h);
-    absorb.push_back({a.q.data() + h * m.qk_head(), q, 1, w, m.kv_lora, 1,
-                      a.q_latent.data() + h * m.kv_lora, latent, n, m.kv_lora, m.nope});
-    expand.push_back({a.o_latent.data() + h * m.kv_lora, latent, 1, w + m.nope * m.kv_lora, 1,
+    values.push_back({a.o_latent.data() + h * m.kv_lora, latent, 1, w + m.nope * m.kv_lora, 1,
                       m.kv_lora, a.o.data() + h * m.v_head, v, n, m.v_head, m.kv_lora});
   }
-  matmuls<T>(p.kernels, absorb);
   for_each_sequence(p, [&](int64_t begin, int64_t count) {
     ForwardOps<T>::attend_sparse(p.kernels, sparse_sequence(p, l, begin, count),
                                  a.o_latent.data() + begin * latent);
   });
-  matmuls<T>(p.kernels, expand);
+  matmuls<T>(p.kernels, values);
 }
 
 // From d_o: dq, dc_kv and dk_pe, and the gradient of W_kvb.
@@ -330,6 +381,17 @@ void attend_sparse_backward(Pass<T>& p, int64_t l) {
   matmuls<T>(p.kernels, keys);
 }
 
+// q_lora, q, c_kv, k_pe and kv or q_latent once more, from what the layer kept.
+template <typename T>
+void recompute_expanded(Pass<T>& p, int64_t l) {
+  queries_and_latents(p, l);
+  if (p.layer(l).indices.empty()) {
+    expand(p, l);
+  } else {
+    absorb(p, l);
+  }
+}
+
 }  // namespace
 
 template <typename T>
@@ -340,9 +402,11 @@ void attention_forward(Pass<T>& p, int64_t l) {
   const int64_t n = p.tokens(), d = m.hidden_size, v = m.num_heads * m.v_head;
   F::rms_norm(p.kernels, a.x.data(), d, p.w + p.slots(l).input_norm, n, d,
               static_cast<T>(m.norm_eps), sized(p.state.work.normed, n * d));
+  p.trade_expanded(l);
+  down_projections(p, l);
   queries_and_latents(p, l);
   const bool own = m.layers[static_cast<size_t>(l)].indexer == IndexerKind::kOwn;
-  if (own && (p.sparse() || p.objective.train_indexer)) index_forward(p, l);
+  if (own && (p.sparse() || p.objective.train_indexer || p.measures())) index_forward(p, l);
   if (own && p.sparse()) {
     select(p, l);
     attend_sparse(p, l);
@@ -350,6 +414,8 @@ void attention_forward(Pass<T>& p, int64_t l) {
     attend_dense(p, l);
   }
   if (own && p.objective.train_indexer) learn_indexer(p, l);
+  if (own && p.measures()) measure_indexer(p, l);
+  p.trade_expanded(l);
   const Product<T> out{a.o.data(), v, n, p.w + p.slots(l).o, d, v, sized(a.x_mid, n * d)};
   F::products(p.kernels, {&out, 1});
   for (size_t i = 0; i < a.x_mid.size(); ++i) a.x_mid[i] += a.x[i];
@@ -365,6 +431,8 @@ void attention_backward(Pass<T>& p, int64_t l, T* dx) {
   const int64_t v = m.num_heads * m.v_head, q = m.num_heads * qk;
   products_backward<T>(p.kernels, {dx, d, a.o.data(), v, n, p.w + s.o, d, v, sized(work.d_o, n * v),
                                    false, p.grad + s.o});
+  p.trade_expanded(l);
+  if (p.objective.recompute) recompute_expanded(p, l);
   sized(work.dq, n * q);
   sized(work.dc_kv, n * m.kv_lora);
   sized(work.dk_pe, n * m.rope);
@@ -379,6 +447,7 @@ void attention_backward(Pass<T>& p, int64_t l, T* dx) {
   products_backward<T>(p.kernels,
                        {work.dq.data(), q, a.q_lora.data(), m.q_lora, n, p.w + s.q_b, q, m.q_lora,
                         sized(work.dq_lora, n * m.q_lora), false, p.grad + s.q_b});
+  p.trade_expanded(l);
   const auto eps = static_cast<T>(m.lora_norm_eps);
   rms_norm_backward<T>(
       p.kernels, {a.q_a.data(), m.q_lora, p.w + s.q_a_norm, work.dq_lora.data(), n, m.q_lora, eps,

@@ -58,4 +58,42 @@ double flops_per_token(const ModelConfig& c, const ParameterTable& table, const 
   return total;
 }
 
+namespace {
+
+struct LayerBytes {
+  int64_t kept = 0, expanded = 0;  // a token
+};
+
+// The vectors of pass.h, LayerState and ExpandedState.
+LayerBytes layer_bytes(const ModelConfig& c, const Stage& s, const LayerConfig& layer) {
+  const bool moe = layer.ffn == FfnKind::kMoe;
+  const int64_t d = c.hidden_size, chosen = c.experts_per_token, heads = c.num_heads;
+  const int64_t mlp = moe ? c.moe_intermediate * c.num_shared_experts : c.intermediate;
+  LayerBytes b;
+  b.kept = 2 * d + c.q_lora + c.kv_lora + c.rope + heads * c.v_head + 2 * mlp;
+  b.expanded = c.q_lora + heads * c.qk_head() + c.kv_lora + c.rope;
+  if (s.sparse()) {
+    b.kept += heads * c.kv_lora + s.topk;
+    b.expanded += heads * c.kv_lora;
+  } else {
+    b.expanded += heads * (c.nope + c.v_head);
+  }
+  if (moe) b.kept += c.num_experts + chosen * (2 * d + 2 * c.moe_intermediate + 3);
+  return {4 * b.kept, 4 * b.expanded};
+}
+
+}  // namespace
+
+int64_t activation_bytes(const ModelConfig& config, const Stage& s) {
+  int64_t kept = 0, expanded = 0;
+  const size_t layers = config.layers.size();
+  // Without a backward pass two layers take turns.
+  for (size_t l = 0; l < (s.trains_model() ? layers : std::min<size_t>(2, layers)); ++l) {
+    const LayerBytes b = layer_bytes(config, s, config.layers[l]);
+    kept += b.kept;
+    expanded = s.recompute ? std::max(expanded, b.expanded) : expanded + b.expanded;
+  }
+  return (kept + expanded) * s.micro_batch * s.length;
+}
+
 }  // namespace tamis

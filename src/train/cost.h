@@ -23,4 +23,8 @@ ParameterCount count_parameters(const ModelConfig& config, const ParameterTable&
 //   KL
 double flops_per_token(const ModelConfig& config, const ParameterTable& table, const Stage& stage);
 
+// Bytes that a pass over a micro-batch of the stage keeps for its backward pass; TrainModel says
+// the same after one.
+int64_t activation_bytes(const ModelConfig& config, const Stage& stage);
+
 }  // namespace tamis

@@ -57,6 +57,11 @@ void Mixture::append(uint64_t seed, int64_t number, int64_t length, bool answers
   list_[source_of(seed, number)].append(seed, number, length, answers_only, batch);
 }
 
+void Mixture::append_from(size_t index, uint64_t seed, int64_t number, int64_t length,
+                          bool answers_only, MicroBatch& batch) const {
+  list_[index].append(seed, number, length, answers_only, batch);
+}
+
 void Mixture::check(uint64_t seed, int64_t length, bool answers_only) const {
   for (size_t i = 0; i < list_.size(); ++i) {
     const Source& source = list_[i];

@@ -38,6 +38,10 @@ class Mixture {
   void append(uint64_t seed, int64_t number, int64_t length, bool answers_only,
               MicroBatch& batch) const;
 
+  // A sequence of source `index` alone.
+  void append_from(size_t index, uint64_t seed, int64_t number, int64_t length, bool answers_only,
+                   MicroBatch& batch) const;
+
   // InputError naming a source that has no sequences of this length, or no answers.
   void check(uint64_t seed, int64_t length, bool answers_only) const;
 

@@ -16,13 +16,16 @@ void check(const ModelConfig& config, const MicroBatch& batch, const Objective& 
                        std::to_string(config.vocab_size));
     }
   }
-  const bool needs_indexer =
-      objective.train_indexer || objective.attention == TrainAttention::kSparse;
+  const bool needs_indexer = objective.train_indexer || objective.measure_topk > 0 ||
+                             objective.attention == TrainAttention::kSparse;
   if (needs_indexer && !config.has_indexer()) {
     throw UsageError("train: the model has no indexer");
   }
   if (objective.attention == TrainAttention::kSparse && objective.topk < 1) {
     throw UsageError("train: sparse attention needs a top-k of at least 1");
+  }
+  if (objective.evaluate && (objective.train_model || objective.train_indexer)) {
+    throw UsageError("train: an evaluation does not train");
   }
 }
 
@@ -85,6 +88,36 @@ void head(Pass<T>& p, T* dx) {
                                    d, p.grad + p.table.norm()});
 }
 
+// The losses alone, by blocks of tokens.
+template <typename T>
+void evaluate_head(Pass<T>& p) {
+  const ModelConfig& m = p.config;
+  Workspace<T>& work = p.state.work;
+  const int64_t n = p.tokens(), d = m.hidden_size, vocab = m.vocab_size;
+  T* y = sized(work.final_normed, n * d);
+  ForwardOps<T>::rms_norm(p.kernels, work.final_x.data(), d, p.w + p.table.norm(), n, d,
+                          static_cast<T>(m.norm_eps), y);
+  constexpr int64_t kBlock = 256;
+  T* logits = sized(work.logits, std::min(kBlock, n) * vocab);
+  sized(work.rows, n);
+  for (int64_t begin = 0; begin < n; begin += kBlock) {
+    const int64_t count = std::min(kBlock, n - begin);
+    const int32_t* targets = p.batch.targets.data() + begin;
+    const Product<T> product{y + begin * d, d, count, p.w + p.table.head(), vocab, d, logits};
+    ForwardOps<T>::products(p.kernels, {&product, 1});
+    for (int64_t i = 0; i < count; ++i) {
+      const T* row = logits + i * vocab;
+      if (targets[i] >= 0 && std::max_element(row, row + vocab) - row == targets[i]) {
+        ++p.result.right;
+      }
+    }
+    cross_entropy_backward<T>(p.kernels,
+                              {logits, targets, count, vocab, 1, work.rows.data() + begin});
+  }
+  for (const double loss : work.rows) p.result.lm_loss += loss;
+  for (const int32_t target : p.batch.targets) p.result.targets += target >= 0 ? 1 : 0;
+}
+
 template <typename T>
 int64_t bytes_of(const std::vector<T>& v) {
   return static_cast<int64_t>(v.capacity() * sizeof(T));
@@ -111,6 +144,7 @@ StepResult TrainModel<T>::run(KernelContext& context, const Values& values, cons
     result.kl.resize(layers);
     result.kl_rows.resize(layers);
   }
+  if (objective.measure_topk > 0) result.health.resize(layers);
   result.balance.resize(layers);
   result.load.assign(layers, std::vector<int64_t>(static_cast<size_t>(config_.num_experts)));
   Pass<T> p{context, config_,   table_,  values.weights, values.gradients,
@@ -118,6 +152,7 @@ StepResult TrainModel<T>::run(KernelContext& context, const Values& values, cons
   for (LayerState<T>& layer : state_->layers) layer.indices.clear();
   position_tables(p);
   forward(p);
+  if (objective.evaluate) evaluate_head(p);
   if (!objective.train_model) return result;
   T* dx = zeroed(state_->work.dx, batch.tokens() * config_.hidden_size);
   head(p, dx);
@@ -133,16 +168,17 @@ StepResult TrainModel<T>::run(KernelContext& context, const Values& values, cons
 template <typename T>
 int64_t TrainModel<T>::activation_bytes() const {
   int64_t total = 0;
+  const auto add = [&](auto&... buffers) { total += (bytes_of(buffers) + ...); };
+  const auto add_expanded = [&](const ExpandedState<T>& e) {
+    add(e.q_lora, e.q, e.c_kv, e.k_pe, e.kv, e.q_latent);
+  };
   for (const LayerState<T>& a : state_->layers) {
-    for (const std::vector<T>* v : {&a.x,           &a.q_a,         &a.q_lora,    &a.q,
-                                    &a.kv_a,        &a.c_kv,        &a.k_pe,      &a.kv,
-                                    &a.q_latent,    &a.o_latent,    &a.o,         &a.x_mid,
-                                    &a.gate,        &a.up,          &a.router,    &a.expert_weights,
-                                    &a.expert_rows, &a.expert_gate, &a.expert_up, &a.expert_down}) {
-      total += bytes_of(*v);
-    }
-    total += bytes_of(a.indices) + bytes_of(a.expert_ids) + bytes_of(a.expert_row_of);
+    add_expanded(a);
+    add(a.x, a.q_a, a.kv_a, a.o_latent, a.indices, a.o, a.x_mid, a.gate, a.up, a.router,
+        a.expert_weights, a.expert_rows, a.expert_gate, a.expert_up, a.expert_down, a.expert_ids,
+        a.expert_row_of);
   }
+  add_expanded(state_->expanded);
   return total;
 }
 

@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "kernels/context.h"
+#include "kernels/indexer_kl/indexer_health.h"
 #include "model/config.h"
 #include "train/parameters.h"
 
@@ -42,6 +43,12 @@ struct Objective {
   bool train_model = true;  // the language-model loss
   bool train_indexer =
       false;  // KL over everything (dense attention) or over the selection (sparse)
+  // Forward alone, with losses and the most likely tokens: train_model and train_indexer are false.
+  // With measure_topk the indexer's choice of that many is compared with dense attention.
+  bool evaluate = false;
+  int64_t measure_topk = 0;
+  // Keeps the latents of attention instead of what is expanded from them; the same bits.
+  bool recompute = false;
   // What the gradients are multiplied by: a mean over n tokens has 1 / n.
   double lm_scale = 1, kl_scale = 1, balance_scale = 0;
 };
@@ -49,10 +56,12 @@ struct Objective {
 struct StepResult {
   double lm_loss = 0;  // sum over targets
   int64_t targets = 0;
+  int64_t right = 0;                       // evaluate: targets that are the most likely token
   std::vector<double> kl;                  // [layers]: sum over tokens; empty without train_indexer
   std::vector<double> balance;             // [layers]: sum over sequences
   std::vector<std::vector<int64_t>> load;  // [layers][experts]: tokens routed to each
   std::vector<std::vector<double>> kl_rows;  // [layers][tokens]
+  std::vector<IndexerHealth> health;         // [layers]; empty unless measured
 };
 
 template <typename T>
@@ -67,7 +76,7 @@ class TrainModel {
 
   struct Values {
     const T* weights = nullptr;  // [table.size()]
-    T* gradients = nullptr;      // [table.size()], added to; biases have none
+    T* gradients = nullptr;      // [table.size()], added to; biases have none. Unused by evaluate
   };
   // InputError if an id is outside the vocabulary; UsageError if the objective needs an indexer
   // that the model does not have.

@@ -1,6 +1,7 @@
 // What the parts of a layer share during one pass. Internal to train/.
 #pragma once
 
+#include <utility>
 #include <vector>
 
 #include "kernels/train_ops.h"
@@ -9,16 +10,23 @@
 
 namespace tamis {
 
+// What attention expands from a layer's latents; recomputed for the backward pass on demand.
 template <typename T>
-struct LayerState {
+struct ExpandedState {
+  std::vector<T> q_lora, q, c_kv, k_pe;  // q and k_pe after RoPE
+  std::vector<T> kv;                     // dense: keys and values of every head
+  std::vector<T> q_latent;               // sparse
+};
+
+template <typename T>
+struct LayerState : ExpandedState<T> {
   std::vector<T> x;  // [tokens, hidden]: the residual stream that enters the layer
-  // Attention, names of the paper. q and the RoPE part of kv_a are after RoPE.
-  std::vector<T> q_a, q_lora, q, kv_a, c_kv, k_pe;
-  std::vector<T> kv;                  // dense: keys and values of every head
-  std::vector<T> q_latent, o_latent;  // sparse
-  std::vector<int32_t> indices;       // sparse: [tokens, topk], positions within the sequence
-  std::vector<T> o;                   // [tokens, heads, v_head]
-  std::vector<T> x_mid;               // the stream between the half-blocks
+  // Attention, names of the paper.
+  std::vector<T> q_a, kv_a;
+  std::vector<T> o_latent;       // sparse
+  std::vector<int32_t> indices;  // sparse: [tokens, topk], positions within the sequence
+  std::vector<T> o;              // [tokens, heads, v_head]
+  std::vector<T> x_mid;          // the stream between the half-blocks
   // FFN: of the dense MLP or the shared expert, then of the routed ones.
   std::vector<T> gate, up;
   std::vector<T> router, expert_weights, expert_rows, expert_gate, expert_up, expert_down;
@@ -40,6 +48,7 @@ struct Workspace {
 template <typename T>
 struct TrainState {
   std::vector<LayerState<T>> layers;
+  ExpandedState<T> expanded;  // of the layer at work, if they are recomputed
   Workspace<T> work;
   std::vector<T> cos, sin;  // [tokens, rope / 2]
 };
@@ -64,6 +73,14 @@ struct Pass {
   // Without a backward pass nothing of a layer is read again, and two states take turns.
   LayerState<T>& layer(int64_t l) const {
     return state.layers[static_cast<size_t>(objective.train_model ? l : l % 2)];
+  }
+  bool measures() const { return objective.measure_topk > 0; }
+  // With recomputation the layers take turns with one state of what attention expands: called
+  // before a layer uses it and after.
+  void trade_expanded(int64_t l) const {
+    if (objective.recompute) {
+      std::swap(static_cast<ExpandedState<T>&>(layer(l)), state.expanded);
+    }
   }
 };
 

@@ -180,6 +180,7 @@ Stage read_stage(const toml::table& table, const std::string& where) {
   t.get("length", s.length, 2, 1 << 24);
   t.get("batch", s.batch, 1, 1 << 20);
   t.get("micro_batch", s.micro_batch, 1, 1 << 20);
+  t.get("recompute", s.recompute);
   t.get("topk", s.topk, 1, 1 << 24);
   t.get("kl_weight", s.kl_weight, 0, kMost);
   t.get("balance_weight", s.balance_weight, 0, kMost);
@@ -277,6 +278,9 @@ void read_run(Recipe& r, const toml::table& root, const std::string& where) {
   for (Stage& s : r.stages) {
     if (s.sources.empty()) s.sources = sources;
   }
+  if (const toml::node* held_out = data.node("validation")) {
+    r.validation = read_sources(*held_out, where + ": data.validation");
+  }
   data.finish();
   Table run(section(root, "run", where), where + ": run");
   run.require("out");
@@ -286,6 +290,8 @@ void read_run(Recipe& r, const toml::table& root, const std::string& where) {
   r.seed = static_cast<uint64_t>(seed);
   run.get("save_every", r.save_every, 1, kMost);
   run.get("keep_last", r.keep_last, 1, kMost);
+  run.get("validate_every", r.validate_every, 1, kMost);
+  run.get("validation_sequences", r.validation_sequences, 1, kMost);
   run.get("max_skips", r.max_skips, 1, kMost);
   run.get("export", r.export_dtype);
   run.finish();
@@ -358,6 +364,7 @@ Recipe Recipe::load(const std::string& path, const std::vector<std::string>& set
   for (Stage& s : r.stages) {
     for (SourceSpec& source : s.sources) resolve(source.shards, base);
   }
+  for (SourceSpec& source : r.validation) resolve(source.shards, base);
   return r;
 }
 

@@ -28,6 +28,7 @@ struct Stage {
   int64_t batch = 1;                // sequences a step
   int64_t micro_batch = 1;          // of them at once
   int64_t length = 0;               // tokens of a sequence
+  bool recompute = false;           // keep less for the backward pass
   int64_t topk = 0;                 // of sparse attention; 0: dense attention
   std::vector<SourceSpec> sources;  // of its sequences
   AdamwSettings model, indexer;
@@ -49,8 +50,10 @@ struct Recipe {
   std::string out;
   uint64_t seed = 0;
   int64_t save_every = 100, keep_last = 2;  // steps; checkpoints besides those of stage ends
-  int64_t max_skips = 10;                   // steps in a row without a finite gradient
-  std::string export_dtype = "bf16";        // or f32
+  std::vector<SourceSpec> validation;       // held out; empty: no validation
+  int64_t validate_every = 100, validation_sequences = 16;  // steps; sequences of each source
+  int64_t max_skips = 10;             // steps in a row without a finite gradient
+  std::string export_dtype = "bf16";  // or f32
   std::vector<Stage> stages;
   std::string text;  // the whole recipe, canonical: a run goes on only with the one it began with
 

@@ -34,6 +34,7 @@ Objective objective_of(const Stage& s, int64_t targets, int64_t tokens, int64_t 
   o.topk = s.topk;
   o.train_model = s.trains_model();
   o.train_indexer = s.trains_indexer();
+  o.recompute = s.recompute;
   o.lm_scale = 1 / static_cast<double>(std::max<int64_t>(1, targets));
   o.kl_scale = s.kl_weight / static_cast<double>(tokens);
   o.balance_scale = s.balance_weight / static_cast<double>(sequences);
@@ -88,6 +89,9 @@ Trainer::Trainer(Recipe recipe, KernelContext& context)
   config_.num_mtp_layers = 0;  // its tensors are neither trained nor exported
   table_ = std::make_unique<ParameterTable>(config_);
   for (const Stage& s : recipe_.stages) data_.emplace_back(s.sources, recipe_.tokenizer, shards_);
+  if (!recipe_.validation.empty()) {
+    held_out_.emplace(recipe_.validation, recipe_.tokenizer, shards_);
+  }
   weights_.resize(static_cast<size_t>(table_->size()));
   gradients_.resize(weights_.size());
   optimizer_ = std::make_unique<Optimizer>(*table_);
@@ -133,6 +137,25 @@ void Trainer::check() const {
     }
     indexer_ready = indexer_ready || s.kind == StageKind::kWarmup;
   }
+  check_validation();
+}
+
+// Sources without answers hold nothing that an sft stage could lose.
+void Trainer::check_validation() const {
+  if (!held_out_) return;
+  for (const Stage& s : recipe_.stages) {
+    try {
+      held_out_->check(0, s.length, s.answers_only());
+    } catch (const InputError& e) {
+      throw InputError("data.validation for stage " + s.name + ": " + e.what());
+    }
+  }
+}
+
+bool Trainer::validates_now() const {
+  const Stage& stage = recipe_.stages[static_cast<size_t>(position_.stage)];
+  return held_out_ && (position_.stage_step % recipe_.validate_every == 0 ||
+                       position_.stage_step == stage.steps);
 }
 
 void Trainer::check_stage(const Stage& s, bool indexer_ready) const {
@@ -173,22 +196,33 @@ std::string Trainer::stage_line(int64_t index) const {
       s.length);
 }
 
+double Trainer::flops() const {
+  double total = 0;
+  for (const Stage& s : recipe_.stages) {
+    total +=
+        flops_per_token(config_, *table_, s) * static_cast<double>(s.steps * s.batch * s.length);
+  }
+  return total;
+}
+
 std::string Trainer::plan() const {
   const ParameterCount n = count_parameters(config_, *table_);
   const double mib = static_cast<double>(table_->size()) * 4 / (1 << 20);
   std::string out = fmt::format(
       "parameters  {} of the model ({} met by a token), {} of the indexer\n"
-      "memory      {:.0f} MiB: weights, gradients and two moments in float32; activations "
-      "besides\n",
+      "memory      {:.0f} MiB: weights, gradients and two moments in float32\n",
       n.model, n.active, n.indexer, 4 * mib);
   for (size_t i = 0; i < recipe_.stages.size(); ++i) {
     const Stage& s = recipe_.stages[i];
     const double per_token = flops_per_token(config_, *table_, s);
     const auto tokens = static_cast<double>(s.steps * s.batch * s.length);
-    out += stage_line(static_cast<int64_t>(i)) +
-           fmt::format("\n  {:.1f} MFLOP a token, {:.3g} tokens, {:.3g} FLOP\n", per_token / 1e6,
-                       tokens, per_token * tokens) +
-           "  data: " + sources_text(data_[i]) + "\n";
+    out +=
+        stage_line(static_cast<int64_t>(i)) +
+        fmt::format("\n  {:.1f} MFLOP a token, {:.3g} tokens, {:.3g} FLOP\n", per_token / 1e6,
+                    tokens, per_token * tokens) +
+        "  data: " + sources_text(data_[i]) + "\n" +
+        fmt::format("  {:.0f} MiB of activations for a micro-batch of {}\n",
+                    static_cast<double>(activation_bytes(config_, s)) / (1 << 20), s.micro_batch);
   }
   return out;
 }
@@ -307,12 +341,16 @@ void Trainer::end_stage() {
 
 void Trainer::run(int64_t last_step, FunctionRef<void(const StepReport&)> report) {
   std::filesystem::create_directories(recipe_.out);
-  TrainLog log(recipe_.out + "/log.jsonl", position_.step);
+  TrainLog log(recipe_.out, position_.step);
   int64_t skips = 0, saved = position_.step;
   const auto stages = static_cast<int64_t>(recipe_.stages.size());
   while (position_.stage < stages && position_.step < last_step) {
     const Stage& stage = recipe_.stages[static_cast<size_t>(position_.stage)];
-    const StepReport r = step();
+    StepReport r = step();
+    if (validates_now()) {
+      r.validation = validate(context_, *model_, config_, weights_.data(), *held_out_, stage,
+                              recipe_.validation_sequences);
+    }
     log.add(r, stage.name);
     report(r);
     skips = r.skipped ? skips + 1 : 0;

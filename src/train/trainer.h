@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,7 @@
 #include "train/optimizer.h"
 #include "train/recipe.h"
 #include "train/train_checkpoint.h"
+#include "train/validation.h"
 
 namespace tamis {
 
@@ -31,8 +33,9 @@ struct StepReport {
   double most_loaded = 0;  // the busiest expert's tokens over the mean, the worst layer
   int64_t tokens = 0;
   double seconds = 0;
-  double flops = 0;      // of the step, see cost.h
-  bool skipped = false;  // a gradient was not finite: nothing moved
+  double flops = 0;                            // of the step, see cost.h
+  std::optional<ValidationReport> validation;  // after the step, if it was its turn
+  bool skipped = false;                        // a gradient was not finite: nothing moved
 };
 
 class Trainer {
@@ -48,6 +51,7 @@ class Trainer {
   std::string stage_line(int64_t index) const;
   // What the run needs: parameters, memory, work of each stage. Several lines.
   std::string plan() const;
+  double flops() const;  // of all stages
 
   const Recipe& recipe() const { return recipe_; }
   const RunPosition& position() const { return position_; }
@@ -64,6 +68,8 @@ class Trainer {
   MicroBatch micro_batch(const Stage& stage, int64_t first, int64_t count) const;
   void accumulate(const Stage& stage, StepReport& report);
   void move(const Stage& stage, StepReport& report);
+  void check_validation() const;
+  bool validates_now() const;
   void end_stage();
   void save(bool stage_end);
 
@@ -74,6 +80,7 @@ class Trainer {
   std::unique_ptr<ParameterTable> table_;
   ShardCache shards_;
   std::vector<Mixture> data_;  // of each stage
+  std::optional<Mixture> held_out_;
   std::vector<float> weights_, gradients_;
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<TrainModel<float>> model_;

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "kernels/tolerance.h"
+#include "train/cost.h"
 #include "train/tiny.h"
 
 namespace tamis {
@@ -199,6 +200,77 @@ TEST(FloatGradients, ThreadsChangeNoBit) {
     model.run(a, {values.data(), one.data()}, batch, everything(attention));
     model.run(b, {values.data(), three.data()}, batch, everything(attention));
     EXPECT_EQ(one, three);
+  }
+}
+
+TEST(FloatGradients, RecomputationChangesNoBitAndKeepsLess) {
+  const ModelConfig config = tiny_config();
+  const ParameterTable table(config);
+  const std::vector<float> values = tiny_values(table);
+  const MicroBatch batch = tiny_batch({32, 32, 32}, config.vocab_size);
+  Stage stage;
+  stage.micro_batch = 3;
+  stage.length = 32;
+  for (const TrainAttention attention : {TrainAttention::kDense, TrainAttention::kSparse}) {
+    Objective o = everything(attention);
+    stage.topk = attention == TrainAttention::kSparse ? 4 : 0;
+    std::vector<float> kept(values.size()), recomputed(values.size());
+    KernelContext context(2);
+    int64_t bytes[2];
+    for (const bool recompute : {false, true}) {
+      o.recompute = stage.recompute = recompute;
+      TrainModel<float> model(config, table);
+      model.run(context, {values.data(), (recompute ? recomputed : kept).data()}, batch, o);
+      bytes[recompute ? 1 : 0] = model.activation_bytes();
+      EXPECT_EQ(model.activation_bytes(), activation_bytes(config, stage));
+    }
+    EXPECT_EQ(kept, recomputed);
+    EXPECT_LT(bytes[1], bytes[0]);
+  }
+}
+
+TEST(FloatGradients, AnEvaluationHasTheLossOfTraining) {
+  const ModelConfig config = tiny_config();
+  const ParameterTable table(config);
+  const std::vector<float> values = tiny_values(table);
+  const MicroBatch batch = tiny_batch({90, 33}, config.vocab_size);
+  for (const TrainAttention attention : {TrainAttention::kDense, TrainAttention::kSparse}) {
+    KernelContext context(2);
+    TrainModel<float> model(config, table);
+    Objective o;
+    o.attention = attention;
+    o.topk = 4;
+    std::vector<float> gradients(values.size());
+    const StepResult trained = model.run(context, {values.data(), gradients.data()}, batch, o);
+    o.train_model = false;
+    o.evaluate = true;
+    o.measure_topk = 4;
+    const StepResult r = model.run(context, {values.data(), nullptr}, batch, o);
+    EXPECT_EQ(r.lm_loss, trained.lm_loss);
+    EXPECT_EQ(r.targets, trained.targets);
+    EXPECT_GT(r.right, 0);
+    EXPECT_LT(r.right, r.targets);
+    ASSERT_EQ(r.health.size(), config.layers.size());
+    for (const IndexerHealth& h : r.health) {
+      EXPECT_EQ(h.queries, 123);
+      EXPECT_EQ(h.selecting, 86 + 29);
+      EXPECT_GT(h.recall, 0);
+      EXPECT_LT(h.recall, 115);
+      EXPECT_LE(h.mass, h.best_mass * (1 + 1e-6));
+      EXPECT_LE(h.worst_mass, h.mass * (1 + 1e-6));
+    }
+    // The KL of the warm-up is over the same rows.
+    if (attention == TrainAttention::kDense) {
+      Objective warmup;
+      warmup.train_model = false;
+      warmup.train_indexer = true;
+      const StepResult w = model.run(context, {values.data(), gradients.data()}, batch, warmup);
+      for (size_t l = 0; l < w.kl.size(); ++l) {
+        EXPECT_NEAR(r.health[l].kl, w.kl[l], 1e-4 * w.kl[l]);
+      }
+    }
+    o.train_model = true;
+    EXPECT_THROW(model.run(context, {values.data(), gradients.data()}, batch, o), UsageError);
   }
 }
 

@@ -274,6 +274,83 @@ TEST_P(IndexerKl, SparseIsTheReference) {
   }
 }
 
+TEST_P(IndexerKl, HealthIsTheReference) {
+  MlaSequence<float> s;
+  s.tokens = kTokens;
+  s.heads = 2;
+  s.nope = 6;
+  s.rope = 4;
+  s.v_dim = 3;
+  const std::vector<std::vector<float>> attention = {random_floats(kTokens * 2 * 10, 4),
+                                                     random_floats(kTokens * 2 * 9, 5),
+                                                     random_floats(kTokens * 4, 6),
+                                                     {}};
+  const Dense<float> target(s, attention);
+  const Dense<double> exact(s, attention);
+  const Kl<double> wide(kTokens, kHeads, kDim, inputs());
+  IndexerHealth want;
+  KernelContext reference(1);
+  indexer_health<double>(reference, {wide.in, exact.in, 9, &want});
+  EXPECT_EQ(want.queries, kTokens);
+  EXPECT_EQ(want.selecting, kTokens - 9);
+  for (const char* name : {"simd", "reference"}) {
+    SCOPED_TRACE(name);
+    KernelContext context(2);
+    context.force("indexer_health", name);
+    const Kl<float> narrow(kTokens, kHeads, kDim, inputs());
+    IndexerHealth got;
+    indexer_health<float>(context, {narrow.in, target.in, 9, &got});
+    EXPECT_EQ(got.queries, want.queries);
+    EXPECT_EQ(got.selecting, want.selecting);
+    // Means over rows, each off by the roundings of its scores; what is chosen is the same, since
+    // no two scores of these inputs are nearer than that unless they are equal.
+    const double unit = 8 * kUnitF32 * (kTokens * kHeads + kDim + 10) * kTokens;
+    for (double IndexerHealth::*field :
+         {&IndexerHealth::kl, &IndexerHealth::entropy, &IndexerHealth::recall, &IndexerHealth::mass,
+          &IndexerHealth::worst_mass, &IndexerHealth::best_mass, &IndexerHealth::first,
+          &IndexerHealth::ties, &IndexerHealth::look_back, &IndexerHealth::window,
+          &IndexerHealth::negative}) {
+      EXPECT_NEAR(got.*field, want.*field, unit);
+    }
+  }
+}
+
+TEST(IndexerHealthRow, CountsWhatItSays) {
+  // Two heads over six positions, k = 2. The mean is best at 1 and 4.
+  const float per_head[] = {0.1F, 0.5F, 0.0F, 0.1F, 0.2F, 0.1F,  //
+                            0.1F, 0.3F, 0.0F, 0.1F, 0.4F, 0.1F};
+  const float mean[] = {0.1F, 0.4F, 0.0F, 0.1F, 0.3F, 0.1F};
+  const float score[] = {0, 2, 1, 1, 1, 0}, w[] = {1, -1, 2, 0};
+  HealthRow row{per_head, 6, 2, mean, score, 6, 2, w, 4};
+  IndexerHealth h = indexer_health_row(row);  // chooses 1 and, the first of three ties, 2
+  EXPECT_EQ(h.selecting, 1);
+  EXPECT_DOUBLE_EQ(h.recall, 0.5);
+  EXPECT_FLOAT_EQ(h.mass, 0.4F);
+  EXPECT_FLOAT_EQ(h.best_mass, 0.7F);
+  EXPECT_FLOAT_EQ(h.worst_mass, 0.3F);
+  EXPECT_DOUBLE_EQ(h.first, 1);
+  EXPECT_DOUBLE_EQ(h.ties, 3);
+  EXPECT_DOUBLE_EQ(h.look_back, (4 + 3) / 2.0);
+  EXPECT_DOUBLE_EQ(h.window, 0);
+  EXPECT_DOUBLE_EQ(h.negative, 0.25);
+  EXPECT_LT(h.entropy, 1);
+
+  // Scores that are the logarithm of the mean are perfect, equal ones know nothing.
+  float best[6], flat[6] = {};
+  for (int i = 0; i < 6; ++i) best[i] = mean[i] > 0 ? std::log(mean[i]) : -100.0F;
+  row.score = best;
+  h = indexer_health_row(row);
+  EXPECT_NEAR(h.kl, 0, 1e-6);
+  EXPECT_DOUBLE_EQ(h.recall, 1);
+  EXPECT_FLOAT_EQ(h.mass, 0.7F);
+  row.score = flat;
+  h = indexer_health_row(row);
+  EXPECT_NEAR(h.entropy, 1, 1e-12);
+  EXPECT_DOUBLE_EQ(h.ties, 6);
+  row.n = 2;
+  EXPECT_EQ(indexer_health_row(row).selecting, 0) << "nothing to choose";
+}
+
 INSTANTIATE_TEST_SUITE_P(WithAndWithoutTies, IndexerKl, testing::Bool());
 
 TEST(CrossEntropyBackward, NoTargetNoGradient) {

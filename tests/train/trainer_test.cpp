@@ -9,11 +9,14 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <map>
+#include <nlohmann/json.hpp>
 
 #include "base/error.h"
 #include "base/json.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/scratch_folder.h"
+#include "train/event_file.h"
 
 namespace tamis {
 namespace {
@@ -212,6 +215,96 @@ TEST_F(Runs, ASequenceIsAFunctionOfSeedAndNumber) {
   }
 }
 
+std::vector<Json> log_lines(const std::string& path) {
+  std::vector<Json> lines;
+  std::ifstream in(path);
+  for (std::string line; std::getline(in, line);) lines.push_back(parse_json(line, path));
+  return lines;
+}
+
+// Every record of an event file, its checksums checked; scalars as TAG -> how many.
+std::map<std::string, int> event_tags(const std::string& folder) {
+  std::map<std::string, int> tags;
+  std::string text;
+  int files = 0;
+  for (const auto& e : fs::directory_iterator(folder)) {
+    text = read_text_file(e.path(), 1 << 30);
+    ++files;
+  }
+  EXPECT_EQ(files, 1);
+  const auto u32 = [&](size_t at) {
+    uint32_t v;
+    std::memcpy(&v, text.data() + at, 4);
+    return v;
+  };
+  const auto masked = [](std::string_view bytes) {
+    const uint32_t crc = crc32c(bytes);
+    return ((crc >> 15) | (crc << 17)) + 0xA282EAD8U;
+  };
+  for (size_t at = 0; at < text.size();) {
+    uint64_t length;
+    std::memcpy(&length, text.data() + at, 8);
+    EXPECT_EQ(u32(at + 8), masked(std::string_view(text).substr(at, 8)));
+    const std::string_view event = std::string_view(text).substr(at + 12, length);
+    EXPECT_EQ(u32(at + 12 + length), masked(event));
+    for (const char* tag :
+         {"train/loss", "train/kl/1", "validation/copy/loss", "indexer/recall/0"}) {
+      tags[tag] += event.find(tag) != std::string::npos ? 1 : 0;
+    }
+    at += 16 + length;
+  }
+  return tags;
+}
+
+TEST_F(Runs, ValidatesAndLogs) {
+  EXPECT_EQ(crc32c("123456789"), 0xE3069283U) << "RFC 3720's polynomial, its catalogue check value";
+  EXPECT_EQ(crc32c(std::string(32, '\0')), 0x8A9136AAU) << "RFC 3720, B.4";
+  const std::vector<std::string> settings = {
+      R"(data.validation=[{shards = "data"}, {task = "copy", words = 4}])",
+      "run.validate_every=3",
+      "run.validation_sequences=5",
+      "run.save_every=2",
+      "stage.0.steps=4",
+      "stage.1.steps=3",
+      "stage.2.steps=3"};
+  const std::vector<StepReport> r = run(recipe("validated", settings));
+  for (const int64_t step : {3, 4, 7, 10}) {
+    const StepReport& report = r[static_cast<size_t>(step) - 1];
+    ASSERT_TRUE(report.validation) << step;
+    ASSERT_EQ(report.validation->sources.size(), 2U);
+    EXPECT_GT(report.validation->sources[1].targets, 50);
+    EXPECT_EQ(report.validation->health.size(), 2U);
+  }
+  EXPECT_FALSE(r[4].validation);
+  // The warm-up changes no weight of the model.
+  // Its validation has other micro-batches: the sum of the same losses in another order.
+  const double before = r[3].validation->sources[0].loss;
+  EXPECT_NEAR(r[6].validation->sources[0].loss, before, 1e-12 * before);
+  EXPECT_NE(r[3].validation->health[0].kl, r[6].validation->health[0].kl);
+
+  for (const int64_t stop : {1, 3, 5}) run(recipe("validated_parts", settings), stop);
+  run(recipe("validated_parts", settings));
+  std::vector<Json> whole = log_lines(*workshop_ / "validated/log.jsonl");
+  std::vector<Json> parts = log_lines(*workshop_ / "validated_parts/log.jsonl");
+  ASSERT_EQ(whole.size(), 14U);
+  ASSERT_EQ(parts.size(), 14U);
+  for (size_t i = 0; i < whole.size(); ++i) {
+    for (Json* line : {&whole[i], &parts[i]}) {
+      line->erase("time");
+      line->erase("seconds");
+      if (line->contains("validation")) (*line)["validation"].erase("seconds");
+    }
+    EXPECT_EQ(whole[i], parts[i]);
+  }
+  for (const char* out : {"validated", "validated_parts"}) {
+    std::map<std::string, int> tags = event_tags(*workshop_ / (std::string(out) + "/tensorboard"));
+    EXPECT_EQ(tags["train/loss"], 7);
+    EXPECT_EQ(tags["train/kl/1"], 6);
+    EXPECT_EQ(tags["validation/copy/loss"], 4);
+    EXPECT_EQ(tags["indexer/recall/0"], 4);
+  }
+}
+
 // Conversations about the letters, and exercises: a mixture that goes through every stage.
 TEST_F(Runs, MixturesAndAnswers) {
   DataBuildOptions chats;
@@ -281,6 +374,7 @@ TEST_F(Runs, RefusesWhatCannotWork) {
   expect_refused({R"(data.train=[{task = "copi"}])"}, "want one of recall, needle");
   expect_refused({R"(data.train=[{task = "copy", hops = 3}])"}, "hops: no such key");
   expect_refused({R"(data.train=[{task = "needle", keys = 40}])"}, "have no room");
+  expect_refused({R"(data.validation=[{task = "needle", keys = 40}])"}, "data.validation");
   expect_refused({"data.train=[]"}, "want a folder, or a list");
   expect_refused({"stage.0.stepz=4"}, "no such key");
   expect_refused({"stage.0.lr=-1"}, "got -1");
