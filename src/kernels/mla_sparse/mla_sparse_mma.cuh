@@ -40,6 +40,7 @@ constexpr int kColumns = kLatent / kWarps;  // of the sums, a warp
 constexpr int kGroups = kKeys / 8;          // of keys, the n of an mma
 constexpr uint32_t kAll = 0xFFFFFFFFu;
 constexpr float kLog2e = 1.4426950408889634f;
+constexpr uint32_t kPage = kPageTokens;
 static_assert(kGroups == kWarps, "a warp gathers the rows of one group");
 
 template <bool kFp8_, int kHeads_, bool kStaged_>
@@ -106,33 +107,34 @@ __device__ Item item_of(const MlaSparseArgs& a, const Parts& parts, int64_t i) {
   return item;
 }
 
-// The two rows of a step that eight lanes of a warp gather: entries 8 warp + lane / 8 (+ 4).
-struct Places {
-  int position[2];
-};
+// The two rows of a step that eight lanes of a warp gather: entries 8 warp + lane / 8 (+ 4). Their
+// positions are read two steps before they are wanted and their pages one step before, and nothing
+// is worked out from either until then: it would wait.
 struct Rows {
-  const std::byte* row[2];  // null: there is none
-};
+  int position[2];  // -1: there is none
+  int page[2];
 
-__device__ inline Places find_places(const Item& item, int step) {
-  Places p;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
+  __device__ void find_positions(const Item& item, int step) {
     const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-    const int e = step * kKeys + warp * 8 + lane / 8 + 4 * i;
-    p.position[i] = e < item.entries ? item.list.entry(e) : -1;
-  }
-  return p;
-}
-
-__device__ inline Rows find_rows(const KvRows& kv, const Item& item, const Places& p) {
-  Rows r;
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    r.row[i] = p.position[i] < 0 ? nullptr : latent_row(kv, item.list.sequence, p.position[i]);
+    for (int i = 0; i < 2; ++i) {
+      const int e = step * kKeys + warp * 8 + lane / 8 + 4 * i;
+      position[i] = e < item.entries ? item.list.entry(e) : -1;
+    }
   }
-  return r;
-}
+  __device__ void find_pages(const Item& item) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const auto at = static_cast<uint32_t>(max(position[i], 0)) / kPage;
+      page[i] = item.list.sequence.pages[at];
+    }
+  }
+  __device__ bool valid(int i) const { return position[i] >= 0; }
+  __device__ const std::byte* row(const KvRows& kv, int i) const {
+    const auto slot = static_cast<uint32_t>(position[i]) % kPage;
+    return kv.base + page[i] * kv.page_stride + slot * static_cast<uint32_t>(kv.row_bytes);
+  }
+};
 
 // Notes which of a step's rows there are.
 template <typename C>
@@ -140,55 +142,42 @@ __device__ void note_rows(Shared<C>& s, const Rows& rows, int step) {
   uint32_t seen = 0;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const uint32_t lanes = __ballot_sync(kAll, rows.row[i] != nullptr);
+    const uint32_t lanes = __ballot_sync(kAll, rows.valid(i));
 #pragma unroll
     for (int r = 0; r < 4; ++r) seen |= (lanes >> (8 * r) & 1u) << (4 * i + r);
   }
   if (threadIdx.x % 32 == 0) s.seen[step % 2][threadIdx.x / 32] = static_cast<uint8_t>(seen);
 }
 
-// The copies of a warp's eight rows, eight lanes a row; rows that are not there become zeros. They
-// are started one by one between products: all at once, they would keep ldmatrix waiting.
+// Starts copying a warp's eight rows, eight lanes a row; those that are not there become zeros.
 template <typename C>
-struct Copies {
-  static constexpr int kChunks = (C::kFp8 ? kFp8RowBytes / 16 + 7 : kRowBytes / 16) / 8;
-  static constexpr int kCount = 2 * kChunks;
-
-  __device__ Copies(Shared<C>& s, const KvRows& kv, const Rows& rows, int step) {
-    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+__device__ void start_copy(Shared<C>& s, const KvRows& kv, const Rows& rows, int step) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      valid_[i] = rows.row[i] != nullptr;
-      from_[i] = (valid_[i] ? rows.row[i] : kv.base) + lane % 8 * 16;
-    }
-    const int row = warp * 8 + lane / 8;
-    if constexpr (C::kFp8) {
-      to_ = s.raw + row * kFp8RowBytes + lane % 8 * 16;
-    } else {
-      to_ = s.k[step % C::kBuffers] + row * kRowBytes;
-      // Rows four apart differ in bit 2 of the exchange.
-      at_ = swizzled(row, lane % 8);
-    }
-  }
-
-  // Copy i of kCount.
-  __device__ void start(int i) const {
-    const int chunk = i / 2 * 128, r = i % 2;  // of a row, in bytes
-    if constexpr (C::kFp8) {
-      const bool inside = chunk + static_cast<int>(threadIdx.x) % 8 * 16 < kFp8RowBytes;
-      if (inside) ptx::cp_async_16(to_ + r * 4 * kFp8RowBytes + chunk, from_[r] + chunk, valid_[r]);
-    } else {
-      ptx::cp_async_16(to_ + r * 4 * kRowBytes + chunk + (at_ ^ r * 64), from_[r] + chunk,
-                       valid_[r]);
+  for (int i = 0; i < 2; ++i) {
+    const bool valid = rows.valid(i);
+    const std::byte* from = (valid ? rows.row(kv, i) : kv.base) + lane % 8 * 16;
+    const int row = warp * 8 + lane / 8 + 4 * i;
+    if constexpr (!C::kFp8) {
+      std::byte* to = s.k[step % C::kBuffers] + row * kRowBytes + swizzled(row, lane % 8);
+#pragma unroll
+      for (int c = 0; c < kRowBytes / 128; ++c) {
+        ptx::cp_async_16(to + c * 128, from + c * 128, valid);
+      }
+    } else if constexpr (C::kStaged) {
+      std::byte* to = s.raw + row * kFp8RowBytes + lane % 8 * 16;
+#pragma unroll
+      for (int c = 0; c < kFp8RowBytes / 128; ++c) {
+        ptx::cp_async_16(to + c * 128, from + c * 128, valid);
+      }
+      constexpr int kRest = kFp8RowBytes / 128 * 128;
+      if (lane % 8 < (kFp8RowBytes - kRest) / 16) {
+        ptx::cp_async_16(to + kRest, from + kRest, valid);
+      }
     }
   }
-
- private:
-  std::byte* to_;
-  int at_ = 0;
-  const std::byte* from_[2];
-  bool valid_[2];
-};
+  ptx::cp_async_commit();
+}
 
 // Eight e4m3 codes times `scale` as bf16.
 __device__ inline uint4 dequantise8(const uint2& codes, float scale) {
@@ -205,7 +194,7 @@ __device__ inline uint4 dequantise8(const uint2& codes, float scale) {
 
 // A warp's eight FP8 rows as bf16 rows of s.k[0]: from s.raw, or from the cache itself.
 template <typename C>
-__device__ void dequantise_rows(Shared<C>& s, const Rows& rows) {
+__device__ void dequantise_rows(Shared<C>& s, const KvRows& kv, const Rows& rows) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
 #pragma unroll
   for (int r = 0; r < 8; ++r) {
@@ -213,8 +202,8 @@ __device__ void dequantise_rows(Shared<C>& s, const Rows& rows) {
     const std::byte* from = s.raw + row * kFp8RowBytes;
     std::byte* to = s.k[0] + row * kRowBytes;
     if constexpr (!C::kStaged) {
-      from = reinterpret_cast<const std::byte*>(
-          __shfl_sync(kAll, reinterpret_cast<uintptr_t>(rows.row[r / 4]), r % 4 * 8));
+      const auto own = rows.valid(r / 4) ? reinterpret_cast<uintptr_t>(rows.row(kv, r / 4)) : 0;
+      from = reinterpret_cast<const std::byte*>(__shfl_sync(kAll, own, r % 4 * 8));
     }
     const bool valid = from != nullptr;
 #pragma unroll
@@ -240,7 +229,7 @@ __device__ void dequantise_rows(Shared<C>& s, const Rows& rows) {
 template <typename C>
 __device__ void load_queries(const MlaSparseArgs& a, const Item& item, Shared<C>& s) {
   constexpr int kChunks = kLatent / 8;
-#pragma unroll 4
+#pragma unroll 8  // as many reads under way as registers are free before the sums are there
   for (int i = static_cast<int>(threadIdx.x); i < C::kHeads * kChunks; i += kThreads) {
     const int r = i / kChunks, chunk = i % kChunks;
     float4 x{}, y{};
@@ -306,10 +295,10 @@ struct ScoreOperands {
   }
 };
 
-// The warp's products over its half of the columns, as mma leaves them; start_copy(i) after step i.
-template <typename C, typename Start>
+// The warp's products over its half of the columns, as mma leaves them.
+template <typename C>
 __device__ inline void multiply_scores(const Shared<C>& s, const std::byte* k, const Role<C>& role,
-                                       const Start& start_copy, float (&x)[C::kMt][C::kNt][4]) {
+                                       float (&x)[C::kMt][C::kNt][4]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::byte* q = s.q + (role.head * 16 + lane % 16) * kRowBytes;
   const std::byte* key = k + (role.group * 8 + lane / 16 * 8 + lane % 8) * kRowBytes;
@@ -337,7 +326,6 @@ __device__ inline void multiply_scores(const Shared<C>& s, const std::byte* k, c
         mma_bf16(x[m][n + 1], o.a[m], o.b[n / 2][2], o.b[n / 2][3]);
       }
     }
-    start_copy(step);
   }
 }
 
@@ -643,45 +631,38 @@ template <typename C>
 __device__ void attend(const MlaSparseArgs& a, const KvRows& kv, const Parts& parts,
                        const Item& item, Shared<C>& s) {
   const Role<C> role;
+  // Of this step, the next and the one after that.
+  Rows rows, next, after;
+  rows.find_positions(item, item.step);
+  next.find_positions(item, item.step + 1);
+  rows.find_pages(item);
+  next.find_pages(item);
+  note_rows(s, rows, item.step);
+  start_copy(s, kv, rows, item.step);
+  load_queries(a, item, s);
   State<C> state;
   state.clear();
   state.has_kept = false;
-  Rows rows = find_rows(kv, item, find_places(item, item.step));
-  note_rows(s, rows, item.step);
-  const auto copy_all = [&](const Rows& from, int step) {
-    if constexpr (C::kFp8 && !C::kStaged) return;  // read where they are
-    const Copies<C> copies(s, kv, from, step);
-#pragma unroll
-    for (int i = 0; i < Copies<C>::kCount; ++i) copies.start(i);
-    ptx::cp_async_commit();
-  };
-  copy_all(rows, item.step);
-  Places places = find_places(item, item.step + 1);
-  load_queries(a, item, s);
-  Rows next = find_rows(kv, item, places);
   const float scale = a.softmax_scale * kLog2e;
   const int chunk_steps = item.list.chunk / kKeys;
   for (int step = item.step;; ++step) {
     ptx::cp_async_wait<0>();
     __syncthreads();  // this step's rows are there, the last step's are read
     if constexpr (C::kFp8) {
-      dequantise_rows(s, rows);
+      dequantise_rows(s, kv, rows);
       __syncthreads();
     }
     const bool more = step + 1 < item.end;
-    if (more) note_rows(s, next, step + 1);
-    places = find_places(item, step + 2);
+    if (more) {
+      note_rows(s, next, step + 1);
+      if constexpr (C::kStaged) start_copy(s, kv, next, step + 1);
+    }
+    after.find_positions(item, step + 2);
     std::byte* k = s.k[step % C::kBuffers];
     float own[C::kMt][C::kOwn][4];
     {
-      const Copies<C> copies(s, kv, next, step + 1);
-      const auto start_copy = [&](int i) {
-        if (C::kStaged && more && i < Copies<C>::kCount) copies.start(i);
-      };
-      static_assert(Copies<C>::kCount <= kSteps / 2);
       float x[C::kMt][C::kNt][4];
-      multiply_scores(s, k, role, start_copy, x);
-      ptx::cp_async_commit();
+      multiply_scores(s, k, role, x);
       exchange(s, k, role, x, own);
     }
     soften(s, scale, step, role, own, state.max);
@@ -690,16 +671,17 @@ __device__ void attend(const MlaSparseArgs& a, const KvRows& kv, const Parts& pa
       state.sum = fmaf(state.sum, s.left[threadIdx.x], step_sum(s, threadIdx.x));
     }
     const bool last = !more || *reinterpret_cast<const uint64_t*>(s.seen[(step + 1) % 2]) == 0;
-    rows = next;
-    next = find_rows(kv, item, places);
+    after.find_pages(item);
     add_values(s, k, &state.values);
+    rows = next;
+    next = after;
     if (last || (step + 1) % chunk_steps == 0) {
       end_chunk(a, parts, item, last, s, role, &state);
       if (last) return;
     }
     if constexpr (!C::kStaged) {
       __syncthreads();  // this step's rows are read
-      copy_all(rows, step + 1);
+      start_copy(s, kv, rows, step + 1);
     }
   }
 }

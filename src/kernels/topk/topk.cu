@@ -187,7 +187,7 @@ void topk_cuda_run(KernelContext& context, const TopkArgs& a, const TopkRun& run
     return topk_cuda_split(context, a, run);
   }
   if (a.rows <= multiprocessors) return launch_stream<Sizes<1024>, 1>(context, a, run);
-  launch_stream<Sizes<512>, 3>(context, a, run);
+  launch_stream<Sizes<256>, 5>(context, a, run);
 }
 
 void topk_cuda(KernelContext& context, const TopkArgs& a) { topk_cuda_run(context, a, {}); }

@@ -20,7 +20,7 @@ struct Sizes {
   static constexpr int kCapacity = kMaxStreamK + kPiece;
   static constexpr int kOwn = kCapacity / kThreads;  // pairs a thread moves when the buffer is cut
   static constexpr int kBins = 2 * kThreads;
-  static constexpr int kBinBits = kThreads == 1024 ? 11 : kThreads == 512 ? 10 : 9;
+  static constexpr int kBinBits = kThreads == 1024 ? 11 : 9;
   static_assert(kCapacity % kThreads == 0 && 1 << kBinBits == kBins);
 };
 
