@@ -13,7 +13,7 @@
 #include "base/log.h"
 #include "cli/commands.h"
 #include "cli/support.h"
-#include "comm/launcher.h"
+#include "comm/group.h"
 #include "kernels/machine_peak.h"
 #include "train/trainer.h"
 
@@ -81,33 +81,33 @@ class StepLines {
 };
 
 int run_train(const TrainFlags& flags) {
-  if (!launcher_variable().empty()) {
-    throw UsageError("train: runs in one process; start it without mpirun");
-  }
   const Backend backend = backend_from_name(flags.backend);
   if (backend == Backend::kCuda) throw UsageError("train: there is no CUDA training yet");
   const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  KernelContext context(flags.threads > 0 ? flags.threads : cores, backend);
-  Trainer trainer(Recipe::load(flags.config, flags.settings), context);
-  const double peak = measure_peak(context).flops;
+  const std::unique_ptr<Group> world = world_group();
+  const int own = std::max(1, cores / world->size());
+  KernelContext context(flags.threads > 0 ? flags.threads : own, backend);
+  Trainer trainer(Recipe::load(flags.config, flags.settings), context, *world);
+  const double peak = measure_peak(context).flops * world->size();
   if (flags.dry_run) {
     write_stdout(trainer.plan() +
                  fmt::format("time        at least {}: this machine does at most {:.0f} GFLOP/s on "
                              "{} threads\n",
                              time_text(trainer.flops() / peak), peak / 1e9,
-                             context.pool().num_threads()));
+                             context.pool().num_threads() * world->size()));
     return 0;
   }
-  if (trainer.position().step > 0) {
+  if (trainer.position().step > 0 && world->rank() == 0) {
     log_info(fmt::format("going on after step {}", trainer.position().step));
   }
   StepLines lines(trainer.recipe(), peak);
   int64_t stage = -1;
   trainer.run(flags.steps, [&](const StepReport& r) {
+    if (world->rank() > 0) return;
     if (r.stage != stage) {
       stage = r.stage;
-      std::fprintf(stderr, "%s\nkernels: %s\n", trainer.stage_line(stage).c_str(),
-                   fmt::format("{}", fmt::join(context.explain(), ", ")).c_str());
+      std::fprintf(stderr, "%s; %d ranks\nkernels: %s\n", trainer.stage_line(stage).c_str(),
+                   world->size(), fmt::format("{}", fmt::join(context.explain(), ", ")).c_str());
     }
     lines.show(r);
   });
@@ -126,7 +126,8 @@ void add_train(CLI::App& app, CommandBody& chosen) {
   command
       ->add_option("--steps", flags->steps, "Stop after this many steps in all, with a checkpoint")
       ->check(CLI::PositiveNumber);
-  command->add_option("--threads", flags->threads, "Threads; all cores unless given");
+  command->add_option("--threads", flags->threads,
+                      "Threads of a rank; all cores, shared by the ranks, unless given");
   command->add_option("--backend", flags->backend, "cpu or reference")->capture_default_str();
   command->add_flag("--dry-run", flags->dry_run, "Print what the run needs, and stop");
   command->footer(
@@ -135,6 +136,7 @@ void add_train(CLI::App& app, CommandBody& chosen) {
       "Examples:\n"
       "  tamis train -c train.toml --dry-run\n"
       "  tamis train -c train.toml\n"
+      "  mpirun -n 4 tamis train -c train.toml      (the same bits as one process)\n"
       "  tamis generate -m runs/tiny/sparse --prompt 'The '");
   command->callback([flags, &chosen] { chosen = [flags] { return run_train(*flags); }; });
 }

@@ -7,27 +7,26 @@
 namespace tamis {
 
 Optimizer::Optimizer(const ParameterTable& table)
-    : table_(table),
-      first_(static_cast<size_t>(table.size())),
-      second_(static_cast<size_t>(table.size())) {}
+    : Optimizer(Parts{table.range(ParameterGroup::kModel), table.range(ParameterGroup::kIndexer),
+                      table.range(ParameterGroup::kBias)}) {}
 
-double Optimizer::gradient_norm(KernelContext& context, ParameterGroup group,
-                                const float* gradients) const {
-  const ParameterTable::Range range = table_.range(group);
-  return std::sqrt(sum_of_squares(context, gradients + range.begin, range.size()));
+Optimizer::Optimizer(const Parts& parts) {
+  for (const ParameterGroup group : {ParameterGroup::kModel, ParameterGroup::kIndexer}) {
+    const auto size = static_cast<size_t>(parts[static_cast<size_t>(group)].size());
+    first(group).resize(size);
+    second(group).resize(size);
+  }
 }
 
-double Optimizer::step(KernelContext& context, ParameterGroup group, const AdamwSettings& settings,
-                       float* weights, const float* gradients) {
-  const ParameterTable::Range range = table_.range(group);
-  const double norm = std::sqrt(sum_of_squares(context, gradients + range.begin, range.size()));
-  if (!std::isfinite(norm)) return norm;
+void Optimizer::step(KernelContext& context, ParameterGroup group, const AdamwSettings& settings,
+                     double norm, float* w, const float* g) {
+  if (!std::isfinite(norm)) return;
   AdamwArgs a;
-  a.w = weights + range.begin;
-  a.g = gradients + range.begin;
-  a.m = first_.data() + range.begin;
-  a.v = second_.data() + range.begin;
-  a.n = range.size();
+  a.w = w;
+  a.g = g;
+  a.m = first(group).data();
+  a.v = second(group).data();
+  a.n = static_cast<int64_t>(first(group).size());
   a.step = ++clock(group);
   a.learning_rate = settings.learning_rate;
   a.beta1 = settings.beta1;
@@ -36,7 +35,6 @@ double Optimizer::step(KernelContext& context, ParameterGroup group, const Adamw
   a.decay = settings.decay;
   if (settings.clip > 0 && norm > settings.clip) a.gradient_scale = settings.clip / norm;
   adamw(context, a);
-  return norm;
 }
 
 void update_router_biases(const ParameterTable& table,

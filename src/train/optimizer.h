@@ -1,7 +1,8 @@
-// AdamW over the groups of a ParameterTable, each with its own settings, clip and step clock, and
-// the router's bias rule.
+// AdamW over the groups of a ParameterTable, or over parts of them, each with its own settings,
+// clip and step clock, and the router's bias rule.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -17,24 +18,22 @@ struct AdamwSettings {
 
 class Optimizer {
  public:
-  explicit Optimizer(const ParameterTable& table);  // kept by reference
+  using Parts = std::array<ParameterTable::Range, 3>;  // of each group
+  explicit Optimizer(const ParameterTable& table);     // of all of each group
+  explicit Optimizer(const Parts& parts);
 
-  double gradient_norm(KernelContext& context, ParameterGroup group, const float* gradients) const;
+  // Moves the part of `group` by one step: w, g [part]; norm is of the whole group's gradient. One
+  // that is not finite moves nothing, moments and clock included.
+  void step(KernelContext& context, ParameterGroup group, const AdamwSettings& settings,
+            double norm, float* w, const float* g);
 
-  // Moves the tensors of `group` by one step and returns the norm of their gradient before the
-  // clip. A norm that is not finite moves nothing, moments and clock included.
-  double step(KernelContext& context, ParameterGroup group, const AdamwSettings& settings,
-              float* weights, const float* gradients);
-
-  // Moments in the layout of the table, and the steps that a group has made: what a checkpoint
-  // keeps.
-  std::vector<float>& first() { return first_; }
-  std::vector<float>& second() { return second_; }
+  // Moments [part], and the steps that a group has made: what a checkpoint keeps.
+  std::vector<float>& first(ParameterGroup group) { return first_[static_cast<size_t>(group)]; }
+  std::vector<float>& second(ParameterGroup group) { return second_[static_cast<size_t>(group)]; }
   int64_t& clock(ParameterGroup group) { return clocks_[static_cast<size_t>(group)]; }
 
  private:
-  const ParameterTable& table_;
-  std::vector<float> first_, second_;
+  std::vector<float> first_[3], second_[3];
   int64_t clocks_[3] = {};
 };
 

@@ -290,6 +290,7 @@ void read_run(Recipe& r, const toml::table& root, const std::string& where) {
   r.seed = static_cast<uint64_t>(seed);
   run.get("save_every", r.save_every, 1, kMost);
   run.get("keep_last", r.keep_last, 1, kMost);
+  run.get("keep_every", r.keep_every, 0, kMost);
   run.get("validate_every", r.validate_every, 1, kMost);
   run.get("validation_sequences", r.validation_sequences, 1, kMost);
   run.get("max_skips", r.max_skips, 1, kMost);

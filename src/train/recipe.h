@@ -49,8 +49,9 @@ struct Recipe {
   std::string tokenizer;  // folder with tokenizer.json
   std::string out;
   uint64_t seed = 0;
-  int64_t save_every = 100, keep_last = 2;  // steps; checkpoints besides those of stage ends
-  std::vector<SourceSpec> validation;       // held out; empty: no validation
+  int64_t save_every = 100, keep_last = 2,
+          keep_every = 0;              // steps; checkpoints besides those of stage ends
+  std::vector<SourceSpec> validation;  // held out; empty: no validation
   int64_t validate_every = 100, validation_sequences = 16;  // steps; sequences of each source
   int64_t max_skips = 10;             // steps in a row without a finite gradient
   std::string export_dtype = "bf16";  // or f32

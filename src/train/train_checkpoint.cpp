@@ -1,6 +1,8 @@
 #include "train/train_checkpoint.h"
 
 #include <algorithm>
+#include <array>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -24,15 +26,16 @@ std::string layout_of(const ParameterTable& table) {
   return checksum_hex(std::as_bytes(std::span(text)));
 }
 
-struct Array {
-  const char* name;
-  std::vector<float>* values;
-};
-
-std::vector<Array> arrays(std::vector<float>& weights, Optimizer& optimizer) {
-  return {{"weights", &weights},
-          {"first_moments", &optimizer.first()},
-          {"second_moments", &optimizer.second()}};
+// A TrainingState, const or not.
+template <typename State>
+auto arrays(State& state) {
+  struct Array {
+    const char* name;
+    decltype(&state.weights) values;
+  };
+  return std::array<Array, 3>{{{"weights", &state.weights},
+                               {"first_moments", &state.first},
+                               {"second_moments", &state.second}}};
 }
 
 std::string sum_of(const std::vector<float>& values) {
@@ -51,56 +54,60 @@ std::vector<fs::path> checkpoints(const std::string& folder) {
   return found;
 }
 
-Json position_json(const RunPosition& p, Optimizer& optimizer) {
+Json position_json(const TrainingState& s) {
+  const RunPosition& p = s.position;
   return {{"step", p.step},
           {"stage", p.stage},
           {"stage_step", p.stage_step},
           {"indexer_trained", p.indexer_trained},
           {"recipe", p.recipe},
           {"data", p.data},
-          {"clock_model", optimizer.clock(ParameterGroup::kModel)},
-          {"clock_indexer", optimizer.clock(ParameterGroup::kIndexer)}};
+          {"clock_model", s.clock_model},
+          {"clock_indexer", s.clock_indexer}};
 }
 
-RunPosition read_position(const std::string& text, const std::string& path, Optimizer& optimizer) {
+void read_position(const std::string& text, const std::string& path, TrainingState& s) {
   const Json json = parse_json(text, path);
   try {
-    RunPosition p;
+    RunPosition& p = s.position;
     p.step = json.at("step").get<int64_t>();
     p.stage = json.at("stage").get<int64_t>();
     p.stage_step = json.at("stage_step").get<int64_t>();
     p.indexer_trained = json.at("indexer_trained").get<bool>();
     p.recipe = json.at("recipe").get<std::string>();
     p.data = json.at("data").get<std::string>();
-    optimizer.clock(ParameterGroup::kModel) = json.at("clock_model").get<int64_t>();
-    optimizer.clock(ParameterGroup::kIndexer) = json.at("clock_indexer").get<int64_t>();
-    return p;
+    s.clock_model = json.at("clock_model").get<int64_t>();
+    s.clock_indexer = json.at("clock_indexer").get<int64_t>();
   } catch (const Json::exception&) {
     throw InputError(path + ": not a training checkpoint of this version");
   }
 }
 
+// Of a name step-N[-end].safetensors.
+int64_t step_of(const fs::path& path) {
+  return std::strtoll(path.stem().string().c_str() + kPrefix.size(), nullptr, 10);
+}
+
 }  // namespace
 
-void save_checkpoint(const std::string& folder, const RunPosition& position,
-                     const ParameterTable& table, const std::vector<float>& weights,
-                     Optimizer& optimizer) {
+void save_checkpoint(const std::string& folder, const TrainingState& state,
+                     const ParameterTable& table) {
   fs::create_directories(folder);
-  std::string number = std::to_string(position.step);
+  std::string number = std::to_string(state.position.step);
   number.insert(0, 8 - std::min<size_t>(8, number.size()), '0');
   const std::string path = folder + "/" + std::string(kPrefix) + number +
-                           std::string(position.stage_end ? kStageEnd : "") + std::string(kSuffix);
-  std::map<std::string, std::string> metadata = {
-      {"position", position_json(position, optimizer).dump()}, {"layout", layout_of(table)}};
+                           std::string(state.position.stage_end ? kStageEnd : "") +
+                           std::string(kSuffix);
+  std::map<std::string, std::string> metadata = {{"position", position_json(state).dump()},
+                                                 {"layout", layout_of(table)}};
   std::vector<TensorSpec> specs;
-  // Only read here; the list is shared with loading.
-  const std::vector<Array> list = arrays(const_cast<std::vector<float>&>(weights), optimizer);
-  for (const Array& a : list) {
+  const auto list = arrays(state);
+  for (const auto& a : list) {
     specs.push_back({a.name, DType::kF32, {table.size()}});
     metadata[std::string("checksum.") + a.name] = sum_of(*a.values);
   }
   SafetensorsWriter writer(path, specs, metadata, AtomicFile::TemporaryName::kFixed);
-  for (const Array& a : list) writer.append_tensor(a.name, std::as_bytes(std::span(*a.values)));
+  for (const auto& a : list) writer.append_tensor(a.name, std::as_bytes(std::span(*a.values)));
   writer.commit();
 }
 
@@ -110,8 +117,8 @@ std::optional<std::string> newest_checkpoint(const std::string& folder) {
   return found.front().string();
 }
 
-RunPosition load_checkpoint(const std::string& path, const ParameterTable& table,
-                            std::vector<float>& weights, Optimizer& optimizer) {
+TrainingState load_checkpoint(const std::string& path, const ParameterTable& table) {
+  TrainingState state;
   const SafetensorsFile file(path);
   const std::map<std::string, std::string>& metadata = file.header().metadata;
   const auto meta = [&](const std::string& key) {
@@ -122,7 +129,7 @@ RunPosition load_checkpoint(const std::string& path, const ParameterTable& table
   if (meta("layout") != layout_of(table)) {
     throw InputError(path + ": of a model with other tensors than the recipe's");
   }
-  for (const Array& a : arrays(weights, optimizer)) {
+  for (const auto& a : arrays(state)) {
     const TensorInfo* info = file.find(a.name);
     if (info == nullptr || info->dtype != DType::kF32 || !(info->shape == Shape{table.size()})) {
       throw InputError(path + ": " + a.name + " is missing or of another shape");
@@ -134,14 +141,37 @@ RunPosition load_checkpoint(const std::string& path, const ParameterTable& table
                        ": damaged (checksum); remove the file to go on from the one before");
     }
   }
-  return read_position(meta("position"), path, optimizer);
+  read_position(meta("position"), path, state);
+  return state;
 }
 
-void remove_old_checkpoints(const std::string& folder, int64_t keep) {
+void remove_old_checkpoints(const std::string& folder, const CheckpointRetention& keep) {
+  int64_t left = keep.last;
   for (const fs::path& path : checkpoints(folder)) {
-    if (path.stem().string().ends_with(kStageEnd) || keep-- > 0) continue;
+    if (path.stem().string().ends_with(kStageEnd)) continue;
+    if (left-- > 0 || (keep.every > 0 && step_of(path) % keep.every == 0)) continue;
     fs::remove(path);
   }
+}
+
+CheckpointWriter::CheckpointWriter(std::string folder, const ParameterTable& table,
+                                   CheckpointRetention keep)
+    : folder_(std::move(folder)), table_(table), keep_(keep) {}
+
+CheckpointWriter::~CheckpointWriter() {
+  if (writing_.valid()) writing_.wait();
+}
+
+void CheckpointWriter::wait() {
+  if (writing_.valid()) writing_.get();
+}
+
+void CheckpointWriter::start(TrainingState state) {
+  wait();
+  writing_ = std::async(std::launch::async, [this, state = std::move(state)] {
+    save_checkpoint(folder_, state, table_);
+    remove_old_checkpoints(folder_, keep_);
+  });
 }
 
 }  // namespace tamis

@@ -6,11 +6,11 @@
 #pragma once
 
 #include <cstdint>
+#include <future>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "train/optimizer.h"
 #include "train/parameters.h"
 
 namespace tamis {
@@ -24,18 +24,48 @@ struct RunPosition {
   std::string recipe, data;  // Recipe::text and the checksum of the data: what the run belongs to
 };
 
-void save_checkpoint(const std::string& folder, const RunPosition& position,
-                     const ParameterTable& table, const std::vector<float>& weights,
-                     Optimizer& optimizer);
+// All that a run goes on from, in the layout of the ParameterTable.
+struct TrainingState {
+  RunPosition position;
+  int64_t clock_model = 0, clock_indexer = 0;  // steps of the optimiser
+  std::vector<float> weights, first, second;   // and both moments
+};
+
+void save_checkpoint(const std::string& folder, const TrainingState& state,
+                     const ParameterTable& table);
 
 // The newest checkpoint of the folder, none if there is no file.
 std::optional<std::string> newest_checkpoint(const std::string& folder);
 
 // InputError naming the file if it is damaged, or of a model of another shape.
-RunPosition load_checkpoint(const std::string& path, const ParameterTable& table,
-                            std::vector<float>& weights, Optimizer& optimizer);
+TrainingState load_checkpoint(const std::string& path, const ParameterTable& table);
 
-// Removes all but the last `keep` checkpoints that are no stage ends, and what a killed write left.
-void remove_old_checkpoints(const std::string& folder, int64_t keep);
+// Which checkpoints stay: the last few, those whose step is a multiple of `every` (0: none for
+// that), and those of stage ends.
+struct CheckpointRetention {
+  int64_t last = 2, every = 0;
+};
+void remove_old_checkpoints(const std::string& folder, const CheckpointRetention& keep);
+
+// Writes checkpoints beside the run, one at a time and in order, and removes old ones after each.
+class CheckpointWriter {
+ public:
+  // Keeps a reference to the table.
+  CheckpointWriter(std::string folder, const ParameterTable& table, CheckpointRetention keep);
+  ~CheckpointWriter();  // waits; an error that wait() did not report is lost
+  CheckpointWriter(const CheckpointWriter&) = delete;
+
+  // Waits for the one before, and returns before this one is on the disk. Throws what the one
+  // before has met, a full disk for example.
+  void start(TrainingState state);
+  // Until nothing is being written. Throws as start().
+  void wait();
+
+ private:
+  std::string folder_;
+  const ParameterTable& table_;
+  CheckpointRetention keep_;
+  std::future<void> writing_;
+};
 
 }  // namespace tamis

@@ -41,6 +41,28 @@ Objective objective_of(const Stage& s, int64_t targets, int64_t tokens, int64_t 
   return o;
 }
 
+// What ranks tell each other of a micro-batch: the loss, balance and KL by layer, load by layer and
+// expert.
+std::vector<double> numbers_of(const StepResult& r) {
+  std::vector<double> out = {r.lm_loss};
+  out.insert(out.end(), r.balance.begin(), r.balance.end());
+  out.insert(out.end(), r.kl.begin(), r.kl.end());
+  out.resize(1 + 2 * r.balance.size());
+  for (const std::vector<int64_t>& layer : r.load) {
+    for (const int64_t tokens : layer) out.push_back(static_cast<double>(tokens));
+  }
+  return out;
+}
+
+// Of a rank without a micro-batch.
+StepResult no_result(const ModelConfig& config) {
+  StepResult r;
+  r.balance.resize(config.layers.size());
+  r.load.assign(config.layers.size(),
+                std::vector<int64_t>(static_cast<size_t>(config.num_experts)));
+  return r;
+}
+
 std::string checksum_of(const std::vector<Mixture>& data) {
   std::string text;
   for (const Mixture& m : data) {
@@ -81,7 +103,13 @@ double most_loaded(const std::vector<std::vector<int64_t>>& load) {
 }  // namespace
 
 Trainer::Trainer(Recipe recipe, KernelContext& context)
-    : recipe_(std::move(recipe)), context_(context) {
+    : Trainer(std::move(recipe), context, single_group(), nullptr) {}
+
+Trainer::Trainer(Recipe recipe, KernelContext& context, Group& group)
+    : Trainer(std::move(recipe), context, nullptr, &group) {}
+
+Trainer::Trainer(Recipe recipe, KernelContext& context, std::unique_ptr<Group> own, Group* group)
+    : own_group_(std::move(own)), recipe_(std::move(recipe)), context_(context) {
   const std::string config =
       recipe_.config.empty() ? recipe_.from + "/config.json" : recipe_.config;
   config_text_ = read_text_file(config, kMaxConfig);
@@ -94,7 +122,11 @@ Trainer::Trainer(Recipe recipe, KernelContext& context)
   }
   weights_.resize(static_cast<size_t>(table_->size()));
   gradients_.resize(weights_.size());
-  optimizer_ = std::make_unique<Optimizer>(*table_);
+  replicas_ = std::make_unique<Replicas>(*table_, group != nullptr ? *group : *own_group_);
+  optimizer_ = std::make_unique<Optimizer>(replicas_->own_parts());
+  for (const ParameterGroup g : {ParameterGroup::kModel, ParameterGroup::kIndexer}) {
+    sums_[static_cast<size_t>(g)].resize(optimizer_->first(g).size());
+  }
   model_ = std::make_unique<TrainModel<float>>(config_, *table_);
   draw_values(*table_, recipe_.seed, deviation_of(config_text_), weights_.data());
   if (!recipe_.from.empty()) {
@@ -105,18 +137,40 @@ Trainer::Trainer(Recipe recipe, KernelContext& context)
   position_.recipe = recipe_.text;
   position_.data = checksum_of(data_);
   position_.indexer_trained = indexer_at_start_;
+  restore();
+  writer_ = std::make_unique<CheckpointWriter>(
+      recipe_.out + "/checkpoints", *table_,
+      CheckpointRetention{recipe_.keep_last, recipe_.keep_every});
+}
+
+void Trainer::restore() {
   const auto newest = newest_checkpoint(recipe_.out + "/checkpoints");
-  if (!newest) return;
-  const RunPosition found = load_checkpoint(*newest, *table_, weights_, *optimizer_);
-  if (found.recipe != position_.recipe) {
-    throw InputError(*newest +
-                     ": began with another recipe; go on with that one, or choose "
-                     "another run.out");
+  if (newest) {
+    TrainingState found = load_checkpoint(*newest, *table_);
+    if (found.position.recipe != position_.recipe) {
+      throw InputError(*newest +
+                       ": began with another recipe; go on with that one, or choose "
+                       "another run.out");
+    }
+    if (found.position.data != position_.data) {
+      throw InputError(*newest + ": began with other data; its text or its tasks have changed");
+    }
+    position_ = found.position;
+    weights_ = std::move(found.weights);
+    for (const ParameterGroup g : {ParameterGroup::kModel, ParameterGroup::kIndexer}) {
+      const ParameterTable::Range part = replicas_->part(g, replicas_->rank());
+      std::copy_n(found.first.data() + part.begin, part.size(), optimizer_->first(g).data());
+      std::copy_n(found.second.data() + part.begin, part.size(), optimizer_->second(g).data());
+    }
+    optimizer_->clock(ParameterGroup::kModel) = found.clock_model;
+    optimizer_->clock(ParameterGroup::kIndexer) = found.clock_indexer;
   }
-  if (found.data != position_.data) {
-    throw InputError(*newest + ": began with other data; its text or its tasks have changed");
+  for (const double step : replicas_->all({static_cast<double>(position_.step)})) {
+    if (step == static_cast<double>(position_.step)) continue;
+    throw InputError(recipe_.out +
+                     "/checkpoints: another rank finds another checkpoint there; "
+                     "want a folder that all of them share");
   }
-  position_ = found;
 }
 
 Trainer::~Trainer() = default;
@@ -208,10 +262,13 @@ double Trainer::flops() const {
 std::string Trainer::plan() const {
   const ParameterCount n = count_parameters(config_, *table_);
   const double mib = static_cast<double>(table_->size()) * 4 / (1 << 20);
+  const int ranks = replicas_->size();
   std::string out = fmt::format(
       "parameters  {} of the model ({} met by a token), {} of the indexer\n"
-      "memory      {:.0f} MiB: weights, gradients and two moments in float32\n",
-      n.model, n.active, n.indexer, 4 * mib);
+      "memory      {:.0f} MiB on each of {} ranks: weights and gradients, and this rank's part of "
+      "the "
+      "sum of gradients and of two moments, in float32\n",
+      n.model, n.active, n.indexer, (2 + 3.0 / ranks) * mib, ranks);
   for (size_t i = 0; i < recipe_.stages.size(); ++i) {
     const Stage& s = recipe_.stages[i];
     const double per_token = flops_per_token(config_, *table_, s);
@@ -242,33 +299,73 @@ MicroBatch Trainer::micro_batch(const Stage& stage, int64_t first, int64_t count
   return batch;
 }
 
+std::vector<ParameterGroup> Trainer::trained_groups(const Stage& stage) const {
+  std::vector<ParameterGroup> groups;
+  if (stage.trains_model()) groups.push_back(ParameterGroup::kModel);
+  if (stage.trains_indexer()) groups.push_back(ParameterGroup::kIndexer);
+  return groups;
+}
+
+std::vector<MicroBatch> Trainer::micro_batches(const Stage& stage) const {
+  std::vector<MicroBatch> batches;
+  for (int64_t first = 0; first < stage.batch; first += stage.micro_batch) {
+    batches.push_back(micro_batch(stage, first, std::min(stage.micro_batch, stage.batch - first)));
+  }
+  return batches;
+}
+
+// The sums of gradients over all micro-batches, in their order, and what each of them lost, as
+// numbers [micro-batches][width of numbers_of()]. In each round a rank computes one of them.
+std::vector<double> Trainer::compute(const Stage& stage, const std::vector<MicroBatch>& batches,
+                                     const Objective& objective) {
+  const auto count = static_cast<int64_t>(batches.size());
+  const int ranks = replicas_->size();
+  for (std::vector<float>& sum : sums_) std::fill(sum.begin(), sum.end(), 0.0F);
+  std::vector<double> numbers;
+  for (int64_t first = 0; first < count; first += ranks) {
+    const int64_t mine = first + replicas_->rank();
+    StepResult r = no_result(config_);
+    if (mine < count) {
+      std::fill(gradients_.begin(), gradients_.end(), 0.0F);
+      r = model_->run(context_, {weights_.data(), gradients_.data()},
+                      batches[static_cast<size_t>(mine)], objective);
+    }
+    for (const ParameterGroup g : trained_groups(stage)) {
+      replicas_->add_gradients(g, gradients_.data(),
+                               static_cast<int>(std::min<int64_t>(ranks, count - first)),
+                               sums_[static_cast<size_t>(g)].data());
+    }
+    const std::vector<double> round = replicas_->all(numbers_of(r));
+    numbers.insert(numbers.end(), round.begin(), round.end());
+  }
+  return numbers;
+}
+
 // Losses and gradients of a whole step.
 void Trainer::accumulate(const Stage& stage, StepReport& report) {
-  std::vector<MicroBatch> batches;
+  const std::vector<MicroBatch> batches = micro_batches(stage);
   int64_t targets = 0, sequences = 0;
-  for (int64_t first = 0; first < stage.batch; first += stage.micro_batch) {
-    const int64_t count = std::min(stage.micro_batch, stage.batch - first);
-    batches.push_back(micro_batch(stage, first, count));
-    report.tokens += batches.back().tokens();
-    sequences += batches.back().sequences();
-    for (const int32_t t : batches.back().targets) targets += t >= 0 ? 1 : 0;
-  }
-  const Objective objective = objective_of(stage, targets, report.tokens, sequences);
-  std::fill(gradients_.begin(), gradients_.end(), 0.0F);
-  load_.assign(config_.layers.size(),
-               std::vector<int64_t>(static_cast<size_t>(config_.num_experts)));
-  double loss = 0;
   for (const MicroBatch& batch : batches) {
-    const StepResult r =
-        model_->run(context_, {weights_.data(), gradients_.data()}, batch, objective);
-    loss += r.lm_loss;
-    for (const double b : r.balance) report.balance += b / static_cast<double>(sequences);
-    report.kl.resize(r.kl.size());
-    for (size_t l = 0; l < r.kl.size(); ++l) {
-      report.kl[l] += r.kl[l] / static_cast<double>(report.tokens);
+    report.tokens += batch.tokens();
+    sequences += batch.sequences();
+    for (const int32_t t : batch.targets) targets += t >= 0 ? 1 : 0;
+  }
+  const std::vector<double> numbers =
+      compute(stage, batches, objective_of(stage, targets, report.tokens, sequences));
+  const size_t layers = config_.layers.size();
+  const auto experts = static_cast<size_t>(config_.num_experts);
+  load_.assign(layers, std::vector<int64_t>(experts));
+  if (stage.trains_indexer()) report.kl.assign(layers, 0);
+  double loss = 0;
+  const double* next = numbers.data();
+  for (size_t i = 0; i < batches.size(); ++i) {
+    loss += *next++;
+    for (size_t l = 0; l < layers; ++l) report.balance += *next++ / static_cast<double>(sequences);
+    for (size_t l = 0; l < layers; ++l, ++next) {
+      if (stage.trains_indexer()) report.kl[l] += *next / static_cast<double>(report.tokens);
     }
-    for (size_t l = 0; l < load_.size(); ++l) {
-      for (size_t e = 0; e < load_[l].size(); ++e) load_[l][e] += r.load[l][e];
+    for (std::vector<int64_t>& layer : load_) {
+      for (int64_t& tokens : layer) tokens += static_cast<int64_t>(*next++);
     }
   }
   report.loss = stage.trains_model() ? loss / static_cast<double>(std::max<int64_t>(1, targets))
@@ -278,27 +375,30 @@ void Trainer::accumulate(const Stage& stage, StepReport& report) {
 
 void Trainer::move(const Stage& stage, StepReport& report) {
   const double factor = stage.schedule.factor(position_.stage_step, stage.steps);
-  struct Group {
+  struct Move {
     ParameterGroup group;
     AdamwSettings settings;
     double *norm, *rate;
   };
-  std::vector<Group> groups;
-  if (stage.trains_model()) {
-    groups.push_back({ParameterGroup::kModel, stage.model, &report.norm_model, &report.lr_model});
+  std::vector<Move> moves;
+  for (const ParameterGroup g : trained_groups(stage)) {
+    if (g == ParameterGroup::kModel) {
+      moves.push_back({g, stage.model, &report.norm_model, &report.lr_model});
+    } else {
+      moves.push_back({g, stage.indexer, &report.norm_indexer, &report.lr_indexer});
+    }
   }
-  if (stage.trains_indexer()) {
-    groups.push_back(
-        {ParameterGroup::kIndexer, stage.indexer, &report.norm_indexer, &report.lr_indexer});
-  }
-  for (Group& g : groups) {
-    *g.norm = optimizer_->gradient_norm(context_, g.group, gradients_.data());
-    *g.rate = g.settings.learning_rate *= factor;
-    report.skipped = report.skipped || !std::isfinite(*g.norm);
+  for (Move& m : moves) {
+    *m.norm = replicas_->norm(context_, m.group, sums_[static_cast<size_t>(m.group)].data());
+    *m.rate = m.settings.learning_rate *= factor;
+    report.skipped = report.skipped || !std::isfinite(*m.norm);
   }
   if (report.skipped) return;  // neither group moves
-  for (const Group& g : groups) {
-    optimizer_->step(context_, g.group, g.settings, weights_.data(), gradients_.data());
+  for (const Move& m : moves) {
+    const ParameterTable::Range part = replicas_->part(m.group, replicas_->rank());
+    optimizer_->step(context_, m.group, m.settings, *m.norm, weights_.data() + part.begin,
+                     sums_[static_cast<size_t>(m.group)].data());
+    replicas_->share(m.group, weights_.data());
   }
   if (stage.trains_model()) {
     update_router_biases(*table_, load_, stage.bias_speed, weights_.data());
@@ -320,38 +420,60 @@ StepReport Trainer::step() {
   return report;
 }
 
+// On rank 0; without values on the others.
+TrainingState Trainer::state() {
+  TrainingState s;
+  s.position = position_;
+  s.clock_model = optimizer_->clock(ParameterGroup::kModel);
+  s.clock_indexer = optimizer_->clock(ParameterGroup::kIndexer);
+  if (replicas_->rank() == 0) {
+    s.weights = weights_;
+    s.first.resize(weights_.size());
+    s.second.resize(weights_.size());
+  }
+  for (const ParameterGroup g : {ParameterGroup::kModel, ParameterGroup::kIndexer}) {
+    replicas_->gather(g, optimizer_->first(g).data(), s.first.data());
+    replicas_->gather(g, optimizer_->second(g).data(), s.second.data());
+  }
+  return s;
+}
+
 void Trainer::save(bool stage_end) {
-  const std::string folder = recipe_.out + "/checkpoints";
   position_.stage_end = stage_end;
-  save_checkpoint(folder, position_, *table_, weights_, *optimizer_);
-  remove_old_checkpoints(folder, recipe_.keep_last);
+  TrainingState s = state();
+  if (replicas_->rank() == 0) writer_->start(std::move(s));
 }
 
 // The model folder first: a kill between the two makes it again.
 void Trainer::end_stage() {
   const Stage& stage = recipe_.stages[static_cast<size_t>(position_.stage)];
-  export_model({recipe_.out + "/" + stage.name, config_text_, recipe_.tokenizer,
-                config_.has_indexer() && position_.indexer_trained, stage.topk,
-                recipe_.export_dtype == "bf16"},
-               *table_, weights_);
+  if (replicas_->rank() == 0) {
+    export_model({recipe_.out + "/" + stage.name, config_text_, recipe_.tokenizer,
+                  config_.has_indexer() && position_.indexer_trained, stage.topk,
+                  recipe_.export_dtype == "bf16"},
+                 *table_, weights_);
+  }
   ++position_.stage;
   position_.stage_step = 0;
   save(true);
 }
 
 void Trainer::run(int64_t last_step, FunctionRef<void(const StepReport&)> report) {
-  std::filesystem::create_directories(recipe_.out);
-  TrainLog log(recipe_.out, position_.step);
+  std::optional<TrainLog> log;  // rank 0 alone writes
+  if (replicas_->rank() == 0) {
+    std::filesystem::create_directories(recipe_.out);
+    log.emplace(recipe_.out, position_.step);
+  }
   int64_t skips = 0, saved = position_.step;
   const auto stages = static_cast<int64_t>(recipe_.stages.size());
   while (position_.stage < stages && position_.step < last_step) {
     const Stage& stage = recipe_.stages[static_cast<size_t>(position_.stage)];
     StepReport r = step();
-    if (validates_now()) {
+    if (log && validates_now()) {
       r.validation = validate(context_, *model_, config_, weights_.data(), *held_out_, stage,
                               recipe_.validation_sequences);
     }
-    log.add(r, stage.name);
+    if (log) log->add(r, stage.name);
     report(r);
     skips = r.skipped ? skips + 1 : 0;
     if (skips >= recipe_.max_skips) {
@@ -369,6 +491,8 @@ void Trainer::run(int64_t last_step, FunctionRef<void(const StepReport&)> report
     }
   }
   if (saved != position_.step) save(false);
+  writer_->wait();
+  replicas_->barrier();  // no rank leaves before the files are there
 }
 
 }  // namespace tamis

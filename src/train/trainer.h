@@ -12,11 +12,13 @@
 #include <vector>
 
 #include "base/function_ref.h"
+#include "comm/group.h"
 #include "kernels/context.h"
 #include "train/mixture.h"
 #include "train/model.h"
 #include "train/optimizer.h"
 #include "train/recipe.h"
+#include "train/replicas.h"
 #include "train/train_checkpoint.h"
 #include "train/validation.h"
 
@@ -45,6 +47,9 @@ class Trainer {
   // model or the data allow, an indexer that the model lacks, a sparse stage whose indexer is
   // fresh, a checkpoint of another recipe or of other data.
   Trainer(Recipe recipe, KernelContext& context);
+  // One of several ranks, which all have the same recipe and see the same files: they compute the
+  // micro-batches of a step in turn. The bits are those of one rank; rank 0 alone writes.
+  Trainer(Recipe recipe, KernelContext& context, Group& group);
   ~Trainer();
 
   // One line about stage `index`: attention, KL set, what learns.
@@ -66,13 +71,22 @@ class Trainer {
   void check_stage(const Stage& stage, bool indexer_ready) const;
   StepReport step();
   MicroBatch micro_batch(const Stage& stage, int64_t first, int64_t count) const;
+  std::vector<ParameterGroup> trained_groups(const Stage& stage) const;
+  std::vector<MicroBatch> micro_batches(const Stage& stage) const;
+  std::vector<double> compute(const Stage& stage, const std::vector<MicroBatch>& batches,
+                              const Objective& objective);
   void accumulate(const Stage& stage, StepReport& report);
   void move(const Stage& stage, StepReport& report);
   void check_validation() const;
   bool validates_now() const;
   void end_stage();
+  void restore();
+  TrainingState state();
   void save(bool stage_end);
 
+  Trainer(Recipe recipe, KernelContext& context, std::unique_ptr<Group> own, Group* group);
+
+  std::unique_ptr<Group> own_group_;
   Recipe recipe_;
   KernelContext& context_;
   std::string config_text_;
@@ -81,9 +95,12 @@ class Trainer {
   ShardCache shards_;
   std::vector<Mixture> data_;  // of each stage
   std::optional<Mixture> held_out_;
-  std::vector<float> weights_, gradients_;
+  std::unique_ptr<Replicas> replicas_;
+  std::vector<float> weights_, gradients_;  // gradients: of the micro-batch at work
+  std::vector<float> sums_[2];              // of the step, this rank's part of each group
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<TrainModel<float>> model_;
+  std::unique_ptr<CheckpointWriter> writer_;
   std::vector<std::vector<int64_t>> load_;  // of the step
   RunPosition position_;
   bool indexer_at_start_ = false;  // the run began with a trained indexer

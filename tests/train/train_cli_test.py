@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""tamis data and tamis train as a user meets them: train_cli_test.py TAMIS SOURCE_DIR"""
+"""tamis data and tamis train as a user meets them: train_cli_test.py TAMIS SOURCE_DIR [MPIEXEC]"""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import unittest
 from pathlib import Path
 
 TAMIS, SOURCE = sys.argv[1], Path(sys.argv[2])
+MPIEXEC = sys.argv[3] if len(sys.argv) > 3 else None
 MODEL = SOURCE / "models/tamis-mini"
 
 RECIPE = """
@@ -26,7 +28,7 @@ save_every = 1
 [[stage]]
 kind = "pretrain"
 steps = 6
-batch = 2
+batch = 3
 length = 48
 lr = 1e-3
 [[stage]]
@@ -122,6 +124,29 @@ class Train(unittest.TestCase):
                            "One line. " * 6, "--max-tokens", "4", "--ignore-eos", "--json")
             self.assertEqual(answer.returncode, 0, answer.stderr)
             self.assertEqual(len(json.loads(answer.stdout)["ids"]), 4)
+
+    if MPIEXEC:  # else the build has no MPI
+        def test_ranks_give_the_bytes_of_one_process(self):
+            done = tamis(*self.train("single"))
+            self.assertEqual(done.returncode, 0, done.stderr)
+            # As tamis_mpi_test sets them.
+            environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1",
+                           "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+                           "OMPI_MCA_rmaps_base_oversubscribe": "1",
+                           "OMPI_MCA_hwloc_base_binding_policy": "none",
+                           "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
+                           "ASAN_OPTIONS": "detect_leaks=0"}
+            for ranks in (2, 4):
+                out = f"ranks{ranks}"
+                done = subprocess.run([MPIEXEC, "-n", str(ranks), TAMIS,
+                                       *map(str, self.train(out, "--threads", "1"))],
+                                      capture_output=True, text=True, env=environment)
+                self.assertEqual(done.returncode, 0, done.stderr)
+                self.assertEqual(done.stderr.count("stage sparse:"), 1, done.stderr)
+                for stage in ("pretrain", "warmup", "sparse"):
+                    model = Path(stage) / "model.safetensors"
+                    self.assertEqual((self.folder / "single" / model).read_bytes(),
+                                     (self.folder / out / model).read_bytes(), stage)
 
     def test_refuses(self):
         def refused(code, text, *arguments):

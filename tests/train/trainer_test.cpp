@@ -198,6 +198,55 @@ TEST_F(Runs, GoingOnGivesTheBitsOfNeverStopping) {
   EXPECT_EQ(step, 14);
 }
 
+// Ranks share the micro-batches of a step; also when there are more ranks than those, and when a
+// run goes on with another number of ranks.
+TEST_F(Runs, AnyNumberOfRanksGivesTheSameBits) {
+  std::vector<std::string> shorter = {
+      "stage.0.steps=3",       "stage.1.steps=3",
+      "stage.2.steps=3",       "stage.0.micro_batch=1",
+      "stage.1.micro_batch=3", "stage.2.micro_batch=2",
+      "run.validate_every=2",  R"(data.validation=[{task = "copy", words = 4}])"};
+  const auto on = [&](int ranks, const std::string& out, int64_t last_step) {
+    std::vector<StepReport> reports;
+    run_as_threads(ranks, [&](Group& group) {
+      KernelContext context(1);
+      Trainer trainer(recipe(out, shorter), context, group);
+      trainer.run(last_step, [&](const StepReport& r) {
+        if (group.rank() == 0) reports.push_back(r);
+      });
+    });
+    return reports;
+  };
+  const std::vector<StepReport> one = run(recipe("one", shorter));
+  const std::string end = "/checkpoints/step-00000009-end.safetensors";
+  const auto expect_same = [&](const std::string& out) {
+    const SafetensorsFile a(*workshop_ / ("one" + end)), b(*workshop_ / (out + end));
+    for (const TensorInfo& info : a.header().tensors) {
+      const Tensor x = a.tensor(info), y = b.tensor(*b.find(info.name));
+      ASSERT_EQ(std::memcmp(x.data, y.data, static_cast<size_t>(x.bytes())), 0)
+          << out << ": " << info.name;
+    }
+  };
+  for (const int ranks : {2, 3}) {
+    const std::string out = "ranks" + std::to_string(ranks);
+    const std::vector<StepReport> several = on(ranks, out, 1 << 30);
+    ASSERT_EQ(several.size(), one.size());
+    for (size_t i = 0; i < one.size(); ++i) {
+      EXPECT_TRUE(several[i].loss == one[i].loss || std::isnan(one[i].loss)) << i;
+      EXPECT_EQ(several[i].kl, one[i].kl);
+      EXPECT_EQ(several[i].balance, one[i].balance);
+      EXPECT_EQ(several[i].norm_model, one[i].norm_model);
+      EXPECT_EQ(several[i].norm_indexer, one[i].norm_indexer);
+      EXPECT_EQ(several[i].most_loaded, one[i].most_loaded);
+    }
+    expect_same(out);
+  }
+  on(4, "changing", 2);
+  on(1, "changing", 4);
+  on(2, "changing", 1 << 30);
+  expect_same("changing");
+}
+
 TEST_F(Runs, ASequenceIsAFunctionOfSeedAndNumber) {
   TokenData data(*workshop_ / "data");
   MicroBatch a, b;

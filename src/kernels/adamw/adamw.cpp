@@ -7,7 +7,7 @@
 namespace tamis {
 namespace {
 
-constexpr int64_t kBlock = 4096;
+constexpr int64_t kBlock = kSquaresBlock;
 
 int64_t blocks(int64_t n) { return (n + kBlock - 1) / kBlock; }
 
@@ -40,7 +40,7 @@ void adamw(KernelContext& context, const AdamwArgs& args) {
   dispatch<AdamwArgs>(context, "adamw", kList, args);
 }
 
-double sum_of_squares(KernelContext& context, const float* x, int64_t n) {
+std::vector<double> squares_by_block(KernelContext& context, const float* x, int64_t n) {
   std::vector<double> part(static_cast<size_t>(blocks(n)));
   context.pool().run(blocks(n), [&](int64_t block, int) {
     double sum = 0;
@@ -49,8 +49,12 @@ double sum_of_squares(KernelContext& context, const float* x, int64_t n) {
     }
     part[static_cast<size_t>(block)] = sum;
   });
+  return part;
+}
+
+double sum_of_squares(KernelContext& context, const float* x, int64_t n) {
   double total = 0;
-  for (const double p : part) total += p;
+  for (const double p : squares_by_block(context, x, n)) total += p;
   return total;
 }
 

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "kernels/context.h"
 
@@ -27,6 +28,9 @@ struct AdamwArgs {
 
 void adamw(KernelContext& context, const AdamwArgs& args);
 
+// The sum of squares of x by blocks of kSquaresBlock values, and of all of them: blocks in order.
+inline constexpr int64_t kSquaresBlock = 4096;
+std::vector<double> squares_by_block(KernelContext& context, const float* x, int64_t n);
 double sum_of_squares(KernelContext& context, const float* x, int64_t n);
 
 }  // namespace tamis
