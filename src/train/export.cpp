@@ -22,6 +22,19 @@ std::string exported_config(const ExportOptions& o) {
   } else if (o.topk > 0) {
     json["index_topk"] = o.topk;
   }
+  if (o.yarn) {
+    const YarnConfig& y = *o.yarn;
+    json["rope_scaling"] = {{"type", "yarn"},
+                            {"factor", y.factor},
+                            {"original_max_position_embeddings", y.original_max_position},
+                            {"beta_fast", y.beta_fast},
+                            {"beta_slow", y.beta_slow},
+                            {"mscale", y.mscale},
+                            {"mscale_all_dim", y.mscale_all_dim}};
+    json["max_position_embeddings"] = o.max_position;
+    json.erase("rope_parameters");
+    json["rope_theta"] = o.rope_theta;
+  }
   json["torch_dtype"] = o.bf16 ? "bfloat16" : "float32";
   json["num_nextn_predict_layers"] = 0;
   json.erase("quantization_config");

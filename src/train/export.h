@@ -1,9 +1,11 @@
 // A trained model as a folder in Hugging Face layout that `tamis generate` and others read.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "kernels/rope/rope.h"
 #include "train/parameters.h"
 
 namespace tamis {
@@ -16,6 +18,10 @@ struct ExportOptions {
   // to everything, instead of one that would select at random.
   bool with_indexer = true;
   int64_t topk = 0;  // index_topk of the config, unless 0
+  // YaRN that the run has put in, and the positions it reaches; none: as config_text says.
+  std::optional<YarnConfig> yarn;
+  int64_t max_position = 0;
+  double rope_theta = 0;
   bool bf16 = true;  // matrices; vectors stay float32
 };
 

@@ -181,6 +181,8 @@ Stage read_stage(const toml::table& table, const std::string& where) {
   t.get("batch", s.batch, 1, 1 << 20);
   t.get("micro_batch", s.micro_batch, 1, 1 << 20);
   t.get("recompute", s.recompute);
+  t.get("rope_factor", s.rope_factor, 1, 1e6);
+  t.get("rope_original", s.rope_original, 1, 1 << 24);
   t.get("topk", s.topk, 1, 1 << 24);
   t.get("kl_weight", s.kl_weight, 0, kMost);
   t.get("balance_weight", s.balance_weight, 0, kMost);
@@ -203,6 +205,9 @@ Stage read_stage(const toml::table& table, const std::string& where) {
                      std::to_string(s.length) +
                      " tokens: everything is selected and the indexer learns nothing of its "
                      "choice; want a top-k below the length, or kl_weight = 0");
+  }
+  if (s.rope_original > 0 && s.rope_factor == 0) {
+    throw InputError(where + ".rope_original: only together with rope_factor");
   }
   if (s.kind == StageKind::kWarmup && s.kl_weight == 0) {
     throw InputError(where + ".kl_weight: a warm-up learns from nothing else");

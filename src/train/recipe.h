@@ -31,6 +31,10 @@ struct Stage {
   bool recompute = false;           // keep less for the backward pass
   int64_t topk = 0;                 // of sparse attention; 0: dense attention
   std::vector<SourceSpec> sources;  // of its sequences
+  // YaRN from this stage on: positions up to rope_factor * rope_original. 0: as before; the
+  // original length is the model's own unless given.
+  double rope_factor = 0;
+  int64_t rope_original = 0;
   AdamwSettings model, indexer;
   Schedule schedule;
   double kl_weight = 1;          // warm-up and sparse: of the mean KL a token, summed over layers

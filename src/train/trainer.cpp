@@ -115,6 +115,7 @@ Trainer::Trainer(Recipe recipe, KernelContext& context, std::unique_ptr<Group> o
   config_text_ = read_text_file(config, kMaxConfig);
   config_ = ModelConfig::parse(config_text_, config);
   config_.num_mtp_layers = 0;  // its tensors are neither trained nor exported
+  base_config_ = config_;
   table_ = std::make_unique<ParameterTable>(config_);
   for (const Stage& s : recipe_.stages) data_.emplace_back(s.sources, recipe_.tokenizer, shards_);
   if (!recipe_.validation.empty()) {
@@ -179,7 +180,7 @@ void Trainer::check() const {
   bool indexer_ready = indexer_at_start_;
   for (size_t i = 0; i < recipe_.stages.size(); ++i) {
     const Stage& s = recipe_.stages[i];
-    check_stage(s, indexer_ready);
+    check_stage(static_cast<int64_t>(i), indexer_ready);
     try {
       data_[i].check(recipe_.seed, s.length, s.answers_only());
     } catch (const InputError& e) {
@@ -212,11 +213,33 @@ bool Trainer::validates_now() const {
                        position_.stage_step == stage.steps);
 }
 
-void Trainer::check_stage(const Stage& s, bool indexer_ready) const {
+ModelConfig Trainer::config_of(int64_t stage) const {
+  ModelConfig c = base_config_;
+  for (int64_t i = 0; i <= stage && i < static_cast<int64_t>(recipe_.stages.size()); ++i) {
+    const Stage& s = recipe_.stages[static_cast<size_t>(i)];
+    if (s.rope_factor == 0) continue;
+    YarnConfig y;
+    const int64_t own = c.yarn ? c.yarn->original_max_position : c.max_position;
+    y.original_max_position = s.rope_original > 0 ? s.rope_original : own;
+    y.factor = s.rope_factor;
+    // As DeepSeek-V3 has them: cos and sin stay, the softmax's scale grows.
+    y.mscale = y.mscale_all_dim = 1;
+    y.has_mscale = true;
+    c.yarn = y;
+    c.max_position = static_cast<int64_t>(y.factor * static_cast<double>(y.original_max_position));
+  }
+  return c;
+}
+
+void Trainer::check_stage(int64_t index, bool indexer_ready) const {
+  const Stage& s = recipe_.stages[static_cast<size_t>(index)];
+  const int64_t positions = config_of(index).max_position;
   const std::string where = "stage " + s.name + ": ";
-  if (config_.max_position > 0 && s.length > config_.max_position) {
-    throw InputError(fmt::format("{}length {} is past the model's max_position_embeddings {}",
-                                 where, s.length, config_.max_position));
+  if (positions > 0 && s.length > positions) {
+    throw InputError(
+        fmt::format("{}length {} is past the model's max_position_embeddings {}; "
+                    "rope_factor extends it",
+                    where, s.length, positions));
   }
   const bool needs = s.kind == StageKind::kWarmup || s.sparse();
   if (needs && !config_.has_indexer()) {
@@ -240,13 +263,17 @@ std::string Trainer::stage_line(int64_t index) const {
   if (s.trains_indexer()) {
     learns += fmt::format("{}the indexer ({} values)", learns.empty() ? "" : " and ", n.indexer);
   }
+  const ModelConfig config = config_of(index);
+  const std::string rope = config.yarn ? fmt::format("YaRN {:g} x {}, ", config.yarn->factor,
+                                                     config.yarn->original_max_position)
+                                       : "";
   const std::string kl = !s.trains_indexer() ? "none"
                          : sparse            ? fmt::format("the {} selected", s.topk)
                                              : "every earlier token";
   return fmt::format(
-      "stage {}: {}: {} attention, KL over {}, trains {}; {} steps of {} x {} tokens; "
+      "stage {}: {}: {}{} attention, KL over {}, trains {}; {} steps of {} x {} tokens; "
       "deterministic",
-      s.name, stage_name(s.kind), sparse ? "sparse" : "dense", kl, learns, s.steps, s.batch,
+      s.name, stage_name(s.kind), rope, sparse ? "sparse" : "dense", kl, learns, s.steps, s.batch,
       s.length);
 }
 
@@ -448,10 +475,20 @@ void Trainer::save(bool stage_end) {
 void Trainer::end_stage() {
   const Stage& stage = recipe_.stages[static_cast<size_t>(position_.stage)];
   if (replicas_->rank() == 0) {
-    export_model({recipe_.out + "/" + stage.name, config_text_, recipe_.tokenizer,
-                  config_.has_indexer() && position_.indexer_trained, stage.topk,
-                  recipe_.export_dtype == "bf16"},
-                 *table_, weights_);
+    ExportOptions o;
+    o.folder = recipe_.out + "/" + stage.name;
+    o.config_text = config_text_;
+    o.tokenizer = recipe_.tokenizer;
+    o.with_indexer = config_.has_indexer() && position_.indexer_trained;
+    o.topk = stage.topk;
+    o.bf16 = recipe_.export_dtype == "bf16";
+    if (std::any_of(recipe_.stages.begin(), recipe_.stages.begin() + position_.stage + 1,
+                    [](const Stage& s) { return s.rope_factor > 0; })) {
+      o.yarn = config_.yarn;
+      o.max_position = config_.max_position;
+      o.rope_theta = config_.rope_theta;
+    }
+    export_model(o, *table_, weights_);
   }
   ++position_.stage;
   position_.stage_step = 0;
@@ -468,6 +505,7 @@ void Trainer::run(int64_t last_step, FunctionRef<void(const StepReport&)> report
   const auto stages = static_cast<int64_t>(recipe_.stages.size());
   while (position_.stage < stages && position_.step < last_step) {
     const Stage& stage = recipe_.stages[static_cast<size_t>(position_.stage)];
+    config_ = config_of(position_.stage);
     StepReport r = step();
     if (log && validates_now()) {
       r.validation = validate(context_, *model_, config_, weights_.data(), *held_out_, stage,

@@ -68,7 +68,7 @@ class Trainer {
 
  private:
   void check() const;
-  void check_stage(const Stage& stage, bool indexer_ready) const;
+  void check_stage(int64_t index, bool indexer_ready) const;
   StepReport step();
   MicroBatch micro_batch(const Stage& stage, int64_t first, int64_t count) const;
   std::vector<ParameterGroup> trained_groups(const Stage& stage) const;
@@ -77,6 +77,8 @@ class Trainer {
                               const Objective& objective);
   void accumulate(const Stage& stage, StepReport& report);
   void move(const Stage& stage, StepReport& report);
+  // The model's configuration in a stage: YaRN may have come with one up to it.
+  ModelConfig config_of(int64_t stage) const;
   void check_validation() const;
   bool validates_now() const;
   void end_stage();
@@ -90,7 +92,7 @@ class Trainer {
   Recipe recipe_;
   KernelContext& context_;
   std::string config_text_;
-  ModelConfig config_;
+  ModelConfig base_config_, config_;  // as the run begins, as the stage has it
   std::unique_ptr<ParameterTable> table_;
   ShardCache shards_;
   std::vector<Mixture> data_;  // of each stage

@@ -109,7 +109,7 @@ class Runs : public testing::Test {
     settings.push_back("run.out=\"" + *workshop_ / out + "\"");
     return Recipe::load(*workshop_ / "train.toml", settings);
   }
-  std::vector<StepReport> run(const Recipe& r, int64_t last_step = 1 << 30, int threads = 2) {
+  std::vector<StepReport> run(const Recipe& r, int64_t last_step = 1 << 30, int threads = 1) {
     KernelContext context(threads);
     Trainer trainer(r, context);
     std::vector<StepReport> reports;
@@ -388,6 +388,35 @@ TEST_F(Runs, MixturesAndAnswers) {
             bytes(*workshop_ / "mixed_parts/sft/model.safetensors"));
 }
 
+// A stage reaches past the positions that the model began with, and the next ones keep what it set.
+TEST_F(Runs, YarnExtendsFromAStageOn) {
+  const std::vector<std::string> settings = {
+      "stage.0.steps=2", "stage.0.length=128", "stage.1.steps=2",      "stage.1.length=200",
+      "stage.2.steps=2", "stage.2.length=256", "stage.1.rope_factor=2"};
+  const std::vector<StepReport> r = run(recipe("yarn", settings));
+  ASSERT_EQ(r.size(), 6U);
+  const auto config = [&](const std::string& stage) {
+    return ModelConfig::parse(bytes(*workshop_ / ("yarn/" + stage + "/config.json")), stage);
+  };
+  EXPECT_FALSE(config("pretrain").yarn);
+  for (const char* stage : {"warmup", "sparse"}) {
+    ASSERT_TRUE(config(stage).yarn) << stage;
+    EXPECT_EQ(config(stage).yarn->factor, 2);
+    EXPECT_EQ(config(stage).yarn->original_max_position, 128);
+    EXPECT_EQ(config(stage).max_position, 256);
+    EXPECT_NEAR(config(stage).softmax_scale() / config("pretrain").softmax_scale(),
+                std::pow(1 + 0.1 * std::log(2.0), 2), 1e-6);
+  }
+  for (const int64_t stop : {1, 3, 5}) run(recipe("yarn_parts", settings), stop);
+  run(recipe("yarn_parts", settings));
+  EXPECT_EQ(bytes(*workshop_ / "yarn/sparse/model.safetensors"),
+            bytes(*workshop_ / "yarn_parts/sparse/model.safetensors"));
+  // It changes the computation, not only the configuration.
+  std::vector<std::string> other = settings;
+  other.back() = "stage.1.rope_factor=4";
+  EXPECT_NE(run(recipe("yarn4", other))[4].loss, r[4].loss);
+}
+
 TEST_F(Runs, ADamagedCheckpointIsNamed) {
   const std::vector<std::string> short_run = {"stage.0.steps=3", "stage.1.steps=1"};
   run(recipe("damaged", short_run), 2);
@@ -416,6 +445,8 @@ TEST_F(Runs, RefusesWhatCannotWork) {
   expect_refused({"stage.1.kind=pretrain", "stage.1.name=more"}, "the indexer is fresh");
   expect_refused({"stage.2.topk=64"}, "topk: got 64");
   expect_refused({"stage.0.length=129"}, "max_position_embeddings");
+  expect_refused({"stage.1.rope_factor=2", "stage.2.length=257"}, "max_position_embeddings 256");
+  expect_refused({"stage.1.rope_original=64"}, "only together with rope_factor");
   expect_refused({"stage.0.topk=4"}, "only a sparse or an sft stage selects");
   expect_refused({"stage.0.kind=stf"}, "want pretrain, warmup, sparse, dense or sft");
   expect_refused({"stage.0.kind=sft"}, "no answers are marked");
