@@ -50,14 +50,15 @@ bool same_input(const LinearArgs& a, const LinearArgs& b) {
 // Products with x prepared; an x that several share is prepared once.
 void run_native(KernelContext& context, std::span<const LinearArgs> args, bool fp8, bool ue8m0,
                 bool round_bf16) {
-  int64_t bytes = 0;
+  int64_t bytes = 0, rows = 0, m = 0;
   for (const LinearArgs& a : args) {
+    rows = std::max(rows, a.w.rows);
+    m = std::max(m, a.m);
     bytes += round_up(a.m * padded(a.w.cols) * 2) + round_up(a.m * padded(a.w.cols) / 32);
   }
   auto* space = static_cast<std::byte*>(device_scratch(context, kNativeSlot, bytes));
   NativeProducts p;
   p.round_bf16 = round_bf16;
-  int64_t rows = 0, m = 0;
   for (size_t i = 0; i < args.size(); ++i) {
     const LinearArgs& a = args[i];
     NativeProduct& product = p.list[p.count++];
@@ -72,12 +73,10 @@ void run_native(KernelContext& context, std::span<const LinearArgs> args, bool f
       space += round_up(a.m * product.x_stride * 2);
       auto* scales = fp8 ? reinterpret_cast<float*>(space) : nullptr;
       space += round_up(a.m * product.x_stride / 32);
-      prepare_rows(context, a, ue8m0, x, scales);
+      prepare_rows(context, a, ue8m0, m > kMostFewRows, x, scales);
       product.x = x;
       product.x_scales = scales;
     }
-    rows = std::max(rows, a.w.rows);
-    m = std::max(m, a.m);
   }
   if (fp8) {
     products_native_f8(context, p, rows, m);
@@ -161,7 +160,7 @@ void grouped_product_cuda(KernelContext& context, const GroupedProductCuda& a) {
       static_cast<std::byte*>(device_scratch(context, kNativeSlot, x_bytes + all.m * width / 32));
   auto* x = reinterpret_cast<uint16_t*>(space);
   auto* scales = reinterpret_cast<float*>(space + x_bytes);
-  prepare_rows(context, all, a.ue8m0, x, fp8 ? scales : nullptr);
+  prepare_rows(context, all, a.ue8m0, m > kMostFewRows, x, fp8 ? scales : nullptr);
   NativeProducts p;
   p.list[0] = {x, scales, width, all.m, all.w, all.y, all.y_stride};
   p.count = static_cast<int>(a.groups);

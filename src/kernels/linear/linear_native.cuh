@@ -15,10 +15,12 @@
 // few_kernel, up to 16 rows of x: a block of 8 warps has 16 rows of W; warp w sums the blocks w,
 // w+8, .. straight from global memory, the next one's loads in flight; block sums meet in shared
 // memory and are added in order. Bound by memory: W once.
-// tile_kernel, more rows: 64 or 128 columns of W and x at a time in shared memory, copied by
-// cp.async up to kStages - 1 steps ahead, a block's scales with them; 8 warps of kMt x kNt mma
-// tiles. Bound by mma: 2 * m * rows * cols flops. A warp of 64 x 32 reads 8 KB (FP8) or 12 KB of
-// shared memory for 64 columns, 64 or 96 clocks of an SM for 102 of mma.sync.
+// tile_kernel, more rows: here rows of x are the rows of the product, so that ldmatrix gives them
+// as mma wants them (prepare.cu has put their columns in that order), and W's 16-byte reads are
+// the two registers of its columns. 64 or 128 columns at a time in shared memory, copied by
+// cp.async kStages - 1 stages ahead, a block's scales with them; operands are read one step of mma
+// ahead. 8 warps of 64 x 32 outputs. Bound by mma: 2 * m * rows * cols flops; a warp reads 10 KB
+// (FP8) or 12 KB of shared memory for 64 columns, 80 or 96 clocks of an SM for 102 of mma.sync.
 #pragma once
 
 #include <algorithm>
@@ -225,14 +227,14 @@ __global__ void __launch_bounds__(kThreads, 2) few_kernel(const NativeProducts p
   }
 }
 
-// kRows rows of W by kXRows rows of x, kColumns columns a step; warps: kDown along W, 8 / kDown
-// along x.
-template <bool kFp8_, int kRows_, int kXRows_, int kDown_, int kColumns_, int kStages_>
+// kXRows rows of x by kRows rows of W, kColumns columns a stage; warps: kDown along x, 8 / kDown
+// along W.
+template <bool kFp8_, int kXRows_, int kRows_, int kDown_, int kColumns_, int kStages_>
 struct Tile {
   static constexpr bool kFp8 = kFp8_;
   static constexpr int kRows = kRows_, kXRows = kXRows_, kDown = kDown_, kStages = kStages_;
   static constexpr int kAcross = kWarps / kDown, kHalves = kColumns_ / kHalf;
-  static constexpr int kMt = kRows / kDown / 16, kNt = kXRows / kAcross / 8;
+  static constexpr int kMt = kXRows / kDown / 16, kNt = kRows / kAcross / 8;
   static constexpr int kWeightBytes = kHalf * (kFp8 ? 1 : 2);  // of a row in half a block
   static constexpr int kXBytes = kHalf * 2;
   static constexpr int kHalfBytes = kRows * kWeightBytes + kXRows * kXBytes;
@@ -241,27 +243,32 @@ struct Tile {
   static constexpr int kScaleSlots = kStages * kHalves / 2 + 2;
   static constexpr int kScaleBytes = kFp8 ? (kXRows + kRows) * 4 : 0;
   static constexpr int kSharedBytes = kStageBytes * kStages + kScaleBytes * kScaleSlots;
-  // 16-byte copies of a thread in a step, each kWeightRows (kXRowsApart) rows below the last.
+  // 16-byte copies of a thread in a stage, each kWeightRows (kXRowsApart) rows below the last.
   static constexpr int kWeightChunks = kWeightBytes / 16 * kHalves, kXChunks = 8 * kHalves;
   static constexpr int kWeightRows = kThreads / kWeightChunks, kXRowsApart = kThreads / kXChunks;
   static constexpr int kWeightCopies = kRows / kWeightRows, kXCopies = kXRows / kXRowsApart;
-  static_assert(kMt * kDown * 16 == kRows && kNt * kAcross * 8 == kXRows);
+  static_assert(kMt * kDown * 16 == kXRows && kNt * kAcross * 8 == kRows);
   static_assert(kHalves * kHalf == kColumns_ && kHalves <= 2);
   static_assert(kWeightCopies * kWeightRows == kRows && kXCopies * kXRowsApart == kXRows);
-  static_assert(kWeightRows % 2 == 0 && kXRowsApart % 2 == 0, "chunk_at(row) - row is the same");
+  static_assert(kWeightRows % 2 == 0 && kXRowsApart % 8 == 0, "the exchange is the same for all");
   static_assert(kXRows + kRows <= kThreads, "one scale a thread");
   static_assert(kSharedBytes <= 99 * 1024, "what every GPU from sm_80 on has");
 };
 
-// Where 16-byte chunk `chunk` of row `row` lies. Rows of 128 bytes: neighbouring rows swap odd and
-// even chunks, so that threads reading chunks 0, 2, 4, 6 of two rows meet all banks.
+// Where 16-byte chunk `chunk` of a row of W lies. A warp reads chunks t (FP8) or 2t + c (bf16) of
+// eight rows at once: rows of 128 bytes exchange odd and even chunks with their neighbours.
 template <int kRowBytes>
-__device__ inline int chunk_at(int row, int chunk) {
+__device__ inline int weight_at(int row, int chunk) {
   return row * kRowBytes + (kRowBytes == 128 ? chunk ^ (row & 1) : chunk) * 16;
 }
+// The same of x, which ldmatrix reads: one chunk of eight rows at once.
+__device__ inline int x_at(int row, int chunk) { return row * 128 + (chunk ^ (row & 7)) * 16; }
 
-// A thread's copies into shared memory, step after step. Everything that a step does not change is
-// worked out once: the kernel is bound by instructions, not by addresses.
+// Keeps the compiler from working `x` out anew wherever it is used.
+__device__ inline void keep(uint32_t& x) { asm volatile("" : "+r"(x)); }
+
+// A thread's copies into shared memory, stage after stage. Everything that a stage does not change
+// is worked out once.
 template <typename T>
 class Copies {
  public:
@@ -269,24 +276,30 @@ class Copies {
       : p_(p), r0_(r0), wide_(wide_rows<T::kFp8>(p.w)) {
     const int tid = static_cast<int>(threadIdx.x);
     const int row = tid / T::kWeightChunks, chunk = tid % T::kWeightChunks;
-    constexpr int kInHalf = T::kWeightBytes / 16;
-    weight_at_ = chunk / kInHalf * T::kHalfBytes + chunk_at<T::kWeightBytes>(row, chunk % kInHalf);
+    constexpr int kInHalf = T::kWeightBytes / 16, kSize = T::kFp8 ? 1 : 2;
+    weight_to_ = static_cast<uint32_t>(chunk / kInHalf * T::kHalfBytes +
+                                       weight_at<T::kWeightBytes>(row, chunk % kInHalf));
     weight_byte_ = chunk * 16;
+    row_bytes_ = static_cast<int>(p.w.cols * kSize);
     weight_ = p.w.data + r0 * p.w.row_bytes + weight_byte_;
 #pragma unroll
     for (int i = 0; i < T::kWeightCopies; ++i) {
       const int64_t r = min(r0 + row + i * T::kWeightRows, p.w.rows - 1) - r0;
       weight_row_[i] = static_cast<uint32_t>(r * p.w.row_bytes);
+      keep(weight_row_[i]);
     }
     const int x_row = tid / T::kXChunks, x_chunk = tid % T::kXChunks;
-    x_at_ = x_chunk / 8 * T::kHalfBytes + T::kRows * T::kWeightBytes +
-            chunk_at<T::kXBytes>(x_row, x_chunk % 8);
-    x_ = p.x + m0 * p.x_stride + x_chunk * 8;
+    x_to_ = static_cast<uint32_t>(x_chunk / 8 * T::kHalfBytes + T::kRows * T::kWeightBytes +
+                                  x_at(x_row, x_chunk % 8));
+    x_ = reinterpret_cast<const std::byte*>(p.x + m0 * p.x_stride + x_chunk * 8);
 #pragma unroll
     for (int i = 0; i < T::kXCopies; ++i) {
       const int64_t m = min(m0 + x_row + i * T::kXRowsApart, p.m - 1) - m0;
-      x_row_[i] = static_cast<uint32_t>(m * p.x_stride);
+      x_row_[i] = static_cast<uint32_t>(m * p.x_stride * 2);
+      keep(x_row_[i]);
     }
+    keep(weight_to_);
+    keep(x_to_);
     if constexpr (T::kFp8) {
       const int64_t m = min(m0 + tid, p.m - 1), w = r0 + tid - T::kXRows;
       scale_ = tid < T::kXRows ? p.x_scales + m * (p.x_stride / kFp8Block)
@@ -294,26 +307,30 @@ class Copies {
     }
   }
 
-  // Starts the copies of the next step into `stage`.
-  __device__ void start(std::byte* stage) {
-    constexpr int kBytes = T::kWeightBytes * T::kHalves;  // of a row of W in a step
+  // Starts the copies of the next columns of W into `stage`. Past a row's end there are zeros.
+  __device__ void start_weights(std::byte* stage) {
+    constexpr int kBytes = T::kWeightBytes * T::kHalves;  // of a row of W in a stage
     if (wide_) {
-      const bool inside = weight_byte_ < p_.w.cols * (T::kFp8 ? 1 : 2);
+      const bool inside = weight_byte_ < row_bytes_;
 #pragma unroll
       for (int i = 0; i < T::kWeightCopies; ++i) {
-        ptx::cp_async_16(stage + weight_at_ + i * T::kWeightRows * T::kWeightBytes,
-                         inside ? weight_ + weight_row_[i] : p_.w.data, inside);
+        ptx::cp_async_16(stage + weight_to_ + i * T::kWeightRows * T::kWeightBytes,
+                         weight_ + weight_row_[i], inside);
       }
     } else {
       gather_rows(stage);
     }
     weight_ += kBytes;
     weight_byte_ += kBytes;
+  }
+
+  // The same of x.
+  __device__ void start_x(std::byte* stage) {
 #pragma unroll
     for (int i = 0; i < T::kXCopies; ++i) {
-      ptx::cp_async_16(stage + x_at_ + i * T::kXRowsApart * T::kXBytes, x_ + x_row_[i]);
+      ptx::cp_async_16(stage + x_to_ + i * T::kXRowsApart * T::kXBytes, x_ + x_row_[i]);
     }
-    x_ += kHalf * T::kHalves;
+    x_ += T::kXBytes * T::kHalves;
   }
 
   // Starts the copies of the next block's scales: those of x, then those of W.
@@ -331,90 +348,173 @@ class Copies {
   }
   __device__ void gather_rows(std::byte* stage) const {
     const int row = static_cast<int>(threadIdx.x) / T::kWeightChunks;
+#pragma unroll 1
     for (int i = 0; i < T::kWeightCopies; ++i) {
       const int64_t r = min(r0_ + row + i * T::kWeightRows, p_.w.rows - 1);
       gather<T::kFp8, 16>(p_.w, r, weight_byte_,
-                          stage + weight_at_ + i * T::kWeightRows * T::kWeightBytes);
+                          stage + weight_to_ + i * T::kWeightRows * T::kWeightBytes);
     }
   }
 
   const NativeProduct& p_;
   int64_t r0_;
   bool wide_;
-  const std::byte* weight_;  // the thread's chunk of row r0 in the next step
-  int64_t weight_byte_;
-  uint32_t weight_row_[T::kWeightCopies], x_row_[T::kXCopies];  // from r0, m0 to the copies' rows
-  const uint16_t* x_;
+  const std::byte *weight_, *x_;  // the thread's chunk of rows r0 and m0 in the next stage
+  int weight_byte_, row_bytes_;
+  uint32_t weight_row_[T::kWeightCopies], x_row_[T::kXCopies];  // from there to the copies' rows
+  uint32_t weight_to_, x_to_;                                   // in a stage
   const float* scale_ = nullptr;
-  int weight_at_, x_at_;  // in a stage
 };
 
-template <bool kFp8>
-__device__ inline RowPart<kFp8> read_part(const std::byte* rows, int row) {
-  RowPart<kFp8> part;
-  const int t = static_cast<int>(threadIdx.x % 4);
-  if constexpr (kFp8) {
-    part.raw[0] = *reinterpret_cast<const uint4*>(rows + chunk_at<64>(row, t));
-  } else {
-    part.raw[0] = *reinterpret_cast<const uint4*>(rows + chunk_at<128>(row, 2 * t));
-    part.raw[1] = *reinterpret_cast<const uint4*>(rows + chunk_at<128>(row, 2 * t + 1));
-  }
-  return part;
-}
-
-// 64 columns.
+// A warp's operands, read ahead: x (rows of the product) by one step of mma, W (its columns) by
+// one read, 32 columns in bf16 and 64 in FP8.
 template <typename T>
-__device__ inline void multiply_half(const std::byte* half, int warp_row, int warp_x,
-                                     float (&sum)[T::kMt][T::kNt][4]) {
-  const int g = static_cast<int>(threadIdx.x % 32 / 4);
-  const std::byte* xs = half + T::kRows * T::kWeightBytes;
-  RowPart<false> x[T::kNt];
+struct Operands {
+  uint32_t x[2][T::kMt][4];
+  uint4 w[2][T::kNt];
+  const std::byte *x_rows, *w_rows;  // the lane's, in the first half of a stage
+  int x_exchange, w_row;
+
+  __device__ Operands(const std::byte* stages, int x_row, int first_w_row) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    x_rows = stages + T::kRows * T::kWeightBytes + (x_row + lane % 16) * 128;
+    x_exchange = (lane / 16 ^ lane % 8) * 16;
+    w_row = first_w_row + lane / 4;
+    w_rows = stages;
+  }
+  // Step `step` of a stage (0 ..), into buffer step % 2; `stage` is its offset in bytes.
+  __device__ void load_x(int stage, int step) {
 #pragma unroll
-  for (int n = 0; n < T::kNt; ++n) x[n] = read_part<false>(xs, warp_x + 8 * n + g);
+    for (int m = 0; m < T::kMt; ++m) {
+      ptx::ldmatrix_x4(x[step % 2][m], x_rows + stage + step / 4 * T::kHalfBytes + m * 16 * 128 +
+                                           (step % 4 * 32 ^ x_exchange));
+    }
+  }
+  // What step `step` of a block, step `in_stage` of the stage, is the first to need.
+  __device__ void load_w(int stage, int in_stage, int step) {
+    const int t = static_cast<int>(threadIdx.x) % 4;
+    const int chunk = T::kFp8 ? t : 2 * t + in_stage / 2 % 2;
 #pragma unroll
-  for (int i = 0; i < T::kMt; ++i) {
-    const auto low = read_part<T::kFp8>(half, warp_row + 16 * i + g);
-    const auto high = read_part<T::kFp8>(half, warp_row + 16 * i + g + 8);
+    for (int n = 0; n < T::kNt; ++n) {
+      w[step / kSteps % 2][n] =
+          *reinterpret_cast<const uint4*>(w_rows + stage + in_stage / 4 * T::kHalfBytes +
+                                          weight_at<T::kWeightBytes>(w_row + 8 * n, chunk));
+    }
+  }
+  static constexpr int kSteps = T::kFp8 ? 4 : 2;  // that one read of W serves
+
+  // Products of step kStep of a block; in the first, before(m) before those of 16 rows of x.
+  template <int kStep, typename Before>
+  __device__ void multiply_step(float (&sum)[T::kMt][T::kNt][4], const Before& before) const {
+    uint32_t b[T::kNt][2];
 #pragma unroll
-    for (int s = 0; s < 4; ++s) {
-      const uint32_t a[4] = {low.pair(s, 0), high.pair(s, 0), low.pair(s, 1), high.pair(s, 1)};
+    for (int n = 0; n < T::kNt; ++n) {
+      const uint4& v = w[kStep / kSteps % 2][n];
+      if constexpr (T::kFp8) {
+        constexpr int kWord = kStep % 4;
+        ptx::e4m3x4_to_f16x2(kWord == 0   ? v.x
+                             : kWord == 1 ? v.y
+                             : kWord == 2 ? v.z
+                                          : v.w,
+                             &b[n][0], &b[n][1]);
+      } else {
+        b[n][0] = kStep % 2 == 0 ? v.x : v.z;
+        b[n][1] = kStep % 2 == 0 ? v.y : v.w;
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < T::kMt; ++m) {
+      if constexpr (kStep == 0) before(m);
 #pragma unroll
       for (int n = 0; n < T::kNt; ++n) {
-        multiply<T::kFp8>(sum[i][n], a, x[n].pair(s, 0), x[n].pair(s, 1));
+        if constexpr (kStep != 0) {
+          multiply<T::kFp8>(sum[m][n], x[kStep % 2][m], b[n][0], b[n][1]);
+        } else if constexpr (T::kFp8) {
+          mma_f16_first(sum[m][n], x[0][m], b[n][0], b[n][1]);
+        } else {
+          mma_bf16_first(sum[m][n], x[0][m], b[n][0], b[n][1]);
+        }
       }
     }
   }
-}
+};
 
-// Adds a block's sums to the totals, times the scales in `slot`, and clears them.
+// The scales of a block's outputs: those of the thread's columns (rows of W). Mostly all rows of W
+// in a tile have one.
 template <typename T>
-__device__ inline void end_block(const std::byte* slot, int warp_row, int warp_x,
-                                 float (&sum)[T::kMt][T::kNt][4],
-                                 float (&total)[T::kMt][T::kNt][4]) {
-  const int g = static_cast<int>(threadIdx.x % 32 / 4), t = static_cast<int>(threadIdx.x % 4);
-  const auto* scales = reinterpret_cast<const float*>(slot);
-  float x[T::kNt][2] = {};
-  if constexpr (T::kFp8) {
+struct BlockScales {
+  const float* slot;
+  bool one;
+  float w[T::kNt][2];
+
+  __device__ void load(const std::byte* at, int w_row, bool one_scale) {
+    const int t = static_cast<int>(threadIdx.x % 4);
+    slot = reinterpret_cast<const float*>(at);
+    one = one_scale;
+    if (one) {
+      w[0][0] = slot[T::kXRows];
+      return;
+    }
 #pragma unroll
     for (int n = 0; n < T::kNt; ++n) {
-      const auto two = *reinterpret_cast<const float2*>(scales + warp_x + 8 * n + 2 * t);
-      x[n][0] = two.x;
-      x[n][1] = two.y;
+      const auto two = *reinterpret_cast<const float2*>(slot + T::kXRows + w_row + 8 * n + 2 * t);
+      w[n][0] = two.x;
+      w[n][1] = two.y;
+    }
+  }
+};
+
+// Adds a block's sums of 16 rows of x, from `x_row` on, to the totals, times the scales.
+template <typename T>
+__device__ inline void add_sums(const BlockScales<T>& scales, int x_row,
+                                const float (&sum)[T::kNt][4], float (&total)[T::kNt][4]) {
+  float x[2] = {};
+  if constexpr (T::kFp8) {
+    const int g = static_cast<int>(threadIdx.x % 32 / 4);
+    x[0] = scales.slot[x_row + g];
+    x[1] = scales.slot[x_row + g + 8];
+    if (scales.one) {
+      const float both[2] = {x[0] * scales.w[0][0], x[1] * scales.w[0][0]};
+#pragma unroll
+      for (int n = 0; n < T::kNt; ++n) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          total[n][k] = add_block<true>(total[n][k], sum[n][k], both[k / 2]);
+        }
+      }
+      return;
     }
   }
 #pragma unroll
-  for (int i = 0; i < T::kMt; ++i) {
-    float w[2] = {};
-    if constexpr (T::kFp8) {
-      w[0] = scales[T::kXRows + warp_row + 16 * i + g];
-      w[1] = scales[T::kXRows + warp_row + 16 * i + g + 8];
+  for (int n = 0; n < T::kNt; ++n) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const float scale = T::kFp8 ? x[k / 2] * scales.w[n][k % 2] : 1.0f;
+      total[n][k] = add_block<T::kFp8>(total[n][k], sum[n][k], scale);
     }
+  }
+}
+
+template <typename T>
+__device__ inline void store_tile(const NativeProduct& p, int64_t row0, int64_t m0, bool round,
+                                  const float (&total)[T::kMt][T::kNt][4]) {
+  const int g = static_cast<int>(threadIdx.x % 32 / 4), t = static_cast<int>(threadIdx.x % 4);
+  const bool pairs = p.y_stride % 2 == 0 && reinterpret_cast<uintptr_t>(p.y) % 8 == 0;
+#pragma unroll
+  for (int i = 0; i < T::kMt * 2; ++i) {
+    const int64_t m = m0 + 16 * (i / 2) + i % 2 * 8 + g;
+    if (m >= p.m) continue;
 #pragma unroll
     for (int n = 0; n < T::kNt; ++n) {
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        total[i][n][k] = add_block<T::kFp8>(total[i][n][k], sum[i][n][k], x[n][k % 2] * w[k / 2]);
-        sum[i][n][k] = 0;
+      const int64_t row = row0 + 8 * n + 2 * t;
+      float2 v{total[i / 2][n][i % 2 * 2], total[i / 2][n][i % 2 * 2 + 1]};
+      if (round) v = {round_bf16(v.x), round_bf16(v.y)};
+      float* y = p.y + m * p.y_stride + row;
+      if (pairs && row + 1 < p.w.rows) {
+        *reinterpret_cast<float2*>(y) = v;
+      } else {
+        if (row < p.w.rows) y[0] = v.x;
+        if (row + 1 < p.w.rows) y[1] = v.y;
       }
     }
   }
@@ -424,57 +524,79 @@ template <typename T>
 __device__ inline void tile_product(const NativeProduct& p, int64_t r0, int64_t m0, bool round,
                                     std::byte* shared) {
   const int warp = static_cast<int>(threadIdx.x / 32);
-  const int warp_row = warp % T::kDown * (T::kMt * 16), warp_x = warp / T::kDown * (T::kNt * 8);
-  const int g = static_cast<int>(threadIdx.x % 32 / 4), t = static_cast<int>(threadIdx.x % 4);
-  constexpr int kStepsABlock = 2 / T::kHalves;
-  const auto steps = static_cast<int>(p.x_stride / (kHalf * T::kHalves));
+  const int x_row = warp % T::kDown * (T::kMt * 16), w_row = warp / T::kDown * (T::kNt * 8);
+  constexpr int kSteps = 4 * T::kHalves;  // of mma in a stage
+  const auto stages = static_cast<int>(p.x_stride / (kHalf * T::kHalves));
   std::byte* scales = shared + T::kStages * T::kStageBytes;
   Copies<T> copies(p, r0, m0);
-  int begun = 0, begun_stage = 0, begun_slot = 0;  // what the next copies are
-  const auto begin_step = [&] {
-    if (begun < steps) {
-      copies.start(shared + begun_stage * T::kStageBytes);
-      if (T::kFp8 && begun % kStepsABlock == 0) {
-        copies.start_scales(scales + begun_slot * T::kScaleBytes);
-        begun_slot = begun_slot + 1 == T::kScaleSlots ? 0 : begun_slot + 1;
-      }
+  int begun = 0, begun_at = 0, begun_slot = 0;  // the next copies; where they go
+  const auto begin_weights = [&] {
+    if (begun >= stages) return;
+    copies.start_weights(shared + begun_at);
+    if (T::kFp8 && (T::kHalves == 2 || begun % 2 == 0)) {
+      copies.start_scales(scales + begun_slot);
+      begun_slot =
+          begun_slot == (T::kScaleSlots - 1) * T::kScaleBytes ? 0 : begun_slot + T::kScaleBytes;
     }
+  };
+  const auto begin_x = [&] {
+    if (begun < stages) copies.start_x(shared + begun_at);
     ptx::cp_async_commit();
     ++begun;
-    begun_stage = begun_stage + 1 == T::kStages ? 0 : begun_stage + 1;
+    begun_at = begun_at == (T::kStages - 1) * T::kStageBytes ? 0 : begun_at + T::kStageBytes;
   };
-  float total[T::kMt][T::kNt][4] = {}, sum[T::kMt][T::kNt][4] = {};
-  for (int s = 0; s < T::kStages - 1; ++s) begin_step();
-  int stage = 0, slot = 0;
-  for (int step = 0; step < steps; ++step) {
-    ptx::cp_async_wait<T::kStages - 2>();
-    __syncthreads();
-    begin_step();
-#pragma unroll
-    for (int h = 0; h < T::kHalves; ++h) {
-      multiply_half<T>(shared + stage * T::kStageBytes + h * T::kHalfBytes, warp_row, warp_x, sum);
-    }
-    stage = stage + 1 == T::kStages ? 0 : stage + 1;
-    if (step % kStepsABlock != kStepsABlock - 1) continue;
-    end_block<T>(scales + slot * T::kScaleBytes, warp_row, warp_x, sum, total);
-    slot = slot + 1 == T::kScaleSlots ? 0 : slot + 1;
+  for (int s = 0; s < T::kStages - 1; ++s) {
+    begin_weights();
+    begin_x();
   }
+  ptx::cp_async_wait<T::kStages - 2>();
+  __syncthreads();
+  // All rows of W in the tile under one row of scales?
+  const int64_t first_row = (r0 + p.w.row_offset) / kFp8Block;
+  const bool one_scale = (r0 + p.w.row_offset + T::kRows - 1) / kFp8Block == first_row;
+  float total[T::kMt][T::kNt][4] = {}, sum[T::kMt][T::kNt][4];
+  BlockScales<T> block_scales;
+  bool begun_block = false;
+  // A block's sums go to the totals while the next one's first products run.
+  const auto add_last = [&](int m) {
+    if (begun_block) add_sums<T>(block_scales, x_row + 16 * m, sum[m], total[m]);
+  };
+  Operands<T> o(shared, x_row, w_row);
+  o.load_x(0, 0);
+  o.load_w(0, 0, 0);
+  int at = 0, slot = 0;  // offsets of the stage and of the scales in use
+  const auto do_step = [&]<int kStep>() {
+    constexpr int kInStage = kStep % kSteps, kNext = (kStep + 1) % kSteps;
+    if constexpr (kNext == 0) {
+      ptx::cp_async_wait<T::kStages - 2>();
+      __syncthreads();  // the next stage is there, and this one's operands are read by all
+      at = at == (T::kStages - 1) * T::kStageBytes ? 0 : at + T::kStageBytes;
+    }
+    o.load_x(at, kNext);
+    if constexpr (kNext % Operands<T>::kSteps == 0) o.load_w(at, kNext, (kStep + 1) % 8);
+    o.template multiply_step<kStep>(sum, add_last);
+    // Behind products: the copies of a stage at once would keep the operands waiting.
+    if constexpr (kInStage == 0) begin_weights();
+    if constexpr (kInStage == 1) begin_x();
+  };
+  for (int64_t block = p.x_stride / kFp8Block; block > 0; --block) {
+    do_step.template operator()<0>();
+    do_step.template operator()<1>();
+    do_step.template operator()<2>();
+    do_step.template operator()<3>();
+    do_step.template operator()<4>();
+    do_step.template operator()<5>();
+    do_step.template operator()<6>();
+    do_step.template operator()<7>();
+    if constexpr (T::kFp8) block_scales.load(scales + slot, w_row, one_scale);
+    begun_block = true;
+    slot = slot == (T::kScaleSlots - 1) * T::kScaleBytes ? 0 : slot + T::kScaleBytes;
+  }
+#pragma unroll
+  for (int m = 0; m < T::kMt; ++m) add_last(m);
   ptx::cp_async_wait<0>();
   __syncthreads();  // the next tile may overwrite the stages
-#pragma unroll
-  for (int i = 0; i < T::kMt; ++i) {
-#pragma unroll
-    for (int n = 0; n < T::kNt; ++n) {
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const int64_t row = r0 + warp_row + 16 * i + g + k / 2 * 8;
-        const int64_t m = m0 + warp_x + 8 * n + 2 * t + k % 2;
-        if (row < p.w.rows && m < p.m) {
-          p.y[m * p.y_stride + row] = round ? round_bf16(total[i][n][k]) : total[i][n][k];
-        }
-      }
-    }
-  }
+  store_tile<T>(p, r0 + w_row, m0 + x_row, round, total);
 }
 
 // Neighbouring blocks share a tile of W: `side` tiles of x by one of W, then the next of W.
@@ -519,11 +641,11 @@ template <bool kFp8>
 void products_native(KernelContext& context, const NativeProducts& p, int64_t rows, int64_t m) {
   if (p.count == 0 || rows == 0 || m == 0) return;
   if (m <= 8) return launch_few<kFp8, 1>(context, p, rows, m);
-  if (m <= 16) return launch_few<kFp8, 2>(context, p, rows, m);
-  if (m <= 32) return launch_tile<Tile<kFp8, 64, 32, 4, 128, 4>>(context, p, rows, m);
+  if (m <= kMostFewRows) return launch_few<kFp8, 2>(context, p, rows, m);
+  if (m <= 32) return launch_tile<Tile<kFp8, 32, 64, 2, 128, 4>>(context, p, rows, m);
   const int64_t large = (rows + 127) / 128 * ((m + 127) / 128) * p.count;
   if (m <= 64 || large < context.device()->info().multiprocessors) {
-    return launch_tile<Tile<kFp8, 64, 64, 4, 128, 3>>(context, p, rows, m);
+    return launch_tile<Tile<kFp8, 64, 64, 2, 128, 3>>(context, p, rows, m);
   }
   launch_tile<Tile<kFp8, 128, 128, 2, 64, 3>>(context, p, rows, m);
 }

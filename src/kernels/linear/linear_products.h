@@ -22,9 +22,10 @@ void products_native_bf16(KernelContext& context, const NativeProducts& p, int64
 void products_native_f8(KernelContext& context, const NativeProducts& p, int64_t rows, int64_t m);
 
 // x of `a` for the native products: [m, cols padded to 128] in bf16, or with `scales` given
-// (float [m, blocks of 128]) e4m3 values as f16.
-void prepare_rows(KernelContext& context, const LinearArgs& a, bool ue8m0, uint16_t* out,
-                  float* scales);
+// (float [m, blocks of 128]) e4m3 values as f16. With `for_tiles` the columns of each 64 are in
+// tile_kernel's order: column 16t + 4s + 2h + e at 16s + 8h + 2t + e.
+void prepare_rows(KernelContext& context, const LinearArgs& a, bool ue8m0, bool for_tiles,
+                  uint16_t* out, float* scales);
 
 // The products of native precision: F8_E4M3 as linear_fp8, BF16 with x (of bf16 values) and W on
 // tensor cores, others as linear; y rounded to bf16.

@@ -9,6 +9,10 @@
 
 namespace tamis {
 
+// Up to so many rows of x (of the largest product) few_kernel runs; above, tile_kernel, and
+// prepare_rows puts columns in its order.
+constexpr int64_t kMostFewRows = 16;
+
 struct NativeProduct {
   const uint16_t* x;      // [m, x_stride] bf16 or f16, zeros from column cols on, 16-byte aligned
   const float* x_scales;  // [m, x_stride / 128], FP8 only

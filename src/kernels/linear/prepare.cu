@@ -16,7 +16,7 @@ struct Prepare {
   int64_t x_stride, m, cols;
   uint16_t* out;  // [m, blocks * 128]
   float* scales;  // [m, blocks] or null: bf16
-  bool ue8m0;
+  bool ue8m0, for_tiles;
 };
 
 __device__ uint16_t quantised(float x, float scale) {
@@ -45,19 +45,26 @@ __global__ void __launch_bounds__(kThreads) prepare_kernel(const Prepare a, int6
     for (int k = 0; k < 4; ++k) out[k] = quantised(v[k], scale);
     if (threadIdx.x % 32 == 0) a.scales[unit] = scale;
   }
-  reinterpret_cast<ushort4*>(a.out + row * blocks * kFp8Block)[col / 4] =
-      make_ushort4(out[0], out[1], out[2], out[3]);
+  uint16_t* to = a.out + row * blocks * kFp8Block;
+  if (!a.for_tiles) {
+    reinterpret_cast<ushort4*>(to)[col / 4] = make_ushort4(out[0], out[1], out[2], out[3]);
+    return;
+  }
+  const int lane = static_cast<int>(threadIdx.x) % 32, half = lane / 16, t = lane / 4 % 4;
+  auto* pair = reinterpret_cast<ushort2*>(to + block * kFp8Block + half * 64 + lane % 4 * 16) + t;
+  pair[0] = make_ushort2(out[0], out[1]);
+  pair[4] = make_ushort2(out[2], out[3]);
 }
 
 }  // namespace
 
-void prepare_rows(KernelContext& context, const LinearArgs& a, bool ue8m0, uint16_t* out,
-                  float* scales) {
+void prepare_rows(KernelContext& context, const LinearArgs& a, bool ue8m0, bool for_tiles,
+                  uint16_t* out, float* scales) {
   const int64_t blocks = (a.w.cols + kFp8Block - 1) / kFp8Block, units = a.m * blocks;
   if (units == 0) return;
   const auto grid = static_cast<unsigned>((units + kThreads / 32 - 1) / (kThreads / 32));
   prepare_kernel<<<grid, kThreads, 0, stream_of(context)>>>(
-      {a.x, a.x_stride, a.m, a.w.cols, out, scales, ue8m0}, blocks);
+      {a.x, a.x_stride, a.m, a.w.cols, out, scales, ue8m0, for_tiles}, blocks);
   check_launch("linear (prepare)");
 }
 
