@@ -43,19 +43,38 @@ target_compile_options(tamis_cuda_flags INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:SH
 -Xcompiler=-Wall,-Wextra,-ffp-contract=off $<$<BOOL:${TAMIS_WERROR}>:-Werror=all-warnings>>")
 
 # Takes the .cu files out of the list `sources` and makes a target of them alone, TARGET_device, so
-# that they can be compiled without the rest; the list gets its objects instead.
+# that they can be compiled without the rest; the list gets its objects instead. Files in folders
+# named sm90 use instructions that Hopper alone has: they are compiled for sm_90a and nothing else,
+# where 90 is asked for, and TAMIS_SM90 tells the others that they are there.
 function(tamis_cuda_objects target sources)
   set(device ${${sources}})
   list(FILTER device INCLUDE REGEX "\\.cu$")
   if(NOT device)
     return()
   endif()
+  set(hopper ${device})
+  list(FILTER hopper INCLUDE REGEX "/sm90/")
+  list(FILTER device EXCLUDE REGEX "/sm90/")
   add_library(${target}_device OBJECT ${device})
-  target_include_directories(${target}_device PRIVATE "${PROJECT_SOURCE_DIR}/src")
-  target_link_libraries(${target}_device PRIVATE tamis_flags tamis_cuda_flags)
+  set(objects $<TARGET_OBJECTS:${target}_device>)
+  if(hopper AND 90 IN_LIST TAMIS_CUDA_ARCHS)
+    add_library(${target}_sm90 OBJECT ${hopper})
+    set_target_properties(${target}_sm90 PROPERTIES CUDA_ARCHITECTURES OFF)
+    target_compile_options(${target}_sm90 PRIVATE
+      "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-gencode=arch=compute_90a,code=sm_90a>")
+    target_compile_definitions(${target}_device PRIVATE TAMIS_SM90)
+    add_dependencies(${target}_device ${target}_sm90)
+    list(APPEND objects $<TARGET_OBJECTS:${target}_sm90>)
+  endif()
+  foreach(part ${target}_device ${target}_sm90)
+    if(TARGET ${part})
+      target_include_directories(${part} PRIVATE "${PROJECT_SOURCE_DIR}/src")
+      target_link_libraries(${part} PRIVATE tamis_flags tamis_cuda_flags)
+    endif()
+  endforeach()
   set(host ${${sources}})
   list(FILTER host EXCLUDE REGEX "\\.cu$")
-  set(${sources} ${host} $<TARGET_OBJECTS:${target}_device> PARENT_SCOPE)
+  set(${sources} ${host} ${objects} PARENT_SCOPE)
 endfunction()
 
 function(tamis_cuda_library target)

@@ -29,7 +29,7 @@ def demangle(names):
     return plain
 
 
-ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)'")
+ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)a?'")
 STACK = re.compile(r'(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads')
 USED = re.compile(r'Used (\d+) registers')
 

@@ -9,6 +9,7 @@
 #include "kernels/linear/linear_products.h"
 #include "kernels/linear/native_products.cuh"
 #include "kernels/linear/products.cuh"
+#include "kernels/linear/sm90/config.cuh"
 
 namespace tamis {
 namespace {
@@ -47,6 +48,45 @@ bool same_input(const LinearArgs& a, const LinearArgs& b) {
   return a.x == b.x && a.x_stride == b.x_stride && a.m == b.m && a.w.cols == b.w.cols;
 }
 
+#ifdef TAMIS_SM90
+constexpr bool kSm90 = true;
+#else
+constexpr bool kSm90 = false;  // this build has no code for capability 9.0
+#endif
+
+// Which kernel runs `count` products, the largest of m rows of x, by the layout it reads. For
+// tests, force("linear_tiles", "cuda") keeps Hopper's kernel away.
+XLayout layout_for(KernelContext& context, int64_t m, int64_t count) {
+  if (m <= kMostFewRows) return XLayout::kRows;
+  const bool hopper = kSm90 && context.device()->info().sm == 90 && count <= sm90::kMostProducts &&
+                      context.allowed("linear_tiles", "cuda_sm90");
+  context.note("linear_tiles", hopper ? "cuda_sm90" : "cuda");
+  return hopper ? XLayout::kAtoms : XLayout::kMmaOrder;
+}
+
+void products_native(KernelContext& context, const NativeProducts& p, XLayout layout, bool fp8,
+                     int64_t rows, int64_t m) {
+  if constexpr (kSm90) {
+    if (layout == XLayout::kAtoms) {
+      return fp8 ? products_sm90_f8(context, p) : products_sm90_bf16(context, p);
+    }
+  }
+  fp8 ? products_native_f8(context, p, rows, m) : products_native_bf16(context, p, rows, m);
+}
+
+// Device memory for x of `m` rows by `width` columns, prepared.
+struct XSpace {
+  int64_t x_bytes, scale_bytes;
+  XSpace(int64_t m, int64_t width, int64_t groups)
+      : x_bytes(round_up(sm90::atom_rows(m, groups) * width * 2)),
+        scale_bytes(round_up(sm90::atom_rows(m, groups) * (width / kFp8Block) * 4)) {}
+  int64_t bytes() const { return x_bytes + scale_bytes; }
+  PreparedX at(std::byte* space, bool fp8) const {
+    return {reinterpret_cast<uint16_t*>(space),
+            fp8 ? reinterpret_cast<float*>(space + x_bytes) : nullptr};
+  }
+};
+
 // Products with x prepared; an x that several share is prepared once.
 void run_native(KernelContext& context, std::span<const LinearArgs> args, bool fp8, bool ue8m0,
                 bool round_bf16) {
@@ -54,9 +94,10 @@ void run_native(KernelContext& context, std::span<const LinearArgs> args, bool f
   for (const LinearArgs& a : args) {
     rows = std::max(rows, a.w.rows);
     m = std::max(m, a.m);
-    bytes += round_up(a.m * padded(a.w.cols) * 2) + round_up(a.m * padded(a.w.cols) / 32);
+    bytes += XSpace(a.m, padded(a.w.cols), 0).bytes();
   }
   auto* space = static_cast<std::byte*>(device_scratch(context, kNativeSlot, bytes));
+  const XLayout layout = layout_for(context, m, static_cast<int64_t>(args.size()));
   NativeProducts p;
   p.round_bf16 = round_bf16;
   for (size_t i = 0; i < args.size(); ++i) {
@@ -69,20 +110,15 @@ void run_native(KernelContext& context, std::span<const LinearArgs> args, bool f
       product.x_scales = p.list[j].x_scales;
     }
     if (product.x == nullptr) {
-      auto* x = reinterpret_cast<uint16_t*>(space);
-      space += round_up(a.m * product.x_stride * 2);
-      auto* scales = fp8 ? reinterpret_cast<float*>(space) : nullptr;
-      space += round_up(a.m * product.x_stride / 32);
-      prepare_rows(context, a, ue8m0, m > kMostFewRows, x, scales);
-      product.x = x;
-      product.x_scales = scales;
+      const XSpace needs(a.m, product.x_stride, 0);
+      const PreparedX x = needs.at(space, fp8);
+      space += needs.bytes();
+      prepare_rows(context, a, ue8m0, layout, x);
+      product.x = x.x;
+      product.x_scales = x.scales;
     }
   }
-  if (fp8) {
-    products_native_f8(context, p, rows, m);
-  } else {
-    products_native_bf16(context, p, rows, m);
-  }
+  products_native(context, p, layout, fp8, rows, m);
 }
 
 void run_exact(KernelContext& context, std::span<const LinearArgs> args) {
@@ -155,20 +191,22 @@ void grouped_product_cuda(KernelContext& context, const GroupedProductCuda& a) {
     if (a.native) round_rows(context, {all.y, all.m, all.w.rows, all.y_stride});
     return;
   }
-  const int64_t width = padded(all.w.cols), x_bytes = round_up(all.m * width * 2);
-  auto* space =
-      static_cast<std::byte*>(device_scratch(context, kNativeSlot, x_bytes + all.m * width / 32));
-  auto* x = reinterpret_cast<uint16_t*>(space);
-  auto* scales = reinterpret_cast<float*>(space + x_bytes);
-  prepare_rows(context, all, a.ue8m0, m > kMostFewRows, x, fp8 ? scales : nullptr);
+  const XSpace needs(all.m, padded(all.w.cols), a.groups);
+  const PreparedX x =
+      needs.at(static_cast<std::byte*>(device_scratch(context, kNativeSlot, needs.bytes())), fp8);
+  const XLayout layout = layout_for(context, m, a.groups);
+  if (layout == XLayout::kAtoms) {
+    prepare_rows(context, all, a.ue8m0, layout, x, a.offsets, a.groups);
+  } else {
+    prepare_rows(context, all, a.ue8m0, layout, x);
+  }
   NativeProducts p;
-  p.list[0] = {x, scales, width, all.m, all.w, all.y, all.y_stride};
+  p.list[0] = {x.x, x.scales, padded(all.w.cols), all.m, all.w, all.y, all.y_stride};
   p.count = static_cast<int>(a.groups);
   p.weights = a.weights;
   p.offsets = a.offsets;
   p.round_bf16 = true;
-  fp8 ? products_native_f8(context, p, all.w.rows, m)
-      : products_native_bf16(context, p, all.w.rows, m);
+  products_native(context, p, layout, fp8, all.w.rows, m);
 }
 
 }  // namespace tamis

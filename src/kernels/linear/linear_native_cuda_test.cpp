@@ -1,6 +1,7 @@
 // linear_fp8, native projections and grouped products on CUDA.
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "kernels/grouped_linear/grouped_linear.h"
 #include "kernels/quantize_fp8/quantize_fp8.h"
@@ -134,27 +135,39 @@ TEST_F(LinearNativeCuda, SlicesMisalignedRowsAndNanCodes) {
   }
 }
 
+// Both kernels for many rows of x, where the GPU has both. Without a name all that the GPU has run.
+class LinearTilesCuda : public LinearNativeCuda, public testing::WithParamInterface<const char*> {
+ protected:
+  void SetUp() override {
+    LinearNativeCuda::SetUp();
+    if (*GetParam() != 0) context().force("linear_tiles", GetParam());
+  }
+  Floats product(const Weight& w, const Floats& x, int64_t m) {
+    return w.dtype == DType::kBF16 ? project(w, x, m) : run(w, x, m, false);
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(All, LinearTilesCuda, testing::Values("", "cuda"),
+                         [](const auto& i) { return *i.param == 0 ? "best" : "portable"; });
+
 // One row alone, and in every batch size that reaches another kernel; twice.
-TEST_F(LinearNativeCuda, BitsDoNotDependOnTheBatch) {
+TEST_P(LinearTilesCuda, BitsDoNotDependOnTheBatch) {
   for (const DType dtype : {DType::kF8E4M3, DType::kBF16}) {
     for (const int64_t cols : {300, 1024, 9216}) {
-      for (const int64_t rows : {40, 4096}) {
-        if (rows == 4096 && cols != 1024) continue;
+      for (const int64_t rows : {40, 300, 4096}) {
+        if (rows != 40 && cols != 1024) continue;
         const TestWeight t = test_weight(dtype, rows, cols, 23);
         DeviceWeight w(context(), t);
         const Floats x = bf16_floats(600 * cols, 24);
-        const auto all = [&](int64_t m) {
-          return dtype == DType::kBF16 ? project(w.w(), x, m) : run(w.w(), x, m, false);
-        };
         Floats alone;
         for (const int64_t i : {0, 1, 5}) {
-          const Floats xi(&x[i * cols], &x[i * cols] + cols);
-          const Floats y = dtype == DType::kBF16 ? project(w.w(), xi, 1) : run(w.w(), xi, 1, false);
+          const Floats y = product(w.w(), Floats(&x[i * cols], &x[i * cols] + cols), 1);
           alone.insert(alone.end(), y.begin(), y.end());
         }
-        for (const int64_t m : {6, 8, 9, 16, 17, 32, 33, 64, 65, 128, 200, 600}) {
-          const Floats y = all(m);
-          ASSERT_EQ(std::memcmp(y.data(), all(m).data(), y.size() * sizeof(float)), 0);
+        for (const int64_t m : {6, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 192, 193, 600}) {
+          const Floats y = product(w.w(), x, m);
+          ASSERT_EQ(std::memcmp(y.data(), product(w.w(), x, m).data(), y.size() * sizeof(float)),
+                    0);
           int k = 0;
           for (const int64_t i : {0, 1, 5}) {
             ASSERT_EQ(std::memcmp(&y[i * rows], &alone[k++ * rows],
@@ -168,10 +181,80 @@ TEST_F(LinearNativeCuda, BitsDoNotDependOnTheBatch) {
   }
 }
 
-class GroupedLinearCuda : public CudaTest {};
+// Every row of a large batch has the bits of the kernel for few rows, whatever the values are:
+// subnormal numbers, cancelling ones, sums beyond the largest float, infinity and NaN.
+TEST_P(LinearTilesCuda, HostileValuesHaveTheBitsOfFewRows) {
+  constexpr int64_t rows = 333, cols = 520, m = 450;
+  const auto hostile = [](int64_t i, uint32_t seed) {
+    const auto bits = static_cast<uint32_t>((i * 2654435761u + seed) * 2246822519u);
+    const float tiny = std::ldexp(1.0f + static_cast<float>(bits % 128) / 128, -130);
+    const float wide = std::ldexp(1.0f, static_cast<int>(bits / 128 % 120) - 60);
+    const float list[] = {tiny, wide, -wide, 0.0f, 3e38f, 1.0f, -1.0f, -tiny};
+    return list[bits >> 29];
+  };
+  for (const DType dtype : {DType::kF8E4M3, DType::kBF16}) {
+    TestWeight t = test_weight(dtype, rows, cols, 25);
+    Floats x(m * cols);
+    for (int64_t i = 0; i < m * cols; ++i) x[i] = round_to_bf16(hostile(i, 1));
+    x[100 * cols + 7] = std::numeric_limits<float>::infinity();
+    x[200 * cols + 9] = std::numeric_limits<float>::quiet_NaN();
+    if (dtype == DType::kBF16) {
+      auto* values = reinterpret_cast<uint16_t*>(t.data.data());
+      for (int64_t i = 0; i < rows * cols; ++i) values[i] = float_to_bf16(hostile(i, 2));
+    }
+    DeviceWeight w(context(), t);
+    const Floats all = product(w.w(), x, m);
+    for (int64_t i = 0; i < m; i += 9) {
+      const Floats few = product(w.w(), Floats(&x[i * cols], &x[i * cols] + 9 * cols), 9);
+      for (int64_t k = 0; k < 9 * rows; ++k) {
+        const float a = all[i * rows + k], b = few[k];
+        ASSERT_TRUE(std::memcmp(&a, &b, sizeof a) == 0 || (std::isnan(a) && std::isnan(b)))
+            << dtype_name(dtype) << " row " << i + k / rows << " of x, " << k % rows
+            << " of W: " << a << " and " << b;
+      }
+    }
+  }
+}
+
+// Products of one call with shapes of their own, some with the same x; y has room around its rows.
+TEST_P(LinearTilesCuda, ProductsOfOneCallAreTheirOwn) {
+  for (const DType dtype : {DType::kF8E4M3, DType::kBF16}) {
+    struct Shape {
+      int64_t rows, cols, m;
+    };
+    const Shape shapes[] = {{130, 256, 200}, {700, 256, 200}, {65, 1000, 17}, {257, 136, 1}};
+    std::vector<TestWeight> host;
+    std::vector<DeviceWeight> weights;
+    std::vector<Device<float>> xs, ys, ones;
+    host.reserve(4), weights.reserve(4), xs.reserve(4), ys.reserve(4), ones.reserve(4);
+    std::vector<LinearArgs> list;
+    for (const Shape& s : shapes) {
+      const size_t i = host.size();
+      host.push_back(test_weight(dtype, s.rows, s.cols, 26));
+      weights.emplace_back(context(), host.back());
+      xs.emplace_back(context(), bf16_floats(s.m * s.cols, 27));
+      ys.emplace_back(context(), s.m * (s.rows + 3));
+      ones.emplace_back(context(), s.m * (s.rows + 3));
+      list.push_back({xs[i == 1 ? 0 : i].data(), s.cols, s.m, weights.back().w(), ys.back().data(),
+                      s.rows + 3});
+    }
+    projections(context(), list, true, false);
+    for (size_t i = 0; i < list.size(); ++i) {
+      LinearArgs one = list[i];
+      one.y = ones[i].data();
+      projections(context(), {&one, 1}, true, false);
+      const Floats got = ys[i].read(), want = ones[i].read();
+      for (size_t k = 0; k < got.size(); ++k) {
+        const bool inside = static_cast<int64_t>(k) % (shapes[i].rows + 3) < shapes[i].rows;
+        ASSERT_EQ(std::isnan(got[k]), !inside) << i << " at " << k;
+        ASSERT_TRUE(!inside || got[k] == want[k]) << dtype_name(dtype) << " " << i << " at " << k;
+      }
+    }
+  }
+}
 
 // Groups of no, one and many rows: each group has the bits of its own product.
-TEST_F(GroupedLinearCuda, HasTheBitsOfEachGroupsProduct) {
+TEST_P(LinearTilesCuda, GroupsHaveTheBitsOfTheirOwnProducts) {
   const std::vector<int64_t> offsets = {0, 0, 1, 1, 130, 139, 139, 203};
   constexpr int64_t groups = 7, all = 210, cols = 384, rows = 200;
   for (const DType dtype : kWeightFormats) {
@@ -217,6 +300,47 @@ TEST_F(GroupedLinearCuda, HasTheBitsOfEachGroupsProduct) {
         ASSERT_TRUE(std::isnan(got[i])) << "wrote outside the groups";
       }
     }
+  }
+}
+
+// More groups than a warp has lanes, most of them without rows.
+TEST_P(LinearTilesCuda, ManyGroupsFindTheirRows) {
+  constexpr int64_t groups = 75, cols = 256, rows = 140;
+  for (const DType dtype : {DType::kF8E4M3, DType::kBF16}) {
+    const TestWeight all = test_weight(dtype, groups * 128 + rows, cols, 31);
+    DeviceWeight device(context(), all);
+    std::vector<int64_t> offsets{0};
+    std::vector<Weight> weights;
+    std::vector<std::byte> bytes(sizeof(Weight) * groups);
+    for (int64_t g = 0; g < groups; ++g) {
+      weights.push_back(device.w().row_slice(g * 128, rows));
+      offsets.push_back(offsets.back() + (g % 11 == 4 ? 195 + g : g % 3 == 0 ? g % 8 : 0));
+    }
+    std::memcpy(bytes.data(), weights.data(), bytes.size());
+    Device<std::byte> d_weights(context(), bytes);
+    Device<int64_t> d_offsets(context(), offsets);
+    const int64_t m = offsets.back();
+    ASSERT_GT(m, 16 * groups);
+    const Floats x = bf16_floats(m * cols, 32);
+    Device<float> dx(context(), x), dy(context(), m * rows), one(context(), m * rows);
+    const GroupedProduct product{dx.data(), cols,
+                                 weights,   reinterpret_cast<const Weight*>(d_weights.data()),
+                                 dy.data(), rows};
+    GroupedLinearArgs a;
+    a.products = {&product, 1};
+    a.offsets = d_offsets.data();
+    a.groups = groups;
+    a.rows = m;
+    a.native = true;
+    grouped_linear(context(), a);
+    for (int64_t g = 0; g < groups; ++g) {
+      const LinearArgs alone{dx.data() + offsets[g] * cols,  cols,
+                             offsets[g + 1] - offsets[g],    weights[g],
+                             one.data() + offsets[g] * rows, rows};
+      projections(context(), {&alone, 1}, true, false);
+    }
+    const Floats got = dy.read(), want = one.read();
+    for (int64_t i = 0; i < m * rows; ++i) ASSERT_EQ(got[i], want[i]) << dtype_name(dtype) << i;
   }
 }
 

@@ -21,11 +21,27 @@ void products_exact_i4(KernelContext& context, const Products& p, int64_t rows, 
 void products_native_bf16(KernelContext& context, const NativeProducts& p, int64_t rows, int64_t m);
 void products_native_f8(KernelContext& context, const NativeProducts& p, int64_t rows, int64_t m);
 
-// x of `a` for the native products: [m, cols padded to 128] in bf16, or with `scales` given
-// (float [m, blocks of 128]) e4m3 values as f16. With `for_tiles` the columns of each 64 are in
-// tile_kernel's order: column 16t + 4s + 2h + e at 16s + 8h + 2t + e.
-void prepare_rows(KernelContext& context, const LinearArgs& a, bool ue8m0, bool for_tiles,
-                  uint16_t* out, float* scales);
+// The same on Hopper's own instructions (linear/sm90): x in atoms, any number of rows. In builds
+// for sm_90 (TAMIS_SM90), for devices of capability 9.0.
+void products_sm90_bf16(KernelContext& context, const NativeProducts& p);
+void products_sm90_f8(KernelContext& context, const NativeProducts& p);
+
+// How x of the native products lies, [m, cols padded to 128] of bf16, or with scales e4m3 values as
+// f16. Scales are float [m, blocks of 128].
+enum class XLayout {
+  kRows,      // row after row
+  kMmaOrder,  // the columns of each 64 in tile_kernel's order: 16t + 4s + 2h + e at 16s + 8h + 2t +
+              // e
+  kAtoms,     // in that order, 8 rows by 64 columns together as sm90/tile.cuh describes; scales
+              // [blocks][rows]
+};
+struct PreparedX {
+  uint16_t* x;
+  float* scales;  // null: bf16
+};
+// Groups: [groups + 1] on the device, for atoms, which never have rows of two groups.
+void prepare_rows(KernelContext& context, const LinearArgs& a, bool ue8m0, XLayout layout,
+                  const PreparedX& to, const int64_t* offsets = nullptr, int64_t groups = 0);
 
 // The products of native precision: F8_E4M3 as linear_fp8, BF16 with x (of bf16 values) and W on
 // tensor cores, others as linear; y rounded to bf16.
