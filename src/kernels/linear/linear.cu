@@ -54,11 +54,15 @@ constexpr bool kSm90 = true;
 constexpr bool kSm90 = false;  // this build has no code for capability 9.0
 #endif
 
+// Up to so many rows the portable tiles, which are smaller, are faster on Hopper too.
+constexpr int64_t kMostPortableRows = 32;
+
 // Which kernel runs `count` products, the largest of m rows of x, by the layout it reads. For
 // tests, force("linear_tiles", "cuda") keeps Hopper's kernel away.
-XLayout layout_for(KernelContext& context, int64_t m, int64_t count) {
+XLayout layout_for(KernelContext& context, int64_t m, int64_t count, bool groups) {
   if (m <= kMostFewRows) return XLayout::kRows;
-  const bool hopper = kSm90 && context.device()->info().sm == 90 && count <= sm90::kMostProducts &&
+  const bool hopper = kSm90 && context.device()->info().sm == 90 &&
+                      (groups || m > kMostPortableRows) && count <= sm90::kMostProducts &&
                       context.allowed("linear_tiles", "cuda_sm90");
   context.note("linear_tiles", hopper ? "cuda_sm90" : "cuda");
   return hopper ? XLayout::kAtoms : XLayout::kMmaOrder;
@@ -97,7 +101,7 @@ void run_native(KernelContext& context, std::span<const LinearArgs> args, bool f
     bytes += XSpace(a.m, padded(a.w.cols), 0).bytes();
   }
   auto* space = static_cast<std::byte*>(device_scratch(context, kNativeSlot, bytes));
-  const XLayout layout = layout_for(context, m, static_cast<int64_t>(args.size()));
+  const XLayout layout = layout_for(context, m, static_cast<int64_t>(args.size()), false);
   NativeProducts p;
   p.round_bf16 = round_bf16;
   for (size_t i = 0; i < args.size(); ++i) {
@@ -194,7 +198,7 @@ void grouped_product_cuda(KernelContext& context, const GroupedProductCuda& a) {
   const XSpace needs(all.m, padded(all.w.cols), a.groups);
   const PreparedX x =
       needs.at(static_cast<std::byte*>(device_scratch(context, kNativeSlot, needs.bytes())), fp8);
-  const XLayout layout = layout_for(context, m, a.groups);
+  const XLayout layout = layout_for(context, m, a.groups, true);
   if (layout == XLayout::kAtoms) {
     prepare_rows(context, all, a.ue8m0, layout, x, a.offsets, a.groups);
   } else {
