@@ -18,6 +18,7 @@
 #include "hwy/highway.h"
 #include "kernels/mla_dense/mla_dense_impl.h"
 #include "kernels/simd/cache_rows-inl.h"
+#include "kernels/simd/panels-inl.h"
 #include "kernels/simd/softmax-inl.h"
 #include "kernels/simd/tiles-inl.h"
 
@@ -32,7 +33,8 @@ void run(KernelContext&, const MlaDenseArgs&) { throw_no_vectors(); }
 
 #else
 
-constexpr int64_t kBlock = 60;  // queries of a task: whole groups of three rows
+constexpr int64_t kBlock = 60;  // queries of a task: whole register tiles
+static_assert(kBlock % kTileRows == 0);
 constexpr int kQ = 0, kKeys = 1, kValues = 2, kScores = 3, kAcc = 4, kStates = 5;  // scratch
 
 // An odd number of cache lines: a column of a tile spreads over all sets of the L1.
@@ -51,10 +53,14 @@ struct Sizes {
 struct Task {
   int64_t head, t0, t1;
   float *q, *keys, *values, *scores, *acc;
+  float* alpha;  // [rows]: what a row's sums are multiplied by before a tile is added
   RowState* states;
+  float* panels;
   int64_t rows() const { return t1 - t0; }
+  bool use_panels() const { return rows() >= kTileRows; }  // fewer do not pay for making them
 };
 
+// With panels q lies as order_queries leaves it.
 void load_queries(const MlaDenseArgs& a, const Sizes& s, const Task& task) {
   const int64_t width = a.nope + a.rope;
   for (int64_t t = task.t0; t < task.t1; ++t) {
@@ -63,6 +69,16 @@ void load_queries(const MlaDenseArgs& a, const Sizes& s, const Task& task) {
     for (int64_t i = 0; i < width; ++i) out[i] = in[i] * a.softmax_scale;
     std::fill(out + width, out + s.dim, 0.0f);
   }
+  if (task.use_panels()) order_queries(task.q, task.rows(), s.dim, task.panels);
+}
+
+// scores [rows, stride] of the n keys of the tile.
+void score_tile(const Sizes& s, const Task& task, int64_t n, float* scores, int64_t stride) {
+  if (!task.use_panels()) {
+    return dot_rows(task.q, s.dim, task.rows(), task.keys, s.key_stride, n, s.dim, scores, stride);
+  }
+  fill_panels(task.keys, s.key_stride, n, s.dim, task.panels);
+  dot_panels(task.q, 0, task.rows(), task.panels, n, s.dim, scores, stride, [](int64_t) {});
 }
 
 void load_tile(const MlaDenseArgs& a, const Sizes& s, const Task& task, int64_t begin, int64_t n) {
@@ -114,20 +130,21 @@ bool keep_selected(const MlaDenseArgs& a, int64_t t, int64_t begin, float* score
 
 // The value product of rows that see different numbers of positions: together as far as all see,
 // then each alone. A weight of 0 instead would let a NaN of a position it does not see into a row.
+// Without `alpha` nothing is multiplied.
 void add_values(const MlaDenseArgs& a, const Sizes& s, const Task& task, int64_t begin,
-                const float* p, int64_t p_stride) {
+                const float* p, int64_t p_stride, const float* alpha) {
   for (int64_t r = 0; r < task.rows();) {
-    const int64_t group = std::min<int64_t>(3, task.rows() - r);
+    const int64_t group = tile_rows(task.rows() - r);
     int64_t common = kTile;
     for (int64_t i = r; i < r + group; ++i) {
       common = std::min(common, visible(a, task.t0 + i, begin));
     }
     value_rows(p + r * p_stride, p_stride, group, task.values, s.value_stride, common, a.v_dim,
-               task.acc + r * s.cols, s.cols);
+               alpha == nullptr ? nullptr : alpha + r, task.acc + r * s.cols, s.cols, kValueBlock);
     for (int64_t i = r; i < r + group; ++i) {
       value_rows(p + i * p_stride + common, p_stride, 1, task.values + common * s.value_stride,
-                 s.value_stride, visible(a, task.t0 + i, begin) - common, a.v_dim,
-                 task.acc + i * s.cols, s.cols);
+                 s.value_stride, visible(a, task.t0 + i, begin) - common, a.v_dim, nullptr,
+                 task.acc + i * s.cols, s.cols, kValueBlock);
     }
     r += group;
   }
@@ -138,19 +155,20 @@ void attend_tile(const MlaDenseArgs& a, const Sizes& s, const Task& task, int64_
   const int64_t n = std::min(kTile, end - begin);
   load_tile(a, s, task, begin, n);
   prefetch_tile(a, task, begin + kTile, end);
-  dot_rows(task.q, s.dim, task.rows(), task.keys, s.key_stride, n, s.dim, task.scores, kTile);
+  score_tile(s, task, n, task.scores, kTile);
   bool all_see_all = true;
   for (int64_t r = 0; r < task.rows(); ++r) {
     const int64_t seen = visible(a, task.t0 + r, begin);
     all_see_all &= seen == n;
+    task.alpha[r] = 1;
     if (seen == 0 || !keep_selected(a, task.t0 + r, begin, task.scores + r * kTile)) continue;
-    softmax_tile(task.scores + r * kTile, seen, s.cols, task.acc + r * s.cols, task.states + r);
+    task.alpha[r] = softmax_tile(task.scores + r * kTile, seen, task.states + r);
   }
   if (all_see_all) {
-    value_rows(task.scores, kTile, task.rows(), task.values, s.value_stride, n, a.v_dim, task.acc,
-               s.cols);
+    value_rows(task.scores, kTile, task.rows(), task.values, s.value_stride, n, a.v_dim, task.alpha,
+               task.acc, s.cols, kValueBlock);
   } else {
-    add_values(a, s, task, begin, task.scores, kTile);
+    add_values(a, s, task, begin, task.scores, kTile, task.alpha);
   }
 }
 
@@ -167,7 +185,7 @@ void attend(const MlaDenseArgs& a, const Sizes& s, const Task& task) {
   const int64_t end = last_seen(a, task);
   for (int64_t begin = 0; begin < end; begin += kTile) attend_tile(a, s, task, begin, end);
   for (int64_t r = 0; r < task.rows(); ++r) {
-    finish_row(task.acc + r * s.cols, task.states[r], a.v_dim, output(a, task, r));
+    finish_row(task.acc + r * s.cols, kValueBlock, task.states[r], a.v_dim, output(a, task, r));
   }
 }
 
@@ -189,8 +207,7 @@ void attend_rounded(const MlaDenseArgs& a, const Sizes& s, const Task& task, int
     const int64_t n = std::min(kTile, end - begin);
     load_tile(a, s, task, begin, n);
     prefetch_tile(a, task, begin + kTile, end);
-    dot_rows(task.q, s.dim, task.rows(), task.keys, s.key_stride, n, s.dim, task.scores + begin,
-             stride);
+    score_tile(s, task, n, task.scores + begin, stride);
   }
   for (int64_t r = 0; r < task.rows(); ++r) {
     mask_unselected(a, task.t0 + r, task.scores + r * stride);
@@ -198,7 +215,7 @@ void attend_rounded(const MlaDenseArgs& a, const Sizes& s, const Task& task, int
   }
   for (int64_t begin = 0; begin < end; begin += kTile) {
     load_tile(a, s, task, begin, std::min(kTile, end - begin));
-    add_values(a, s, task, begin, task.scores + begin, stride);
+    add_values(a, s, task, begin, task.scores + begin, stride, nullptr);
   }
   for (int64_t r = 0; r < task.rows(); ++r) {
     std::copy_n(task.acc + r * s.cols, a.v_dim, output(a, task, r));
@@ -207,7 +224,7 @@ void attend_rounded(const MlaDenseArgs& a, const Sizes& s, const Task& task, int
 
 // Queries of a task. Rounded weights: fewer where the scores of all would take more than 4 MiB.
 int64_t block_rows(const MlaDenseArgs& a, int64_t score_stride) {
-  constexpr int64_t kScoreFloats = 1 << 20, kGroup = 3;
+  constexpr int64_t kScoreFloats = 1 << 20, kGroup = kTileRows;
   if (!a.round_bf16) return kBlock;
   return std::clamp(kScoreFloats / score_stride / kGroup * kGroup, kGroup, kBlock);
 }
@@ -218,18 +235,24 @@ void run(KernelContext& context, const MlaDenseArgs& a) {
   const int64_t positions = *std::max_element(a.position, a.position + a.tokens) + 1;
   const int64_t stride = a.round_bf16 ? round_up(positions, kTile) : kTile;
   const int64_t rows = block_rows(a, stride), blocks = (a.tokens + rows - 1) / rows;
+  static_assert(sizeof(RowState) == 2 * sizeof(float));
   context.pool().run(blocks * a.heads, [&](int64_t i, int thread) {
+    float* states = context.scratch(thread, kStates, 3 * rows);
+    const int64_t key_floats = kTile * s.key_stride;
+    float* keys = context.scratch(thread, kKeys, key_floats + panel_floats(kTile, s.dim));
     // From the end: the last queries see most.
     const int64_t block = blocks - 1 - i / a.heads;
     const Task task{i % a.heads,
                     block * rows,
                     std::min((block + 1) * rows, a.tokens),
                     context.scratch(thread, kQ, rows * s.dim),
-                    context.scratch(thread, kKeys, kTile * s.key_stride),
+                    keys,
                     context.scratch(thread, kValues, kTile * s.value_stride),
                     context.scratch(thread, kScores, rows * stride),
                     context.scratch(thread, kAcc, rows * s.cols),
-                    reinterpret_cast<RowState*>(context.scratch(thread, kStates, 2 * rows))};
+                    states + 2 * rows,
+                    reinterpret_cast<RowState*>(states),
+                    keys + key_floats};
     load_queries(a, s, task);
     std::fill(task.acc, task.acc + task.rows() * s.cols, 0.0f);
     a.round_bf16 ? attend_rounded(a, s, task, stride) : attend(a, s, task);

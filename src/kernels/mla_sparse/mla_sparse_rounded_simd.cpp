@@ -50,7 +50,8 @@ void attend(KernelContext& context, int thread, const MlaSparseArgs& a, const Si
   for (int64_t begin = 0; begin < list.length; begin += kTile) {
     const int64_t n = std::min(kTile, list.length - begin);
     if (list.length > kTile) load_tile(a, s, seq, list, begin, n, tile);  // else it is still there
-    value_rows(scores + begin, stride, heads, tile, s.row_stride, n, s.latent, acc, s.cols);
+    value_rows(scores + begin, stride, heads, tile, s.row_stride, n, s.latent, nullptr, acc, s.cols,
+               kValueBlock);
   }
   for (int64_t h = 0; h < heads; ++h) {
     std::copy_n(acc + h * s.cols, s.latent, a.out + (task.t0 * a.heads + task.h0 + h) * s.latent);

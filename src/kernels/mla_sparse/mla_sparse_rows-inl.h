@@ -34,7 +34,9 @@ HWY_INLINE List list_of(const MlaSparseArgs& a, int64_t t) {
   if (a.indices == nullptr) return {nullptr, a.tokens.position[t] + 1};
   const int32_t* row = a.indices + t * a.k;
   const int32_t* end = std::partition_point(row, row + a.k, [](int32_t i) { return i >= 0; });
-  return {row, end - row};
+  // So many ascending positions are all that the token sees.
+  const bool all = end - row == a.tokens.position[t] + 1;
+  return {all ? nullptr : row, end - row};
 }
 
 // Sizes shared by all tasks of a call.

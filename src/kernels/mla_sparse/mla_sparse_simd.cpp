@@ -1,8 +1,9 @@
 // Attention over a selection, vectorised. docs/kernels/mla_sparse.md has the design in prose.
 //
 // A token's list is cut into chunks of fixed length, a chunk into tiles of 64 positions. A tile's
-// rows are turned to float once and serve every head of the task. Chunks start from nothing and are
-// merged in order, so that threads may share one token's list without changing a bit.
+// rows are turned to float once and serve every head of the task, and neighbouring tokens that
+// attend to all they see. Chunks start from nothing and are merged in order, so that threads may
+// share one token's list without changing a bit.
 #include "kernels/simd/targets.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -13,8 +14,8 @@
 #include "hwy/highway.h"
 #include "kernels/mla_sparse/mla_sparse_impl.h"
 #include "kernels/mla_sparse/mla_sparse_rows-inl.h"
+#include "kernels/simd/panels-inl.h"
 #include "kernels/simd/softmax-inl.h"
-#include "kernels/simd/tiles-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace tamis {
@@ -39,13 +40,29 @@ int64_t chunk_entries(int64_t length) {
   return chunk;
 }
 
+// Fewer rows, or a shorter list, do not pay for turning keys into panels.
+constexpr int64_t kPanelRows = kTileRows, kPanelEntries = kTile;
+
 struct Buffers {
-  Buffers(KernelContext& context, int thread, const Sizes& s, int64_t rows)
-      : q(context.scratch(thread, kQ, rows * s.dim)),
-        tile(context.scratch(thread, kRows, kTile * s.row_stride)),
-        scores(context.scratch(thread, kScores, kMaxRows * kTile)) {}
-  float *q, *tile, *scores;
+  Buffers(KernelContext& context, int thread, const MlaSparseArgs& a, const Sizes& s,
+          const Task& task)
+      : use_panels(task.rows() >= kPanelRows && list_of(a, task.t1 - 1).length >= kPanelEntries),
+        q(context.scratch(thread, kQ, task.rows() * s.dim)),
+        tile(context.scratch(thread, kRows, kTile * s.row_stride + panel_floats(kTile, s.dim))),
+        panels(tile + kTile * s.row_stride),
+        scores(context.scratch(thread, kScores, task.rows() * (kTile + 1))),
+        alpha(scores + task.rows() * kTile) {
+    load_queries(a, s, task, q);
+    if (use_panels) order_queries(q, task.rows(), s.dim, panels);
+  }
+  bool use_panels;
+  float *q, *tile, *panels, *scores, *alpha;
 };
+
+// A task's sums of values are [blocks of columns][rows][kValueBlock]: a register tile after the
+// other is one stream.
+int64_t block_stride(const Task& task) { return task.rows() * kValueBlock; }
+int64_t sum_width(const Sizes& s) { return round_up(s.cols, kValueBlock); }  // floats a row
 
 // Where the entries of a tile come from, for the prefetch of the next one.
 struct Source {
@@ -54,27 +71,54 @@ struct Source {
   int64_t begin;
 };
 
-// One token's heads against a tile of n entries. The next tile's rows are asked for between blocks
-// of this one: their latency hides behind the arithmetic.
-void attend_tile(const MlaSparseArgs& a, const Sizes& s, const Buffers& b, int64_t heads,
-                 const float* q, int64_t n, const Source& source, float* acc, RowState* states) {
+// Scores of rows [from, rows) of the task with the n entries of the tile at source.begin. The next
+// tile's rows are asked for between blocks of this one: their latency hides behind the arithmetic.
+void score_tile(const MlaSparseArgs& a, const Sizes& s, const Buffers& b, int64_t from,
+                int64_t rows, int64_t n, const Source& source) {
+  const auto fetch = [&](int64_t i, int64_t count) {
+    const int64_t next = source.begin + kTile + i;
+    prefetch_rows(a, *source.seq, source.list, next, next + count);
+  };
+  if (b.use_panels) {
+    fill_panels(b.tile, s.row_stride, n, s.dim, b.panels);
+    return dot_panels(b.q, from, rows, b.panels, n, s.dim, b.scores, kTile,
+                      [&](int64_t i) { fetch(i, kPanelKeys); });
+  }
   constexpr int64_t kBlock = 8;
   for (int64_t i = 0; i < n; i += kBlock) {
-    const int64_t next = source.begin + kTile + i;
-    prefetch_rows(a, *source.seq, source.list, next, next + kBlock);
-    dot_rows(q, s.dim, heads, b.tile + i * s.row_stride, s.row_stride, std::min(kBlock, n - i),
-             s.dim, b.scores + i, kTile);
+    fetch(i, kBlock);
+    dot_rows(b.q + from * s.dim, s.dim, rows - from, b.tile + i * s.row_stride, s.row_stride,
+             std::min(kBlock, n - i), s.dim, b.scores + from * kTile + i, kTile);
   }
-  for (int64_t h = 0; h < heads; ++h) {
-    softmax_tile(b.scores + h * kTile, n, s.cols, acc + h * s.cols, states + h);
-  }
-  value_rows(b.scores, kTile, heads, b.tile, s.row_stride, n, s.latent, acc, s.cols);
 }
 
-// Chunk `chunk` of the task's lists, from nothing: acc [rows, cols], states [rows].
+// The tokens of a task from `first` on against the tile at source.begin, which holds n entries of
+// the longest list.
+void attend_tile(const MlaSparseArgs& a, const Sizes& s, const Buffers& b, const Task& task,
+                 int64_t first, int64_t n, const Source& source, float* acc, RowState* states) {
+  const int64_t heads = task.heads(), from = first * heads;
+  score_tile(a, s, b, from, task.rows(), n, source);
+  const auto seen = [&](int64_t t) {
+    return std::min(n, list_of(a, task.t0 + t).length - source.begin);
+  };
+  for (int64_t r = from; r < task.rows(); ++r) {
+    b.alpha[r] = softmax_tile(b.scores + r * kTile, seen(r / heads), states + r);
+  }
+  // Values: together as far as all see, then token by token.
+  const int64_t common = seen(first);
+  value_rows(b.scores + from * kTile, kTile, task.rows() - from, b.tile, s.row_stride, common,
+             s.latent, b.alpha + from, acc + from * kValueBlock, kValueBlock, block_stride(task));
+  for (int64_t t = first + 1; t < task.t1 - task.t0; ++t) {
+    value_rows(b.scores + t * heads * kTile + common, kTile, heads, b.tile + common * s.row_stride,
+               s.row_stride, seen(t) - common, s.latent, nullptr, acc + t * heads * kValueBlock,
+               kValueBlock, block_stride(task));
+  }
+}
+
+// Chunk `chunk` of the task's lists, from nothing: acc as above, states [rows].
 void attend_chunk(const MlaSparseArgs& a, const Sizes& s, const Buffers& b, const Task& task,
                   int64_t chunk, float* acc, RowState* states) {
-  std::fill(acc, acc + task.rows() * s.cols, 0.0f);
+  std::fill(acc, acc + task.rows() * sum_width(s), 0.0f);
   std::fill(states, states + task.rows(), RowState());
   const KvSequence& seq = a.tokens.sequences[a.tokens.sequence[task.t0]];
   const List longest = list_of(a, task.t1 - 1);
@@ -82,14 +126,10 @@ void attend_chunk(const MlaSparseArgs& a, const Sizes& s, const Buffers& b, cons
   const int64_t end = std::min((chunk + 1) * entries, longest.length);
   for (int64_t begin = chunk * entries; begin < end; begin += kTile) {
     load_tile(a, s, seq, longest, begin, std::min(kTile, end - begin), b.tile);
-    for (int64_t t = task.t0; t < task.t1; ++t) {
-      const int64_t n = std::min(kTile, list_of(a, t).length - begin);
-      if (n <= 0) continue;
-      const int64_t row = (t - task.t0) * task.heads();
-      const Source source{&seq, t == task.t0 ? longest : List(), begin};
-      attend_tile(a, s, b, task.heads(), b.q + row * s.dim, n, source, acc + row * s.cols,
-                  states + row);
-    }
+    int64_t first = 0;  // tokens before it see nothing of the tile
+    while (list_of(a, task.t0 + first).length <= begin) ++first;
+    attend_tile(a, s, b, task, first, std::min(kTile, end - begin), {&seq, longest, begin}, acc,
+                states);
   }
 }
 
@@ -106,38 +146,46 @@ float* output(const MlaSparseArgs& a, int64_t t, int64_t h) {
 void run_whole(KernelContext& context, int thread, const MlaSparseArgs& a, const Sizes& s,
                const Task& task) {
   const int64_t rows = task.rows(), heads = task.heads();
-  const Buffers b(context, thread, s, rows);
-  float* acc = context.scratch(thread, kAcc, rows * s.cols);
-  float* next = context.scratch(thread, kChunkAcc, rows * s.cols);
+  const Buffers b(context, thread, a, s, task);
+  float* acc = context.scratch(thread, kAcc, rows * sum_width(s));
+  float* next = context.scratch(thread, kChunkAcc, rows * sum_width(s));
   auto* states = reinterpret_cast<RowState*>(context.scratch(thread, kStates, 4 * rows));
   RowState* next_states = states + rows;
-  load_queries(a, s, task, b.q);
   attend_chunk(a, s, b, task, 0, acc, states);
   const int64_t chunks = chunks_of(a, task.t1 - 1);
   for (int64_t chunk = 1; chunk < chunks; ++chunk) {
     attend_chunk(a, s, b, task, chunk, next, next_states);
     for (int64_t r = 0; r < rows; ++r) {
       if (chunk < chunks_of(a, task.t0 + r / heads)) {
-        merge_rows(next + r * s.cols, next_states[r], s.cols, acc + r * s.cols, states + r);
+        merge_rows(next + r * kValueBlock, next_states[r], s.cols, acc + r * kValueBlock,
+                   block_stride(task), states + r);
       }
     }
   }
   for (int64_t r = 0; r < rows; ++r) {
     float* out = output(a, task.t0 + r / heads, task.h0 + r % heads);
-    finish_row(acc + r * s.cols, states[r], s.latent, out);
+    finish_row(acc + r * kValueBlock, block_stride(task), states[r], s.latent, out);
   }
 }
 
-// Cuts the tokens into runs that can share tiles; starts[i] .. starts[i+1] is run i. Without
-// indices neighbours of one sequence see the same rows; they must agree on the chunk length.
-int64_t cut_tokens(const MlaSparseArgs& a, int64_t heads, int32_t* starts) {
-  const int64_t most = a.indices != nullptr ? 1 : std::max<int64_t>(1, kMaxRows / heads);
+// Cuts the tokens into runs that can share tiles; starts[i] .. starts[i+1] is run i. Neighbours of
+// one sequence that attend to all they see have the same rows; they must agree on the chunk length.
+// Runs stay so short that there are eight tasks for each thread.
+int64_t cut_tokens(const MlaSparseArgs& a, int64_t heads, int64_t threads, int32_t* starts) {
+  constexpr int64_t kSharedRows = 192, kTasksPerThread = 8;
+  const int64_t groups = (a.heads + heads - 1) / heads;
+  const int64_t most =
+      std::min(kSharedRows / heads, a.tokens.num_tokens * groups / (kTasksPerThread * threads));
   const TokenMap& m = a.tokens;
   int64_t count = 0, begin = 0;
+  List previous;
   for (int64_t t = 0; t < m.num_tokens; ++t) {
+    const List list = list_of(a, t);
     const bool joins = t > begin && t - begin < most && m.sequence[t] == m.sequence[begin] &&
-                       m.position[t] >= m.position[t - 1] &&
-                       chunk_entries(m.position[t] + 1) == chunk_entries(m.position[begin] + 1);
+                       previous.indices == nullptr && list.indices == nullptr &&
+                       list.length >= previous.length &&
+                       chunk_entries(list.length) == chunk_entries(m.position[begin] + 1);
+    previous = list;
     if (t == 0 || !joins) {
       starts[count++] = static_cast<int32_t>(t);
       begin = t;
@@ -154,26 +202,29 @@ void run_split(KernelContext& context, const MlaSparseArgs& a, const Sizes& s, i
   int64_t chunks = 1;
   for (int64_t t = 0; t < tokens; ++t) chunks = std::max(chunks, chunks_of(a, t));
   const int64_t rows = tokens * chunks * a.heads;
-  float* acc = context.scratch(0, kPartials, rows * (s.cols + 2));
-  auto* states = reinterpret_cast<RowState*>(acc + rows * s.cols);
+  const int64_t width = sum_width(s);
+  float* acc = context.scratch(0, kPartials, rows * (width + 2));
+  auto* states = reinterpret_cast<RowState*>(acc + rows * width);
   context.pool().run(tokens * chunks * groups, [&](int64_t i, int thread) {
     const int64_t t = i / groups / chunks, chunk = i / groups % chunks,
                   h0 = i % groups * group_heads;
     const Task task{t, t + 1, h0, std::min(h0 + group_heads, a.heads)};
     if (chunk >= chunks_of(a, t) || task.heads() <= 0) return;
-    const Buffers b(context, thread, s, task.rows());
-    load_queries(a, s, task, b.q);
+    const Buffers b(context, thread, a, s, task);
     const int64_t row = (t * chunks + chunk) * a.heads + h0;
-    attend_chunk(a, s, b, task, chunk, acc + row * s.cols, states + row);
+    attend_chunk(a, s, b, task, chunk, acc + row * width, states + row);
   });
   for (int64_t i = 0; i < tokens * a.heads; ++i) {
-    const int64_t t = i / a.heads, h = i % a.heads;
+    const int64_t t = i / a.heads, h = i % a.heads, h0 = h / group_heads * group_heads;
+    const int64_t stride = std::min(group_heads, a.heads - h0) * kValueBlock;
     const auto row = [&](int64_t chunk) { return (t * chunks + chunk) * a.heads + h; };
+    const auto sums = [&](int64_t chunk) {
+      return acc + (row(chunk) - h + h0) * width + (h - h0) * kValueBlock;
+    };
     for (int64_t c = 1; c < chunks_of(a, t); ++c) {
-      merge_rows(acc + row(c) * s.cols, states[row(c)], s.cols, acc + row(0) * s.cols,
-                 states + row(0));
+      merge_rows(sums(c), states[row(c)], s.cols, sums(0), stride, states + row(0));
     }
-    finish_row(acc + row(0) * s.cols, states[row(0)], s.latent, output(a, t, h));
+    finish_row(sums(0), stride, states[row(0)], s.latent, output(a, t, h));
   }
 }
 
@@ -189,7 +240,7 @@ void run(KernelContext& context, const MlaSparseArgs& a) {
   }
   const int64_t group_heads = (a.heads + groups - 1) / groups;
   auto* starts = reinterpret_cast<int32_t*>(context.scratch(0, kStarts, tokens + 1));
-  const int64_t runs = cut_tokens(a, group_heads, starts);
+  const int64_t runs = cut_tokens(a, group_heads, threads, starts);
   context.pool().run(runs * groups, [&](int64_t i, int thread) {
     // From the end: with all positions visible the last tokens take longest.
     const int64_t r = runs - 1 - i / groups, h0 = i % groups * group_heads;

@@ -133,6 +133,46 @@ TEST(MlaSparse, AllVisibleAsIndicesOrNotGivesTheSameBits) {
   }
 }
 
+// Prompts: neighbours share tiles, in runs of lengths that depend on heads and threads, as far as
+// each of them sees; alone a token has too few rows for panels or not, by its heads.
+TEST(MlaSparse, PromptsSharingTilesHaveTheBitsOfTheirTokensAlone) {
+  for (const int64_t heads : {1, 3, 5, 7, 16}) {
+    for (const int64_t k : {400, 130}) {  // every row whole; rows from position 130 on selected
+      Problem problem({heads, 40, 12, k}, KvFormat::kBF16, 1, 400, 280);
+      const auto want = problem.all("reference"), whole = problem.all("simd");
+      const double tolerance = problem.tolerance();
+      for (size_t i = 0; i < want.size(); ++i) {
+        ASSERT_NEAR(whole[i], want[i], tolerance) << "heads " << heads << " element " << i;
+      }
+      for (const int threads : {1, 3}) EXPECT_TRUE(same_bits(whole, problem.all("simd", threads)));
+      for (int64_t t = 0; t < problem.tokens(); t += 11) {
+        EXPECT_TRUE(same_bits(part(whole, t * problem.row(), (t + 1) * problem.row()),
+                              problem.run("simd", t, t + 1, 1)))
+            << "heads " << heads << " token " << t;
+      }
+    }
+  }
+}
+
+TEST(MlaSparse, NanOfALaterPositionStaysOutOfATokenThatSharesItsTile) {
+  Problem problem({4, 40, 12, 400}, KvFormat::kF32, 1, 400, 280);
+  const auto clean = problem.all("simd", 1);
+  constexpr int64_t kBefore = 1 + 70, kFirst = 120, kPoisoned = 300;  // tokens of other sequences
+  problem.poison(2, kPoisoned);
+  const auto got = problem.all("simd", 1);
+  for (int64_t t = 0; t < problem.tokens(); ++t) {
+    const int64_t position = kFirst + t - kBefore;
+    const bool sees = position >= kPoisoned && t < kBefore + 280;
+    for (int64_t i = t * problem.row(); i < (t + 1) * problem.row(); ++i) {
+      const auto at = static_cast<size_t>(i);
+      ASSERT_EQ(std::isnan(got[at]), sees) << "token " << t;
+      if (!sees) {
+        ASSERT_EQ(got[at], clean[at]) << "token " << t;
+      }
+    }
+  }
+}
+
 // AVX-512 against AVX2; on a machine without AVX-512 there is but one to compare.
 TEST(MlaSparse, EveryInstructionSetGivesTheSameBits) {
   const int64_t supported = hwy::SupportedTargets();

@@ -19,13 +19,15 @@ struct Shape {
 // One call's inputs: ragged sequences, a selection for each token.
 class Problem {
  public:
-  Problem(const Shape& shape, KvFormat format, uint32_t page_order = 1, int32_t longest = 700)
+  // The last `each` tokens of every sequence.
+  Problem(const Shape& shape, KvFormat format, uint32_t page_order = 1, int32_t longest = 700,
+          int64_t each = 5)
       : shape_(shape),
         longest_(longest),
         cache_({shape.kv_lora, shape.rope, 0, format, format}, {1, 70, longest, 65}, 7,
                page_order) {
     for (int64_t s = 0; s < 4; ++s) {
-      for (int64_t back = std::min<int64_t>(5, cache_.length(s)); back > 0; --back) {
+      for (int64_t back = std::min<int64_t>(each, cache_.length(s)); back > 0; --back) {
         tokens_.add(s, cache_.length(s) - back);
       }
     }
@@ -130,6 +132,7 @@ class Problem {
     std::swap(indices_[static_cast<size_t>(t * shape_.k)],
               indices_[static_cast<size_t>(t * shape_.k + 1)]);
   }
+  void poison(int64_t sequence, int64_t position) { cache_.poison_latent(sequence, position); }
   bool round_bf16 = false;  // what run() asks for
 
   // Queries as the native path has them.

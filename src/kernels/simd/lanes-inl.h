@@ -14,10 +14,14 @@
 #include <hwy/highway.h>
 
 // GCC unrolls short constant loops only at -O3; accumulators must stay in registers at -O2 too.
+// TAMIS_UNROLL_4: a long loop, four rounds at a time. Fewer instructions and jumps for the same
+// fma.
 #if defined(__clang__)
 #define TAMIS_UNROLL _Pragma("clang loop unroll(full)")
+#define TAMIS_UNROLL_4 _Pragma("clang loop unroll_count(4)")
 #else
 #define TAMIS_UNROLL _Pragma("GCC unroll 8")
+#define TAMIS_UNROLL_4 _Pragma("GCC unroll 4")
 #endif
 
 #if HWY_TARGET != HWY_SCALAR

@@ -55,10 +55,9 @@ struct RowState {
   float sum = 0;
 };
 
-// Turns the 64 scores of a tile (n of them real) into weights and scales the row's sums down to the
-// new maximum.
-HWY_INLINE void softmax_tile(float* HWY_RESTRICT scores, int64_t n, int64_t cols,
-                             float* HWY_RESTRICT acc, RowState* state) {
+// Turns the 64 scores of a tile (n of them real) into weights. Returns what the row's sums of
+// values are to be multiplied by before the tile's are added (value_rows): alpha.
+HWY_INLINE float softmax_tile(float* HWY_RESTRICT scores, int64_t n, RowState* state) {
   const LaneTag d;
   for (int64_t i = n; i < kTile; ++i) scores[i] = -HUGE_VALF;
   LaneVec top = hn::Set(d, state->max);
@@ -80,11 +79,7 @@ HWY_INLINE void softmax_tile(float* HWY_RESTRICT scores, int64_t n, int64_t cols
   const float alpha = exp_nonpositive(state->max - new_max);
   state->sum = state->sum * alpha + sums[0];
   state->max = new_max;
-  if (alpha == 1.0f) return;  // the product would change no bit
-  const LaneVec scale = hn::Set(d, alpha);
-  for (int64_t c = 0; c < cols; c += kVec) {
-    hn::StoreU(hn::Mul(hn::LoadU(d, acc + c), scale), d, acc + c);
-  }
+  return alpha;
 }
 
 // x rounded to bf16, nearest even; NaN stays NaN.
@@ -127,9 +122,9 @@ HWY_INLINE void softmax_row_bf16(float* HWY_RESTRICT scores, int64_t n) {
 }
 
 // acc, state <- the softmax over the list of (acc, state) followed by the list of (other_acc,
-// other): both scaled to the larger maximum.
+// other): both scaled to the larger maximum. Columns as value_rows has them.
 HWY_INLINE void merge_rows(const float* HWY_RESTRICT other_acc, const RowState& other, int64_t cols,
-                           float* HWY_RESTRICT acc, RowState* state) {
+                           float* HWY_RESTRICT acc, int64_t block_stride, RowState* state) {
   const LaneTag d;
   const float new_max = std::fmax(state->max, other.max);
   const float a = exp_nonpositive(state->max - new_max), b = exp_nonpositive(other.max - new_max);
@@ -137,22 +132,25 @@ HWY_INLINE void merge_rows(const float* HWY_RESTRICT other_acc, const RowState& 
   state->max = new_max;
   const LaneVec va = hn::Set(d, a), vb = hn::Set(d, b);
   for (int64_t c = 0; c < cols; c += kVec) {
-    const LaneVec scaled = hn::Mul(hn::LoadU(d, acc + c), va);
-    hn::StoreU(hn::MulAdd(hn::LoadU(d, other_acc + c), vb, scaled), d, acc + c);
+    const int64_t at = c / kValueBlock * block_stride + c % kValueBlock;
+    const LaneVec scaled = hn::Mul(hn::LoadU(d, acc + at), va);
+    hn::StoreU(hn::MulAdd(hn::LoadU(d, other_acc + at), vb, scaled), d, acc + at);
   }
 }
 
-// out[0 .. cols) = acc / sum.
-HWY_INLINE void finish_row(const float* HWY_RESTRICT acc, const RowState& state, int64_t cols,
-                           float* HWY_RESTRICT out) {
+// out[0 .. cols) = acc / sum. Columns of acc as value_rows has them.
+HWY_INLINE void finish_row(const float* HWY_RESTRICT acc, int64_t block_stride,
+                           const RowState& state, int64_t cols, float* HWY_RESTRICT out) {
   const LaneTag d;
   const float inverse = 1.0f / state.sum;
   const LaneVec scale = hn::Set(d, inverse);
   int64_t c = 0;
   for (; c + kVec <= cols; c += kVec) {
-    hn::StoreU(hn::Mul(hn::LoadU(d, acc + c), scale), d, out + c);
+    const int64_t at = c / kValueBlock * block_stride + c % kValueBlock;
+    hn::StoreU(hn::Mul(hn::LoadU(d, acc + at), scale), d, out + c);
   }
-  for (; c < cols; ++c) out[c] = acc[c] * inverse;
+  const float* rest = acc + c / kValueBlock * block_stride + c % kValueBlock;
+  for (; c < cols; ++c) out[c] = *rest++ * inverse;
 }
 
 }  // namespace HWY_NAMESPACE

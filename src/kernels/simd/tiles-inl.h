@@ -17,6 +17,7 @@
 #include <cstdint>
 
 #include "hwy/highway.h"
+#include "kernels/simd/lanes-inl.h"
 
 #if HWY_TARGET != HWY_SCALAR
 HWY_BEFORE_NAMESPACE();
@@ -161,80 +162,91 @@ HWY_NOINLINE inline void dot_rows(const float* q, int64_t q_stride, int64_t rows
   }
 }
 
-// sum[r] = fma(p[r][s], v[s], sum[r]) for s = 0 .. n-1 in order, on kWide vectors of columns.
+// sum[r] = sum[r] scale[r], then sum[r] = fma(p[r][s], v[s], sum[r]) for s = 0 .. n-1 in order, on
+// kWide vectors of columns.
 template <int kRows, int kWide>
-HWY_INLINE void value_tile(const float* HWY_RESTRICT p, int64_t p_stride,
-                           const float* HWY_RESTRICT v, int64_t v_stride, int64_t n,
-                           float* HWY_RESTRICT sum, int64_t sum_stride) {
+void value_tile(const float* HWY_RESTRICT p, int64_t p_stride, const float* HWY_RESTRICT v,
+                int64_t v_stride, int64_t n, const float* HWY_RESTRICT scale,
+                float* HWY_RESTRICT sum, int64_t sum_stride) {
   const LaneTag d;
-  const auto load = [&](int64_t row, int64_t i) HWY_ATTR {
-    return row < kRows && i < kWide ? hn::LoadU(d, sum + row * sum_stride + i * kVec) : hn::Zero(d);
-  };
-  const auto store = [&](LaneVec x, int64_t row, int64_t i) HWY_ATTR {
-    if (row < kRows && i < kWide) hn::StoreU(x, d, sum + row * sum_stride + i * kVec);
-  };
-  FourSums s0{load(0, 0), load(0, 1), load(0, 2), load(0, 3)};
-  FourSums s1{load(1, 0), load(1, 1), load(1, 2), load(1, 3)};
-  FourSums s2{load(2, 0), load(2, 1), load(2, 2), load(2, 3)};
-  for (int64_t s = 0; s < n; ++s) {
-    const LaneVec p0 = hn::Set(d, p[s]);
-    const LaneVec p1 = kRows > 1 ? hn::Set(d, p[p_stride + s]) : p0;
-    const LaneVec p2 = kRows > 2 ? hn::Set(d, p[2 * p_stride + s]) : p0;
-    const float* HWY_RESTRICT row = v + s * v_stride;
-    LaneVec value = hn::LoadU(d, row);
-    add_products(p0, value, s0.k0);
-    if constexpr (kRows > 1) add_products(p1, value, s1.k0);
-    if constexpr (kRows > 2) add_products(p2, value, s2.k0);
-    if constexpr (kWide == 4) {
-      value = hn::LoadU(d, row + kVec);
-      add_products(p0, value, s0.k1);
-      if constexpr (kRows > 1) add_products(p1, value, s1.k1);
-      if constexpr (kRows > 2) add_products(p2, value, s2.k1);
-      value = hn::LoadU(d, row + 2 * kVec);
-      add_products(p0, value, s0.k2);
-      if constexpr (kRows > 1) add_products(p1, value, s1.k2);
-      if constexpr (kRows > 2) add_products(p2, value, s2.k2);
-      value = hn::LoadU(d, row + 3 * kVec);
-      add_products(p0, value, s0.k3);
-      if constexpr (kRows > 1) add_products(p1, value, s1.k3);
-      if constexpr (kRows > 2) add_products(p2, value, s2.k3);
+  LaneVec acc[kRows][kWide];
+  TAMIS_UNROLL for (int r = 0; r < kRows; ++r) {
+    TAMIS_UNROLL for (int i = 0; i < kWide; ++i) {
+      acc[r][i] = hn::LoadU(d, sum + r * sum_stride + i * kVec);
+      if (scale != nullptr) acc[r][i] = hn::Mul(acc[r][i], hn::Set(d, scale[r]));
     }
   }
-  store(s0.k0, 0, 0), store(s0.k1, 0, 1), store(s0.k2, 0, 2), store(s0.k3, 0, 3);
-  store(s1.k0, 1, 0), store(s1.k1, 1, 1), store(s1.k2, 1, 2), store(s1.k3, 1, 3);
-  store(s2.k0, 2, 0), store(s2.k1, 2, 1), store(s2.k2, 2, 2), store(s2.k3, 2, 3);
+  TAMIS_UNROLL_4 for (int64_t s = 0; s < n; ++s, v += v_stride) {
+    LaneVec value[kWide];
+    TAMIS_UNROLL for (int i = 0; i < kWide; ++i) value[i] = hn::LoadU(d, v + i * kVec);
+    TAMIS_UNROLL for (int r = 0; r < kRows; ++r) {
+      const LaneVec weight = hn::Set(d, p[r * p_stride + s]);
+      TAMIS_UNROLL for (int i = 0; i < kWide; ++i) add_products(weight, value[i], acc[r][i]);
+    }
+  }
+  TAMIS_UNROLL for (int r = 0; r < kRows; ++r) {
+    TAMIS_UNROLL for (int i = 0; i < kWide; ++i) {
+      hn::StoreU(acc[r][i], d, sum + r * sum_stride + i * kVec);
+    }
+  }
+}
+
+// Rows of the next register tile of values: full ones, then two nearly even ones, so that none has
+// too few sums to hide the latency of fma.
+constexpr int64_t kTileRows = 6;  // 12 sums, 2 vectors of values, 1 weight
+constexpr int64_t tile_rows(int64_t rows_left) {
+  if (rows_left >= 2 * kTileRows || rows_left <= kTileRows) return std::min(rows_left, kTileRows);
+  return (rows_left + 1) / 2;
+}
+
+// run<R>() for R = rows, 1 to kTileRows.
+template <typename Run>
+HWY_INLINE void with_rows(int64_t rows, const Run& run) {
+  switch (rows) {
+    case 6:
+      return run.template operator()<6>();
+    case 5:
+      return run.template operator()<5>();
+    case 4:
+      return run.template operator()<4>();
+    case 3:
+      return run.template operator()<3>();
+    case 2:
+      return run.template operator()<2>();
+    default:
+      return run.template operator()<1>();
+  }
 }
 
 template <int kWide>
 HWY_INLINE void value_columns(const float* p, int64_t p_stride, int64_t rows, const float* v,
-                              int64_t v_stride, int64_t n, float* sum, int64_t sum_stride) {
+                              int64_t v_stride, int64_t n, const float* scale, float* sum,
+                              int64_t sum_stride) {
   for (int64_t r = 0; r < rows;) {
-    const int64_t group = row_group(rows - r);
-    const float* p_group = p + r * p_stride;
-    float* out = sum + r * sum_stride;
-    if (group == 3) {
-      value_tile<3, kWide>(p_group, p_stride, v, v_stride, n, out, sum_stride);
-    } else if (group == 2) {
-      value_tile<2, kWide>(p_group, p_stride, v, v_stride, n, out, sum_stride);
-    } else {
-      value_tile<1, kWide>(p_group, p_stride, v, v_stride, n, out, sum_stride);
-    }
+    const int64_t group = tile_rows(rows - r);
+    with_rows(group, [&]<int kRows>() {
+      value_tile<kRows, kWide>(p + r * p_stride, p_stride, v, v_stride, n,
+                               scale == nullptr ? nullptr : scale + r, sum + r * sum_stride,
+                               sum_stride);
+    });
     r += group;
   }
 }
 
-// sum[r][c] += sum over s in order of p[r][s] v[s][c], fused, for c < round_up(cols, kVec). Rows
-// inside: a block of columns of all n values stays in L1 while every row reads it.
+constexpr int64_t kValueBlock = 2 * kVec;  // columns of a full register tile
+
+// sum[r][c] = sum[r][c] scale[r] + sum over s in order of p[r][s] v[s][c], fused, for c <
+// round_up(cols, kVec); without scale nothing is multiplied. Columns of sum lie in blocks of
+// kValueBlock, `block_stride` apart; inside a block rows are `sum_stride` apart. Rows inside: a
+// block of columns of all n values stays in L1 while every row reads it.
 HWY_NOINLINE inline void value_rows(const float* p, int64_t p_stride, int64_t rows, const float* v,
-                                    int64_t v_stride, int64_t n, int64_t cols, float* sum,
-                                    int64_t sum_stride) {
+                                    int64_t v_stride, int64_t n, int64_t cols, const float* scale,
+                                    float* sum, int64_t sum_stride, int64_t block_stride) {
   int64_t c = 0;
-  for (; c + 4 * kVec <= round_up(cols, kVec); c += 4 * kVec) {
-    value_columns<4>(p, p_stride, rows, v + c, v_stride, n, sum + c, sum_stride);
+  for (; c + kValueBlock <= round_up(cols, kVec); c += kValueBlock, sum += block_stride) {
+    value_columns<2>(p, p_stride, rows, v + c, v_stride, n, scale, sum, sum_stride);
   }
-  for (; c < cols; c += kVec) {
-    value_columns<1>(p, p_stride, rows, v + c, v_stride, n, sum + c, sum_stride);
-  }
+  if (c < cols) value_columns<1>(p, p_stride, rows, v + c, v_stride, n, scale, sum, sum_stride);
 }
 
 }  // namespace HWY_NAMESPACE
