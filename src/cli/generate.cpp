@@ -10,6 +10,7 @@
 #include "cli/commands.h"
 #include "cli/model_flags.h"
 #include "cli/sampling_flags.h"
+#include "cli/speculation_flags.h"
 #include "cli/support.h"
 #include "engine/engine.h"
 #include "engine/prompt.h"
@@ -28,6 +29,7 @@ double seconds_since(Clock::time_point start) {
 struct Flags {
   ModelFlags model;
   SamplingFlags sampling;
+  SpeculationFlags speculation;
   std::string prompt, prompt_file, prompt_ids, chat, tools;
   bool thinking = false, no_bos = false, json = false, quiet = false;
   int64_t chunk = 512;
@@ -167,7 +169,7 @@ void report(const Flags& f, const std::vector<int32_t>& prompt, const Result& r,
 int run(const Flags& f) {
   const auto start = Clock::now();
   const auto context = f.model.make_context();
-  const auto model = f.model.load();
+  const auto model = f.model.load(f.speculation.on());
   const auto tokenizer = load_tokenizer(f.model.folder);
   const Tokenizer* tok = tokenizer ? &*tokenizer : nullptr;
   Request request;
@@ -177,6 +179,7 @@ int run(const Flags& f) {
   options.policy = f.model.policy(model->config());
   options.cache = f.model.cache_options();
   options.chunk = f.chunk;
+  f.speculation.apply(options);
   options.prefix_cache = false;
   options.max_context =
       std::min<int64_t>(model->config().max_position,
@@ -212,6 +215,7 @@ void add_generate(CLI::App& app, CommandBody& chosen) {
   c->add_option("--chunk", f->chunk, "Prompt tokens of one forward pass")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
+  f->speculation.add_to(*c);
   f->sampling.add_to(*c);
   f->model.add_to(*c);
   c->footer(

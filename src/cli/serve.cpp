@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "cli/commands.h"
 #include "cli/model_flags.h"
+#include "cli/speculation_flags.h"
 #include "cli/support.h"
 #include "engine/engine.h"
 #include "engine/prompt_scorer.h"
@@ -28,6 +29,7 @@ using std::chrono::milliseconds;
 
 struct Flags {
   ModelFlags model;
+  SpeculationFlags speculation;
   server::HttpOptions http;
   std::string api_key_file, model_name, chat_format;
   std::vector<std::string> hosts, origins;
@@ -67,6 +69,7 @@ EngineOptions engine_options(const Flags& f, const ModelConfig& config) {
   o.max_sequences = f.max_sequences;
   o.prefix_cache = !f.no_prefix_cache;
   o.recall_sample = f.recall_sample;
+  f.speculation.apply(o);
   o.max_context = config.max_position;
   if (f.max_context > 0) o.max_context = std::min(o.max_context, f.max_context);
   // Room for a few whole contexts; the machine gives memory when a page is first written.
@@ -103,7 +106,7 @@ std::string name_of(const Flags& f) {
 // The model and all that runs on it.
 struct Service {
   Service(const Flags& f, server::App& app)
-      : context(f.model.make_context()), model(f.model.load()) {
+      : context(f.model.make_context()), model(f.model.load(f.speculation.on())) {
     if (model->group().size() > 1) throw UsageError("serve: one rank only");
     auto tokenizer = load_tokenizer(f.model.folder);
     if (!tokenizer) throw InputError(f.model.folder + ": no tokenizer.json");
@@ -204,6 +207,7 @@ void add_engine_flags(CLI::App& c, Flags& f) {
                "Part of the tokens, 0 to 1, whose selection is compared with dense attention")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
+  f.speculation.add_to(c);
   c.add_flag("--no-prefix-cache", f.no_prefix_cache, "Read every prompt from its start");
 }
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/log.h"
 
 namespace tamis {
 namespace {
@@ -15,10 +16,6 @@ std::string root_of(const SelectionPolicy& p, const std::string& salt) {
   if (p.kind != AttentionKind::kDense) root += ' ' + std::to_string(p.topk);
   if (p.kind == AttentionKind::kRandom) root += ' ' + std::to_string(p.seed);
   return root + '\n' + salt;
-}
-
-bool is_stop(const Request& r, int32_t id) {
-  return std::find(r.stop_ids.begin(), r.stop_ids.end(), id) != r.stop_ids.end();
 }
 
 constexpr int64_t kMaxReads = 64;
@@ -56,6 +53,8 @@ Engine::Engine(const LoadedModel& model, KernelContext& context, const EngineOpt
   if (options_.max_context <= 0 || options_.max_context > limit) options_.max_context = limit;
   options_.max_context = std::min(options_.max_context, options_.cache.pages * kPageTokens);
   make_selector(options_.policy);  // throws if it makes no sense
+  if (options.speculative_tokens == 0) return;
+  drafter_ = std::make_unique<Drafter>(model, context, cache_, options.speculative_tokens);
 }
 
 Engine::~Engine() = default;
@@ -167,38 +166,49 @@ void Engine::build_batch(Pass pass) {
   probe_.clear();
   for (Sequence* s : pass) {
     s->slice = slices_.size();
-    slices_.push_back({static_cast<int64_t>(ids_.size()), s->taken, s->in_prompt() && native()});
+    if (!s->decoding()) s->drafts.clear();
+    const auto guessed = static_cast<int64_t>(s->drafts.size());
+    slices_.push_back(
+        {static_cast<int64_t>(ids_.size()), s->taken + guessed, s->in_prompt() && native()});
     tables_.push_back({s->cache.pages.data()});
-    for (int64_t i = 0; i < s->taken; ++i) {
+    for (int64_t i = 0; i < s->taken + guessed; ++i) {
       const int64_t p = s->cache.length + i;
-      ids_.push_back(s->tokens[static_cast<size_t>(p)]);
+      ids_.push_back(i < s->taken ? s->tokens[static_cast<size_t>(p)]
+                                  : s->drafts[static_cast<size_t>(i - s->taken)]);
       position_.push_back(static_cast<int32_t>(p));
       sequence_.push_back(static_cast<int32_t>(s->slice));
     }
     s->logit_row = s->probed = -1;
     if (s->taken == s->left()) {
       s->logit_row = static_cast<int64_t>(logit_rows_.size());
-      logit_rows_.push_back(static_cast<int32_t>(ids_.size()) - 1);
-      probe_token(*s);
+      for (int64_t i = guessed; i >= 0; --i) {
+        logit_rows_.push_back(static_cast<int32_t>(static_cast<int64_t>(ids_.size()) - 1 - i));
+      }
+      probe_tokens(*s, 1 + guessed);
     }
   }
 }
 
-// The attention of the last token is what the next one is drawn from.
-void Engine::probe_token(Sequence& s) {
+// The attention of a token is what the next one is drawn from.
+void Engine::probe_tokens(Sequence& s, int64_t rows) {
   recall_due_ += options_.recall_sample;
   const bool recall = recall_due_ >= 1;
   if (recall) recall_due_ -= 1;
   if (!recall && s.request.top_reads == 0) return;
   s.probed = static_cast<int64_t>(probe_.size());
-  probe_.add(
-      {static_cast<int64_t>(ids_.size()) - 1, position_.back(), s.request.top_reads, recall});
+  for (int64_t i = 0; i < (s.request.top_reads > 0 ? rows : 1); ++i) {
+    const int32_t token = logit_rows_[static_cast<size_t>(s.logit_row + i)];
+    probe_.add(
+        {token, position_[static_cast<size_t>(token)], s.request.top_reads, recall && i == 0});
+  }
 }
 
 void Engine::run_batch(const Selector& selector) {
   const size_t logits = logit_rows_.size() * static_cast<size_t>(model_.config().vocab_size);
   if (logits_.size() < logits) logits_.resize(logits);
   failed_.assign(slices_.size(), -1);
+  const size_t states = ids_.size() * static_cast<size_t>(model_.config().hidden_size);
+  if (drafter_ != nullptr && hidden_.size() < states) hidden_.resize(states);
   Batch b;
   b.tokens = {static_cast<int64_t>(ids_.size()), sequence_.data(), position_.data(),
               tables_.data()};
@@ -207,6 +217,7 @@ void Engine::run_batch(const Selector& selector) {
   b.kv = cache_.view();
   b.logit_rows = logit_rows_;
   b.logits = logits_.data();
+  b.hidden = drafter_ != nullptr ? hidden_.data() : nullptr;
   b.failed_layer = failed_.data();
   model_.model().forward(context_, b, selector, act_, probe_.size() == 0 ? nullptr : &probe_);
 }
@@ -240,30 +251,17 @@ void Engine::end(Sequence& s, TokenEvent event, std::vector<TokenEvent>& events)
   event.request = s.number;
   event.cached_tokens = std::max<int64_t>(s.cached, 0);
   ++counts_.finished[static_cast<size_t>(event.finish)];
-  scheduler_.finish(s, event.finish != FinishReason::kError);
+  scheduler_.finish(s, event.finish != FinishReason::kError && !s.unfollowed);
   events.push_back(std::move(event));
 }
 
-// What the constraint allows, and the end of the text where it may be.
-TokenBits Engine::allowed(Sequence& s) {
-  if (!s.matcher) return {};
-  const auto mask = s.matcher->allowed();
-  allowed_.assign(mask.begin(), mask.end());
-  if (s.matcher->accepting()) {
-    for (const int64_t id : s.request.stop_ids) {
-      if (id < 0 || id >= model_.config().vocab_size) continue;
-      allowed_[static_cast<size_t>(id) / 64] |= 1ULL << (id % 64);
-    }
-  }
-  return allowed_;
-}
-
-void Engine::sample(Sequence& s, TokenEvent& event) {
-  const float* logits = logits_.data() + s.logit_row * model_.config().vocab_size;
-  s.sampler.sample(logits, allowed(s), scratch_, event.token);
+void Engine::sample(Sequence& s, int64_t row, TokenEvent& event) {
+  const int64_t vocab = model_.config().vocab_size;
+  const float* logits = logits_.data() + (s.logit_row + row) * vocab;
+  s.sampler.sample(logits, s.allowed(vocab, allowed_), scratch_, event.token);
   s.tokens.push_back(event.token.id);
   ++counts_.generated_tokens;
-  if (is_stop(s.request, event.token.id)) {
+  if (s.is_stop(event.token.id)) {
     event.finish = FinishReason::kStop;
     return;
   }
@@ -272,16 +270,57 @@ void Engine::sample(Sequence& s, TokenEvent& event) {
     s.matcher->commit();
     if (s.matcher->finished()) event.finish = FinishReason::kStop;
   }
-  if (event.finish == FinishReason::kNone && s.size() - s.prompt >= s.request.max_tokens) {
-    event.finish = FinishReason::kLength;
+  if (event.finish == FinishReason::kNone && s.room() <= 0) event.finish = FinishReason::kLength;
+}
+
+// One token, and one more for each guess before it that came true: each is drawn from the logits
+// that it would have been drawn from alone. True if the request ends, with `event`.
+bool Engine::sample_tokens(Sequence& s, TokenEvent& event, std::vector<TokenEvent>& events) {
+  const auto guessed = static_cast<int64_t>(s.drafts.size());
+  int64_t hits = 0;
+  bool right = true;
+  while (right) {
+    event = {};
+    event.request = s.number;
+    event.cached_tokens = s.cached;
+    try {
+      sample(s, hits, event);
+    } catch (const InputError& error) {
+      event.finish = FinishReason::kError;
+      event.error = error.what();
+      event.refused = true;
+    }
+    if (s.probed >= 0 && (hits == 0 || s.request.top_reads > 0)) {
+      event.token.reads = probe_.reads(static_cast<size_t>(s.probed + hits));
+    }
+    right = hits < guessed && event.token.id == s.drafts[static_cast<size_t>(hits)];
+    if (right) ++counts_.speculation.at[static_cast<size_t>(hits)];
+    if (event.finish != FinishReason::kNone) break;
+    events.push_back(std::move(event));
+    if (right) ++hits;
   }
+  s.fed += hits;
+  if (guessed > 0) {
+    ++counts_.speculation.drafts;
+    counts_.speculation.tokens += guessed;
+    counts_.speculation.accepted += hits + (right ? 1 : 0);
+  }
+  if (event.finish == FinishReason::kStop && !s.is_stop(event.token.id)) {
+    // The constraint is complete with this token, which is part of the text; a stop id is not.
+    event.finish = FinishReason::kNone;
+    events.push_back(std::exchange(event, {}));
+    event.finish = FinishReason::kStop;
+  }
+  return event.finish != FinishReason::kNone;
 }
 
 void Engine::finish_tokens(Pass pass, std::vector<TokenEvent>& events) {
+  followed_.clear();
+  ending_.clear();
   for (Sequence* s : pass) {
-    TokenEvent e;
     const int32_t failed = failed_[s->slice];
     if (failed >= 0) {
+      TokenEvent e;
       e.finish = FinishReason::kError;
       e.error =
           failed == model_.config().num_layers()
@@ -291,29 +330,35 @@ void Engine::finish_tokens(Pass pass, std::vector<TokenEvent>& events) {
       continue;
     }
     if (!s->decoding()) counts_.prefill_tokens += s->taken;
-    scheduler_.advance(*s);
-    if (s->logit_row < 0) continue;
-    e.request = s->number;
-    e.cached_tokens = s->cached;
-    try {
-      sample(*s, e);
-    } catch (const InputError& error) {
-      e.finish = FinishReason::kError;
-      e.error = error.what();
-      e.refused = true;
+    s->fed = s->taken;
+    TokenEvent e;
+    s->ended = s->logit_row >= 0 && sample_tokens(*s, e, events);
+    scheduler_.advance(*s, s->fed);
+    if (e.finish != FinishReason::kError) followed_.push_back(s);
+    if (s->ended) ending_.emplace_back(s, std::move(e));
+  }
+  if (drafter_ != nullptr && !followed_.empty()) draft(followed_);
+  // Only now: the drafting layer has put its entries into their pages.
+  for (auto& [s, e] : ending_) end(*s, std::move(e), events);
+}
+
+// The answers are out; a failure here costs guesses, and a place in the prefix cache. Several ranks
+// must stay in step.
+void Engine::draft(Pass pass) {
+  try {
+    drafter_->follow(pass, slices_, hidden_.data(), *pass.front()->selector, act_);
+  } catch (const std::exception& e) {
+    if (model_.group().size() > 1) throw;
+    if (pass.size() == 1) {
+      pass.front()->unfollowed = true;
+      return log_warning(std::string("guessing ahead failed: ") + e.what());
     }
-    if (e.finish == FinishReason::kStop && !is_stop(s->request, e.token.id)) {
-      // The constraint is complete with this token, which is part of the text; a stop id is not.
-      e.finish = FinishReason::kNone;
-      events.push_back(std::exchange(e, {}));
-      e.finish = FinishReason::kStop;
-    }
-    if (s->probed >= 0) e.token.reads = probe_.reads(static_cast<size_t>(s->probed));
-    if (e.finish != FinishReason::kNone) {
-      end(*s, std::move(e), events);
-    } else {
-      events.push_back(std::move(e));
-    }
+    for (size_t i = 0; i < pass.size(); ++i) draft(pass.subspan(i, 1));
+    return;
+  }
+  if (!options_.change_drafts) return;
+  for (Sequence* s : pass) {
+    if (!s->ended && s->decoding()) options_.change_drafts(s->number, s->tokens, s->drafts);
   }
 }
 

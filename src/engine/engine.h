@@ -15,8 +15,10 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "engine/drafter.h"
 #include "engine/loaded_model.h"
 #include "engine/paged_cache.h"
 #include "engine/request.h"
@@ -36,10 +38,16 @@ struct EngineOptions {
   // The part of the generated tokens whose selection is compared with dense attention, for
   // metrics: 0 none, 1 all.
   double recall_sample = 0;
+  // Tokens that the multi-token-prediction layer guesses ahead for each request that decodes, at
+  // most kMaxSpeculation; 0: none. The next pass checks them all, and only tokens that it would
+  // have given one by one come out. Needs LoadOptions::with_mtp and CacheOptions::with_mtp.
+  int64_t speculative_tokens = 0;
   // For tests. Audits the books of the cache after every step (std::logic_error); and is called
   // with the requests of a pass before it runs: what it throws counts as a failure of the pass.
   bool audit = false;
   std::function<void(const std::vector<int64_t>&)> before_pass;
+  // Called with a request, its tokens so far and the guesses, which it may change.
+  std::function<void(int64_t, const std::vector<int32_t>&, std::vector<int32_t>&)> change_drafts;
 };
 
 class Engine {
@@ -81,11 +89,12 @@ class Engine {
   void drop_cancelled(std::vector<TokenEvent>& events);
   void run(Pass pass, std::vector<TokenEvent>& events);
   void build_batch(Pass pass);
-  void probe_token(Sequence& sequence);
+  void probe_tokens(Sequence& sequence, int64_t rows);
   void run_batch(const Selector& selector);
   void finish_tokens(Pass pass, std::vector<TokenEvent>& events);
-  void sample(Sequence& s, TokenEvent& event);
-  TokenBits allowed(Sequence& s);
+  bool sample_tokens(Sequence& s, TokenEvent& event, std::vector<TokenEvent>& events);
+  void sample(Sequence& s, int64_t row, TokenEvent& event);
+  void draft(Pass pass);
   void end(Sequence& s, TokenEvent event, std::vector<TokenEvent>& events);
   const Sequence* find(int64_t request) const;
   bool native() const { return model_.model().options().precision == Precision::kNative; }
@@ -100,15 +109,18 @@ class Engine {
   EngineStats counts_;
   SelectionProbe probe_;
   double recall_due_ = 0;
+  std::unique_ptr<Drafter> drafter_;
 
   // The batch of the current step; members so that a step allocates nothing.
   std::vector<Sequence*> pass_;
   std::vector<int32_t> ids_, sequence_, position_, logit_rows_, failed_;
   std::vector<KvSequence> tables_;
   std::vector<BatchSequence> slices_;
-  std::vector<float> logits_;
+  std::vector<float> logits_, hidden_;
   Sampler::Scratch scratch_;
   std::vector<uint64_t> allowed_;
+  std::vector<Sequence*> followed_;
+  std::vector<std::pair<Sequence*, TokenEvent>> ending_;
 };
 
 }  // namespace tamis

@@ -1,6 +1,7 @@
 // What is asked of an engine, and what it answers.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -53,6 +54,15 @@ struct RequestProgress {
   bool waiting = false;
 };
 
+// What came of tokens that were guessed ahead.
+constexpr int64_t kMaxSpeculation = 8;
+struct SpeculationStats {
+  int64_t drafts = 0;                         // rows of guesses that a pass has checked
+  int64_t tokens = 0;                         // in these
+  int64_t accepted = 0;                       // of the tokens
+  std::array<int64_t, kMaxSpeculation> at{};  // accepted ones by their place in the row
+};
+
 // Counts since the start, and the present state. For /metrics and /health.
 struct EngineStats {
   int64_t running = 0, waiting = 0, max_waiting = 0;  // max_waiting 0: no limit
@@ -64,7 +74,8 @@ struct EngineStats {
   int64_t preemptions = 0;
   int64_t finished[5] = {};  // by FinishReason
   PrefixStats prefix;
-  SelectionStats selection;  // with EngineOptions::recall_sample
+  SelectionStats selection;      // with EngineOptions::recall_sample
+  SpeculationStats speculation;  // with EngineOptions::speculative_tokens
 };
 
 }  // namespace tamis

@@ -79,7 +79,7 @@ void Sampler::penalise(Scratch& all) const {
 
 // The candidates that top-k, min-p and top-p leave, best first, in front; without these all of
 // them, in the order of their ids. One order for each set of parameters: the draw depends on it.
-int32_t Sampler::draw(Scratch& all) const {
+int32_t Sampler::draw(Scratch& all, uint64_t step) const {
   const auto better = [](const Candidate& a, const Candidate& b) {
     return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
   };
@@ -112,7 +112,7 @@ int32_t Sampler::draw(Scratch& all) const {
     }
     std::reverse(all.begin(), all.end());
   }
-  double target = uniform(params_.seed, step_) * kept;
+  double target = uniform(params_.seed, step) * kept;
   for (size_t i = 0; i + 1 < count; ++i) {
     target -= weight(all[i]);
     if (target < 0) return all[i].id;
@@ -140,9 +140,15 @@ void report_logprobs(const float* logits, int64_t vocab_size, int64_t top, Sampl
   }
 }
 
+int32_t Sampler::guess(const float* logits, TokenBits allowed, Scratch& scratch,
+                       uint64_t ahead) const {
+  gather(logits, allowed, scratch);
+  return draw(scratch, step_ + ahead);
+}
+
 void Sampler::sample(const float* logits, TokenBits allowed, Scratch& scratch, SampledToken& out) {
   gather(logits, allowed, scratch);
-  out.id = draw(scratch);
+  out.id = draw(scratch, step_);
   ++step_;
   if (!seen_.empty()) seen_[static_cast<size_t>(out.id)] = 1;
   if (!counts_.empty()) ++counts_[static_cast<size_t>(out.id)];

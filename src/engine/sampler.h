@@ -65,10 +65,14 @@ class Sampler {
   // it has none. Allocates nothing after the first call unless top_logprobs is set.
   void sample(const float* logits, TokenBits allowed, Scratch& scratch, SampledToken& out);
 
+  // The token that sample() would give, `ahead` calls from now, if these were its logits: a guess
+  // that comes true as often as the two distributions overlap.
+  int32_t guess(const float* logits, TokenBits allowed, Scratch& scratch, uint64_t ahead) const;
+
  private:
   void gather(const float* logits, TokenBits allowed, Scratch& all) const;
   void penalise(Scratch& all) const;
-  int32_t draw(Scratch& all) const;
+  int32_t draw(Scratch& all, uint64_t step) const;
 
   SamplingParams params_;
   int64_t vocab_size_;

@@ -42,11 +42,21 @@ void Scheduler::plan() {
   share();
 }
 
-// Room for all tokens that the sequence has, so that a pass never lacks a page.
+// Room for all tokens that the sequence has, so that a pass never lacks a page. Guesses are no
+// reason to put anybody back.
 bool Scheduler::make_pages(Sequence& s) {
-  const int64_t more = pages_for(s.size()) - static_cast<int64_t>(s.cache.pages.size());
+  if (!s.drafts.empty()) {
+    if (make_pages_for(s, s.left() + static_cast<int64_t>(s.drafts.size()))) return true;
+    s.drafts.clear();
+  }
+  return make_pages_for(s, s.left());
+}
+
+bool Scheduler::make_pages_for(Sequence& s, int64_t tokens) {
+  const int64_t more =
+      pages_for(s.cache.length + tokens) - static_cast<int64_t>(s.cache.pages.size());
   if (more > 0) prefixes_.make_room(more);
-  return cache_.reserve(s.cache, s.left());
+  return cache_.reserve(s.cache, tokens);
 }
 
 // Those who run come first, in order; the last ones give way. The first one always gets through: a
@@ -73,6 +83,7 @@ void Scheduler::preempt_last() {
   std::unique_ptr<Sequence> s = std::move(running_.back());
   running_.pop_back();
   s->taken = 0;
+  s->drafts.clear();
   put_back(*s, /*keep=*/true);
   ++preemptions_;
   insert_in_order(waiting_, std::move(s));
@@ -123,15 +134,16 @@ int64_t Scheduler::can_take(const Sequence& s) const {
   return s.left();
 }
 
-// Decodes take their one token. The prefills share what is left: half of it equally, so that none
-// stands still behind a long one, the rest in order, so that the first is done early.
+// Decodes take their one token, and what is guessed to follow it. The prefills share what is left:
+// half of it equally, so that none stands still behind a long one, the rest in order, so that the
+// first is done early.
 void Scheduler::share() {
   int64_t budget = options_.chunk;
   prefills_.clear();
   for (auto& s : running_) {
     if (s->decoding()) {
       s->taken = 1;
-      --budget;
+      budget -= 1 + static_cast<int64_t>(s->drafts.size());
     } else {
       prefills_.push_back(s.get());
     }
@@ -148,8 +160,8 @@ void Scheduler::share() {
   }
 }
 
-void Scheduler::advance(Sequence& s) {
-  s.cache.length += s.taken;
+void Scheduler::advance(Sequence& s, int64_t tokens) {
+  s.cache.length += tokens;
   // Others with the same beginning need not wait for the end of this one.
   if (options_.prefix_cache && !s.prompt_kept && !s.in_prompt()) {
     prefixes_.insert(s.root, s.request.prompt, s.cache, /*whole=*/false);

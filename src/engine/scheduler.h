@@ -36,8 +36,8 @@ class Scheduler {
   // there. At least one sequence takes at least one token if there is any sequence.
   void plan();
 
-  // The pass is done: the tokens that a sequence took are in the cache.
-  void advance(Sequence& sequence);
+  // The pass is done: `tokens` more of a sequence are in the cache.
+  void advance(Sequence& sequence, int64_t tokens);
 
   // Gives the pages back; they stay in the prefix cache if `keep`. The sequence is then removed
   // by drop_finished().
@@ -58,6 +58,7 @@ class Scheduler {
   void admit();
   bool fits(Sequence& sequence);
   bool make_pages(Sequence& sequence);
+  bool make_pages_for(Sequence& sequence, int64_t tokens);
   void preempt_last();
   void share();
   int64_t can_take(const Sequence& sequence) const;

@@ -73,6 +73,13 @@ void head(LayerContext& c, const ModelWeights& w) {
                                static_cast<int32_t>(c.config.num_layers()), c.staged.failed});
 }
 
+// The final hidden states, for who wants them on the host.
+void give_hidden(const LayerContext& c) {
+  if (c.batch.hidden == nullptr) return;
+  const int64_t bytes = c.tokens() * c.config.hidden_size * static_cast<int64_t>(sizeof(float));
+  get(c.kernels, c.batch.hidden, c.act.normed.data(), bytes);
+}
+
 // True for a step of decoding on a device whose operations depend on its key alone.
 bool recordable(const LayerContext& c) {
   const auto& sequences = c.batch.sequences;
@@ -159,6 +166,7 @@ void Transformer::forward(KernelContext& context, const Batch& batch, const Sele
     walk(c, weights);
   }
   staged.finish(act);
+  give_hidden(c);
 }
 
 void Transformer::walk(LayerContext& c, const ModelWeights& weights) const {
@@ -211,6 +219,7 @@ void Transformer::forward_mtp(KernelContext& context, const Batch& batch, int64_
   head(c, weights);
   run_checks(c);
   staged.finish(act);
+  give_hidden(c);
 }
 
 }  // namespace tamis

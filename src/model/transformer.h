@@ -43,6 +43,7 @@ struct Batch {
   KvView kv;
   std::span<const int32_t> logit_rows;  // tokens whose logits are wanted
   float* logits = nullptr;              // out [logit_rows, vocab_size]
+  float* hidden = nullptr;              // out [tokens, hidden_size]: after the final norm; or null
   // out [sequences]: the first layer that produced a number that is not finite (num_layers: the
   // head), -1 if none. Such a sequence's logits mean nothing; the others' are untouched.
   int32_t* failed_layer = nullptr;

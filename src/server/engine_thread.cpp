@@ -274,6 +274,7 @@ void EngineThread::publish() {
   g.preemptions = e.preemptions;
   g.step_seconds = step_seconds_;
   g.selection = e.selection;
+  g.speculation = e.speculation;
   const std::lock_guard lock(mutex_);
   gauges_ = g;
 }

@@ -22,6 +22,19 @@ void gauge(std::string& out, std::string_view name, std::string_view help, T val
   out += fmt::format("{} {}\n", name, value);
 }
 
+void render_speculation(std::string& out, const SpeculationStats& s) {
+  counter(out, "vllm:spec_decode_num_drafts_total", "Rows of guesses that were checked", s.drafts);
+  counter(out, "vllm:spec_decode_num_draft_tokens_total", "Tokens guessed ahead", s.tokens);
+  counter(out, "vllm:spec_decode_num_accepted_tokens_total", "Guessed tokens that held",
+          s.accepted);
+  const char* name = "vllm:spec_decode_num_accepted_tokens_per_pos_total";
+  head(out, name, "Guessed tokens that held, by their place", "counter");
+  for (size_t i = 0; i < s.at.size(); ++i) {
+    if (i > 0 && s.at[i] == 0) continue;
+    out += fmt::format("{}{{position=\"{}\"}} {}\n", name, i, s.at[i]);
+  }
+}
+
 void render_engine(std::string& out, const EngineGauges& g) {
   gauge(out, "vllm:num_requests_running", "Requests in the batch", g.running);
   gauge(out, "vllm:num_requests_waiting", "Requests waiting for a place", g.waiting);
@@ -38,9 +51,7 @@ void render_engine(std::string& out, const EngineGauges& g) {
   counter(out, "vllm:prefix_cache_queries", "Prompt tokens looked up", g.prefix_queries);
   counter(out, "vllm:prefix_cache_hits", "Prompt tokens found", g.prefix_hits);
   counter(out, "vllm:num_preemptions_total", "Requests put back to make room", g.preemptions);
-  counter(out, "vllm:spec_decode_num_draft_tokens_total", "Tokens guessed ahead", g.draft_tokens);
-  counter(out, "vllm:spec_decode_num_accepted_tokens_total", "Guessed tokens that held",
-          g.accepted_tokens);
+  render_speculation(out, g.speculation);
   counter(out, "tamis:engine_steps_total", "Forward passes", g.steps);
   gauge(out, "tamis:engine_step_seconds", "Time of the last forward pass", g.step_seconds);
 }

@@ -10,6 +10,7 @@
 #include <string>
 #include <string_view>
 
+#include "engine/request.h"
 #include "engine/token_reads.h"
 
 namespace tamis::server {
@@ -35,9 +36,9 @@ struct EngineGauges {
   int64_t steps = 0;
   int64_t prefix_queries = 0, prefix_hits = 0;  // tokens
   int64_t preemptions = 0;
-  int64_t draft_tokens = 0, accepted_tokens = 0;
   double step_seconds = 0;
   SelectionStats selection;
+  SpeculationStats speculation;
 };
 
 struct Metrics {
