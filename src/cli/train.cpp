@@ -61,6 +61,7 @@ class StepLines {
     const Stage& stage = recipe_.stages[static_cast<size_t>(r.stage)];
     std::string line = fmt::format("{} {}/{}", stage.name, r.stage_step, stage.steps);
     if (!std::isnan(r.loss)) line += fmt::format("  loss {:.4f}", r.loss);
+    if (r.mtp_loss != 0) line += fmt::format("  mtp {:.4f}", r.mtp_loss);
     if (!r.kl.empty()) {
       double kl = 0;
       for (const double layer : r.kl) kl += layer;

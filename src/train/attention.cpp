@@ -405,7 +405,7 @@ void attention_forward(Pass<T>& p, int64_t l) {
   p.trade_expanded(l);
   down_projections(p, l);
   queries_and_latents(p, l);
-  const bool own = m.layers[static_cast<size_t>(l)].indexer == IndexerKind::kOwn;
+  const bool own = p.layer_config(l).indexer == IndexerKind::kOwn;
   if (own && (p.sparse() || p.objective.train_indexer || p.measures())) index_forward(p, l);
   if (own && p.sparse()) {
     select(p, l);

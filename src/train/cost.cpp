@@ -22,18 +22,21 @@ ParameterCount count_parameters(const ModelConfig& c, const ParameterTable& tabl
   n.model = table.range(ParameterGroup::kModel).size();
   n.indexer = table.range(ParameterGroup::kIndexer).size();
   n.active = n.model;
-  for (const LayerConfig& layer : c.layers) {
+  std::vector<LayerConfig> layers = c.layers;
+  layers.insert(layers.end(), static_cast<size_t>(c.num_mtp_layers), c.mtp_layer);
+  for (const LayerConfig& layer : layers) {
     if (layer.ffn != FfnKind::kMoe) continue;
     n.active -= (c.num_experts - c.experts_per_token) * 3 * c.moe_intermediate * c.hidden_size;
   }
-  n.active -= c.vocab_size * c.hidden_size;  // the embedding is looked up, not multiplied
+  // The embedding is looked up, not multiplied; the head serves the module of one more token too.
+  n.active += (c.num_mtp_layers - 1) * c.vocab_size * c.hidden_size;
   return n;
 }
 
 double flops_per_token(const ModelConfig& c, const ParameterTable& table, const Stage& s) {
   const ParameterCount n = count_parameters(c, table);
   const bool sparse = s.sparse();
-  const auto layers = as_double(c.num_layers()), heads = as_double(c.num_heads);
+  const auto layers = as_double(c.num_layers() + c.num_mtp_layers), heads = as_double(c.num_heads);
   const double all = mean_pairs(s.length, s.length);
   const double pairs = sparse ? mean_pairs(s.length, s.topk) : all;
   const double expanded = as_double(c.nope + c.rope + c.v_head);
@@ -93,7 +96,10 @@ int64_t activation_bytes(const ModelConfig& config, const Stage& s) {
     kept += b.kept;
     expanded = s.recompute ? std::max(expanded, b.expanded) : expanded + b.expanded;
   }
-  return (kept + expanded) * s.micro_batch * s.length;
+  const int64_t model = (kept + expanded) * s.micro_batch * s.length;
+  if (config.num_mtp_layers == 0) return model;
+  const LayerBytes mtp = layer_bytes(config, s, config.mtp_layer);
+  return model + (mtp.kept + mtp.expanded) * s.micro_batch * (s.length - 1);
 }
 
 }  // namespace tamis

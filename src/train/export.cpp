@@ -13,7 +13,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::string exported_config(const ExportOptions& o) {
+std::string exported_config(const ExportOptions& o, bool with_mtp) {
   OrderedJson json = parse_ordered_json(o.config_text, "config.json");
   if (!o.with_indexer) {
     json["model_type"] = "deepseek_v3";
@@ -36,33 +36,51 @@ std::string exported_config(const ExportOptions& o) {
     json["rope_theta"] = o.rope_theta;
   }
   json["torch_dtype"] = o.bf16 ? "bfloat16" : "float32";
-  json["num_nextn_predict_layers"] = 0;
+  json["num_nextn_predict_layers"] = with_mtp ? 1 : 0;
   json.erase("quantization_config");
   return json.dump(2) + "\n";
 }
 
+// Checkpoints of this family repeat the embedding and the head within the module that predicts one
+// more token, and readers look for them there.
+void add_shared_tensors(const ParameterTable& table, std::vector<Parameter>& list) {
+  const std::string p = "model.layers." + std::to_string(table.layers().size() - 1) + ".";
+  for (const Parameter& own : table.list()) {
+    Parameter copy = own;
+    if (own.offset == table.embed()) {
+      copy.name = p + "embed_tokens.weight";
+      list.push_back(copy);
+    }
+    if (own.offset == table.head()) {
+      copy.name = p + "shared_head.head.weight";
+      list.push_back(copy);
+    }
+  }
+}
+
 void write_tensors(const ExportOptions& o, const ParameterTable& table,
                    const std::vector<float>& weights) {
-  std::vector<const Parameter*> list;
+  std::vector<Parameter> list;
   for (const Parameter& p : table.list()) {
-    if (o.with_indexer || p.group != ParameterGroup::kIndexer) list.push_back(&p);
+    if (o.with_indexer || p.group != ParameterGroup::kIndexer) list.push_back(p);
   }
+  if (table.mtp().eh_proj >= 0) add_shared_tensors(table, list);
   std::vector<TensorSpec> specs;
   const auto narrow = [&](const Parameter& p) { return o.bf16 && p.shape.rank() == 2; };
-  for (const Parameter* p : list) {
-    specs.push_back({p->name, narrow(*p) ? DType::kBF16 : DType::kF32, p->shape});
+  for (const Parameter& p : list) {
+    specs.push_back({p.name, narrow(p) ? DType::kBF16 : DType::kF32, p.shape});
   }
   SafetensorsWriter writer(o.folder + "/model.safetensors", specs, {{"format", "pt"}});
   std::vector<uint16_t> halves;
-  for (const Parameter* p : list) {
-    const std::span<const float> values(weights.data() + p->offset, static_cast<size_t>(p->size()));
-    if (!narrow(*p)) {
-      writer.append_tensor(p->name, std::as_bytes(values));
+  for (const Parameter& p : list) {
+    const std::span<const float> values(weights.data() + p.offset, static_cast<size_t>(p.size()));
+    if (!narrow(p)) {
+      writer.append_tensor(p.name, std::as_bytes(values));
       continue;
     }
     halves.clear();
     for (const float v : values) halves.push_back(float_to_bf16(v));
-    writer.append_tensor(p->name, std::as_bytes(std::span(halves)));
+    writer.append_tensor(p.name, std::as_bytes(std::span(halves)));
   }
   writer.commit();
 }
@@ -79,7 +97,7 @@ void export_model(const ExportOptions& o, const ParameterTable& table,
     write_file_atomically(o.folder + "/" + name, read_text_file(from, 256 << 20));
   }
   // Last: a folder without it is no model.
-  write_file_atomically(o.folder + "/config.json", exported_config(o));
+  write_file_atomically(o.folder + "/config.json", exported_config(o, table.mtp().eh_proj >= 0));
 }
 
 }  // namespace tamis

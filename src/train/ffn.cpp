@@ -13,7 +13,7 @@ Product<T> linear_of(const T* x, int64_t m, const T* w, int64_t rows, int64_t co
 
 template <typename T>
 bool is_moe(const Pass<T>& p, int64_t l) {
-  return p.config.layers[static_cast<size_t>(l)].ffn == FfnKind::kMoe;
+  return p.layer_config(l).ffn == FfnKind::kMoe;
 }
 
 // Width of the dense MLP or of the shared expert; 0 if there is none.

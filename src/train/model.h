@@ -51,12 +51,16 @@ struct Objective {
   bool recompute = false;
   // What the gradients are multiplied by: a mean over n tokens has 1 / n.
   double lm_scale = 1, kl_scale = 1, balance_scale = 0;
+  double mtp_scale = 0;  // of the loss of multi-token prediction
 };
 
 struct StepResult {
   double lm_loss = 0;  // sum over targets
   int64_t targets = 0;
-  int64_t right = 0;                       // evaluate: targets that are the most likely token
+  int64_t right = 0;    // evaluate: targets that are the most likely token
+  double mtp_loss = 0;  // sum over the targets of multi-token prediction
+  int64_t mtp_targets = 0;
+  // Layers count that of multi-token prediction, where the model has one.
   std::vector<double> kl;                  // [layers]: sum over tokens; empty without train_indexer
   std::vector<double> balance;             // [layers]: sum over sequences
   std::vector<std::vector<int64_t>> load;  // [layers][experts]: tokens routed to each
@@ -64,8 +68,13 @@ struct StepResult {
   std::vector<IndexerHealth> health;         // [layers]; empty unless measured
 };
 
+// Tokens of a batch that have a target two tokens on.
+int64_t mtp_targets(const MicroBatch& batch);
+
 template <typename T>
 struct TrainState;  // activations of one micro-batch
+template <typename T>
+struct MtpState;
 
 template <typename T>
 class TrainModel {
@@ -90,6 +99,7 @@ class TrainModel {
   const ModelConfig& config_;
   const ParameterTable& table_;
   std::unique_ptr<TrainState<T>> state_;
+  std::unique_ptr<MtpState<T>> mtp_;
 };
 
 }  // namespace tamis

@@ -10,7 +10,7 @@ class ParameterTable::Builder {
   Builder(const ModelConfig& config, ParameterTable& table) : c_(config), t_(table) {}
 
   void build() {
-    t_.layers_.resize(c_.layers.size());
+    t_.layers_.resize(c_.layers.size() + static_cast<size_t>(c_.num_mtp_layers));
     for (const ParameterGroup group :
          {ParameterGroup::kModel, ParameterGroup::kIndexer, ParameterGroup::kBias}) {
       wanted_ = group;
@@ -26,7 +26,8 @@ class ParameterTable::Builder {
     using G = ParameterGroup;
     const int64_t d = c_.hidden_size;
     add(t_.embed_, "model.embed_tokens.weight", {c_.vocab_size, d}, G::kModel);
-    for (size_t l = 0; l < c_.layers.size(); ++l) layer(l);
+    for (size_t l = 0; l < c_.layers.size(); ++l) layer(l, c_.layers[l]);
+    if (c_.num_mtp_layers > 0) mtp();
     add(t_.norm_, "model.norm.weight", {d}, G::kModel, ParameterStart::kOne);
     if (c_.tie_word_embeddings) {
       t_.head_ = t_.embed_;
@@ -35,7 +36,20 @@ class ParameterTable::Builder {
     }
   }
 
-  void layer(size_t l) {
+  void mtp() {
+    using G = ParameterGroup;
+    constexpr auto kOne = ParameterStart::kOne;
+    const size_t l = c_.layers.size();
+    const std::string p = "model.layers." + std::to_string(l) + ".";
+    const int64_t d = c_.hidden_size;
+    add(t_.mtp_.enorm, p + "enorm.weight", {d}, G::kModel, kOne);
+    add(t_.mtp_.hnorm, p + "hnorm.weight", {d}, G::kModel, kOne);
+    add(t_.mtp_.eh_proj, p + "eh_proj.weight", {d, 2 * d}, G::kModel);
+    layer(l, c_.mtp_layer);
+    add(t_.mtp_.norm, p + "shared_head.norm.weight", {d}, G::kModel, kOne);
+  }
+
+  void layer(size_t l, const LayerConfig& config) {
     using G = ParameterGroup;
     constexpr auto kOne = ParameterStart::kOne;
     const std::string p = "model.layers." + std::to_string(l) + ".";
@@ -51,9 +65,9 @@ class ParameterTable::Builder {
     add(s.kv_b, a + "kv_b_proj.weight", {c_.num_heads * (c_.nope + c_.v_head), c_.kv_lora},
         G::kModel);
     add(s.o, a + "o_proj.weight", {d, c_.num_heads * c_.v_head}, G::kModel);
-    if (c_.layers[l].indexer == IndexerKind::kOwn) indexer(s.indexer, a + "indexer.");
+    if (config.indexer == IndexerKind::kOwn) indexer(s.indexer, a + "indexer.");
     add(s.post_attention_norm, p + "post_attention_layernorm.weight", {d}, G::kModel, kOne);
-    if (c_.layers[l].ffn == FfnKind::kDense) {
+    if (config.ffn == FfnKind::kDense) {
       mlp(s.mlp, p + "mlp.", c_.intermediate);
     } else {
       moe(s, p + "mlp.");
@@ -112,6 +126,10 @@ ParameterTable::ParameterTable(const ModelConfig& config) {
     if (layer.ffn == FfnKind::kMoe && config.softmax_scores) {
       throw InputError("train: scoring_func softmax; only sigmoid routers are trained");
     }
+  }
+  if (config.num_mtp_layers > 1) {
+    throw InputError(
+        "train: num_nextn_predict_layers: only one module of multi-token prediction is trained");
   }
   Builder(config, *this).build();
 }

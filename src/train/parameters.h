@@ -43,15 +43,21 @@ struct LayerSlots {
   int64_t router = -1, router_bias = -1;
   std::vector<MlpSlots> experts;
 };
+// The module that predicts one more token, besides its layer.
+struct MtpSlots {
+  int64_t enorm = -1, hnorm = -1, eh_proj = -1, norm = -1;
+};
 
 class ParameterTable {
  public:
   // InputError if the model has something that is not trained here: an indexer shared between
-  // layers, or router scores by softmax. Layers of multi-token prediction are left out.
+  // layers, router scores by softmax, or more than one module of multi-token prediction.
   explicit ParameterTable(const ModelConfig& config);
 
   const std::vector<Parameter>& list() const { return list_; }
+  // Of the model, and after them the layer of multi-token prediction if there is one.
   const std::vector<LayerSlots>& layers() const { return layers_; }
+  const MtpSlots& mtp() const { return mtp_; }
   // Tensors of one group lie side by side: [begin, end) of the values.
   struct Range {
     int64_t begin = 0, end = 0;
@@ -68,6 +74,7 @@ class ParameterTable {
   class Builder;
   std::vector<Parameter> list_;
   std::vector<LayerSlots> layers_;
+  MtpSlots mtp_;
   Range ranges_[3];
   int64_t embed_ = -1, head_ = -1, norm_ = -1;
 };

@@ -53,6 +53,16 @@ struct TrainState {
   std::vector<T> cos, sin;  // [tokens, rope / 2]
 };
 
+// The module of multi-token prediction (DeepSeek-V3 report, 2.2): token i of a sequence, with the
+// embedding of token i + 1, predicts token i + 2. Its rows are the tokens that have a next one.
+template <typename T>
+struct MtpState {
+  MicroBatch batch;             // ids: of the next tokens
+  std::vector<int64_t> row_of;  // [rows]: the token of the model's batch
+  TrainState<T> state;          // of its layer, the last of state.layers
+  std::vector<T> e, h, joined;  // [rows, hidden] before their norms; [rows, 2 hidden] after
+};
+
 template <typename T>
 struct Pass {
   KernelContext& kernels;
@@ -67,6 +77,9 @@ struct Pass {
 
   int64_t tokens() const { return batch.tokens(); }
   bool sparse() const { return objective.attention == TrainAttention::kSparse; }
+  const LayerConfig& layer_config(int64_t l) const {
+    return l < config.num_layers() ? config.layers[static_cast<size_t>(l)] : config.mtp_layer;
+  }
   const LayerSlots& slots(int64_t layer) const {
     return table.layers()[static_cast<size_t>(layer)];
   }
@@ -130,6 +143,20 @@ template <typename T>
 void products_backward(KernelContext& context, const ProductBackward<T>& p) {
   products_backward<T>(context, std::span<const ProductBackward<T>>(&p, 1));
 }
+
+// Runs the module over the model's normed output (work.final_normed of p) and, if the model is
+// trained, goes back: d_normed [tokens, hidden] += its gradient.
+template <typename T>
+void mtp_forward_backward(Pass<T>& p, MtpState<T>& mtp, T* d_normed);
+
+// cos and sin of p.state for the positions of p.batch, each sequence from 0.
+template <typename T>
+void position_tables(Pass<T>& p);
+
+// The loss of p.batch from the last layer's output final_x, by blocks of tokens: the gradient of
+// final_normed into d_normed, of the head's matrix added. Returns the sum of losses.
+template <typename T>
+double head_forward_backward(Pass<T>& p, int64_t norm, double scale, T* d_normed);
 
 // Adds Attn(norm(x)) of layer l to x (x_mid of the state), and the indexer's gradients.
 template <typename T>

@@ -185,6 +185,7 @@ Stage read_stage(const toml::table& table, const std::string& where) {
   t.get("rope_original", s.rope_original, 1, 1 << 24);
   t.get("topk", s.topk, 1, 1 << 24);
   t.get("kl_weight", s.kl_weight, 0, kMost);
+  t.get("mtp_weight", s.mtp_weight, 0, 1e3);
   t.get("balance_weight", s.balance_weight, 0, kMost);
   t.get("bias_speed", s.bias_speed, 0, 1);
   if (const toml::node* data = t.node("data")) s.sources = read_sources(*data, where + ".data");
@@ -208,6 +209,9 @@ Stage read_stage(const toml::table& table, const std::string& where) {
   }
   if (s.rope_original > 0 && s.rope_factor == 0) {
     throw InputError(where + ".rope_original: only together with rope_factor");
+  }
+  if (s.kind == StageKind::kWarmup && s.mtp_weight != 0) {
+    throw InputError(where + ".mtp_weight: a warm-up has no loss of predictions");
   }
   if (s.kind == StageKind::kWarmup && s.kl_weight == 0) {
     throw InputError(where + ".kl_weight: a warm-up learns from nothing else");

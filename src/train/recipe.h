@@ -38,6 +38,7 @@ struct Stage {
   AdamwSettings model, indexer;
   Schedule schedule;
   double kl_weight = 1;          // warm-up and sparse: of the mean KL a token, summed over layers
+  double mtp_weight = 0;         // lambda of the loss of multi-token prediction
   double balance_weight = 1e-4;  // alpha of the sequence-wise balance loss
   double bias_speed = 1e-3;      // gamma of the router's bias
 

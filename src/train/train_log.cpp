@@ -155,6 +155,7 @@ void TrainLog::add(const StepReport& r, const std::string& stage) {
                       {"tokens", r.tokens},
                       {"seconds", r.seconds},
                       {"flops", r.flops}};
+  if (r.mtp_loss != 0) line["mtp_loss"] = number(r.mtp_loss);
   if (!r.kl.empty()) line["kl"] = r.kl;
   if (r.skipped) line["skipped"] = true;
   add_line(line.dump());

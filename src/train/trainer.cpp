@@ -28,26 +28,45 @@ double deviation_of(const std::string& config_text) {
   return it != json.end() && it->is_number() ? it->get<double>() : 0.02;
 }
 
-Objective objective_of(const Stage& s, int64_t targets, int64_t tokens, int64_t sequences) {
+// Of all micro-batches of a step.
+struct BatchCounts {
+  int64_t tokens = 0, sequences = 0, targets = 0, mtp_targets = 0;
+};
+
+BatchCounts counts_of(const std::vector<MicroBatch>& batches) {
+  BatchCounts n;
+  for (const MicroBatch& batch : batches) {
+    n.tokens += batch.tokens();
+    n.sequences += batch.sequences();
+    for (const int32_t t : batch.targets) n.targets += t >= 0 ? 1 : 0;
+    n.mtp_targets += mtp_targets(batch);
+  }
+  n.targets = std::max<int64_t>(1, n.targets);
+  n.mtp_targets = std::max<int64_t>(1, n.mtp_targets);
+  return n;
+}
+
+Objective objective_of(const Stage& s, const BatchCounts& n) {
   Objective o;
   o.attention = s.sparse() ? TrainAttention::kSparse : TrainAttention::kDense;
   o.topk = s.topk;
   o.train_model = s.trains_model();
   o.train_indexer = s.trains_indexer();
   o.recompute = s.recompute;
-  o.lm_scale = 1 / static_cast<double>(std::max<int64_t>(1, targets));
-  o.kl_scale = s.kl_weight / static_cast<double>(tokens);
-  o.balance_scale = s.balance_weight / static_cast<double>(sequences);
+  o.lm_scale = 1 / static_cast<double>(n.targets);
+  o.mtp_scale = s.mtp_weight / static_cast<double>(n.mtp_targets);
+  o.kl_scale = s.kl_weight / static_cast<double>(n.tokens);
+  o.balance_scale = s.balance_weight / static_cast<double>(n.sequences);
   return o;
 }
 
-// What ranks tell each other of a micro-batch: the loss, balance and KL by layer, load by layer and
-// expert.
+// What ranks tell each other of a micro-batch: the losses, balance and KL by layer, load by layer
+// and expert.
 std::vector<double> numbers_of(const StepResult& r) {
-  std::vector<double> out = {r.lm_loss};
+  std::vector<double> out = {r.lm_loss, r.mtp_loss};
   out.insert(out.end(), r.balance.begin(), r.balance.end());
   out.insert(out.end(), r.kl.begin(), r.kl.end());
-  out.resize(1 + 2 * r.balance.size());
+  out.resize(2 + 2 * r.balance.size());
   for (const std::vector<int64_t>& layer : r.load) {
     for (const int64_t tokens : layer) out.push_back(static_cast<double>(tokens));
   }
@@ -55,11 +74,10 @@ std::vector<double> numbers_of(const StepResult& r) {
 }
 
 // Of a rank without a micro-batch.
-StepResult no_result(const ModelConfig& config) {
+StepResult no_result(const ModelConfig& config, size_t layers) {
   StepResult r;
-  r.balance.resize(config.layers.size());
-  r.load.assign(config.layers.size(),
-                std::vector<int64_t>(static_cast<size_t>(config.num_experts)));
+  r.balance.resize(layers);
+  r.load.assign(layers, std::vector<int64_t>(static_cast<size_t>(config.num_experts)));
   return r;
 }
 
@@ -114,7 +132,7 @@ Trainer::Trainer(Recipe recipe, KernelContext& context, std::unique_ptr<Group> o
       recipe_.config.empty() ? recipe_.from + "/config.json" : recipe_.config;
   config_text_ = read_text_file(config, kMaxConfig);
   config_ = ModelConfig::parse(config_text_, config);
-  config_.num_mtp_layers = 0;  // its tensors are neither trained nor exported
+  set_up_mtp(config);
   base_config_ = config_;
   table_ = std::make_unique<ParameterTable>(config_);
   for (const Stage& s : recipe_.stages) data_.emplace_back(s.sources, recipe_.tokenizer, shards_);
@@ -142,6 +160,28 @@ Trainer::Trainer(Recipe recipe, KernelContext& context, std::unique_ptr<Group> o
   writer_ = std::make_unique<CheckpointWriter>(
       recipe_.out + "/checkpoints", *table_,
       CheckpointRetention{recipe_.keep_last, recipe_.keep_every});
+}
+
+// The module is trained, and exported, if the stages say so.
+void Trainer::set_up_mtp(const std::string& config) {
+  bool all = true, any = false;
+  for (const Stage& s : recipe_.stages) {
+    any = any || s.mtp_weight > 0;
+    all = all && (s.mtp_weight > 0 || !s.trains_model());
+  }
+  if (!any) {
+    config_.num_mtp_layers = 0;
+    return;
+  }
+  if (config_.num_mtp_layers == 0) {
+    throw InputError(config + ": num_nextn_predict_layers is 0, mtp_weight trains such a module");
+  }
+  if (!all) {
+    throw InputError(
+        "mtp_weight: some stages have none, and would leave the module behind the model; give it "
+        "to "
+        "every stage that trains the model, or to none");
+  }
 }
 
 void Trainer::restore() {
@@ -351,7 +391,7 @@ std::vector<double> Trainer::compute(const Stage& stage, const std::vector<Micro
   std::vector<double> numbers;
   for (int64_t first = 0; first < count; first += ranks) {
     const int64_t mine = first + replicas_->rank();
-    StepResult r = no_result(config_);
+    StepResult r = no_result(config_, table_->layers().size());
     if (mine < count) {
       std::fill(gradients_.begin(), gradients_.end(), 0.0F);
       r = model_->run(context_, {weights_.data(), gradients_.data()},
@@ -371,15 +411,10 @@ std::vector<double> Trainer::compute(const Stage& stage, const std::vector<Micro
 // Losses and gradients of a whole step.
 void Trainer::accumulate(const Stage& stage, StepReport& report) {
   const std::vector<MicroBatch> batches = micro_batches(stage);
-  int64_t targets = 0, sequences = 0;
-  for (const MicroBatch& batch : batches) {
-    report.tokens += batch.tokens();
-    sequences += batch.sequences();
-    for (const int32_t t : batch.targets) targets += t >= 0 ? 1 : 0;
-  }
-  const std::vector<double> numbers =
-      compute(stage, batches, objective_of(stage, targets, report.tokens, sequences));
-  const size_t layers = config_.layers.size();
+  const BatchCounts n = counts_of(batches);
+  report.tokens = n.tokens;
+  const std::vector<double> numbers = compute(stage, batches, objective_of(stage, n));
+  const size_t layers = table_->layers().size();
   const auto experts = static_cast<size_t>(config_.num_experts);
   load_.assign(layers, std::vector<int64_t>(experts));
   if (stage.trains_indexer()) report.kl.assign(layers, 0);
@@ -387,16 +422,17 @@ void Trainer::accumulate(const Stage& stage, StepReport& report) {
   const double* next = numbers.data();
   for (size_t i = 0; i < batches.size(); ++i) {
     loss += *next++;
-    for (size_t l = 0; l < layers; ++l) report.balance += *next++ / static_cast<double>(sequences);
+    report.mtp_loss += *next++ / static_cast<double>(n.mtp_targets);
+    for (size_t l = 0; l < layers; ++l)
+      report.balance += *next++ / static_cast<double>(n.sequences);
     for (size_t l = 0; l < layers; ++l, ++next) {
-      if (stage.trains_indexer()) report.kl[l] += *next / static_cast<double>(report.tokens);
+      if (stage.trains_indexer()) report.kl[l] += *next / static_cast<double>(n.tokens);
     }
     for (std::vector<int64_t>& layer : load_) {
       for (int64_t& tokens : layer) tokens += static_cast<int64_t>(*next++);
     }
   }
-  report.loss = stage.trains_model() ? loss / static_cast<double>(std::max<int64_t>(1, targets))
-                                     : kNotLearned;
+  report.loss = stage.trains_model() ? loss / static_cast<double>(n.targets) : kNotLearned;
   report.most_loaded = most_loaded(load_);
 }
 

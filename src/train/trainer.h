@@ -29,6 +29,7 @@ struct StepReport {
   int64_t step = 0, stage = 0, stage_step = 0;  // counted from 1
   double loss = 0;                              // nats a token; NaN in a warm-up
   std::vector<double> kl;                       // nats a token, by layer; empty if none was learned
+  double mtp_loss = 0;                          // nats a target; 0 without that module
   double balance = 0;                           // mean over sequences, summed over layers
   double norm_model = 0, norm_indexer = 0;      // of the gradients before the clip
   double lr_model = 0, lr_indexer = 0;
@@ -79,6 +80,7 @@ class Trainer {
   void move(const Stage& stage, StepReport& report);
   // The model's configuration in a stage: YaRN may have come with one up to it.
   ModelConfig config_of(int64_t stage) const;
+  void set_up_mtp(const std::string& config);
   void check_validation() const;
   bool validates_now() const;
   void end_stage();

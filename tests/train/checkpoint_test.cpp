@@ -74,6 +74,18 @@ pid_t start_writing(const std::string& folder, const ParameterTable& table, int6
   ::_exit(kDone);
 }
 
+// Until the newest checkpoint is of `step` or later; ten seconds at most.
+void wait_for_step(const std::string& folder, int64_t step) {
+  const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  std::string number = std::to_string(step);
+  number.insert(0, 8 - number.size(), '0');
+  while (std::chrono::steady_clock::now() < give_up) {
+    const auto newest = newest_checkpoint(folder);
+    if (newest && fs::path(*newest).filename() >= "step-" + number) return;
+    std::this_thread::sleep_for(std::chrono::microseconds(200));
+  }
+}
+
 class Checkpoints : public testing::Test {
  protected:
   ModelConfig config_ = tiny_config();
@@ -90,6 +102,8 @@ TEST_F(Checkpoints, TwoHundredKillsLeaveNoneThatCannotBeRead) {
   for (int i = 0; i < 200; ++i) {
     const pid_t pid = start_writing(folder, table_, next, 1 << 20);
     ASSERT_GT(pid, 0);
+    // Every other one is killed soon after its first checkpoint, however slow the machine is.
+    if (i % 2 == 1) wait_for_step(folder, next);
     std::this_thread::sleep_for(std::chrono::microseconds(wait_us(random)));
     ::kill(pid, SIGKILL);
     int status = 0;

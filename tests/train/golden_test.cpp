@@ -156,6 +156,36 @@ TEST_P(Golden, DenseLossAndGradients) {
   check_norm("dense.grad_norm");
 }
 
+TEST_P(Golden, MultiTokenPrediction) {
+  if (!has("mtp.loss")) return;
+  const Checkpoint checkpoint = Checkpoint::open(*case_folder(GetParam()));
+  const ModelConfig config = ModelConfig::parse(checkpoint.config_text(), "case");
+  const ParameterTable table(config);
+  std::vector<float> values(static_cast<size_t>(table.size())), gradients(values.size());
+  load_values(checkpoint, table, values.data());
+  Objective o = language(config.has_indexer());
+  o.mtp_scale = 1.0 / static_cast<double>(batch_.tokens() - 2);
+  TrainModel<float> model(config, table);
+  const StepResult r = model.run(context_, {values.data(), gradients.data()}, batch_, o);
+  EXPECT_EQ(r.mtp_targets, batch_.tokens() - 2);
+  EXPECT_NEAR(r.mtp_loss * o.mtp_scale, number("mtp.loss"), kLoss);
+  int compared = 0;
+  for (const Parameter& p : table.list()) {
+    if (!has("mtp.grad." + p.name)) continue;
+    const Tensor want = stored("mtp.grad." + p.name);
+    double error = 0, norm = 0;
+    for (int64_t i = 0; i < p.size(); ++i) {
+      const double w = tensor_element(want, i);
+      const double e = gradients[static_cast<size_t>(p.offset + i)] - w;
+      error += e * e;
+      norm += w * w;
+    }
+    EXPECT_LE(std::sqrt(error), kGradient * std::sqrt(norm)) << p.name;
+    ++compared;
+  }
+  EXPECT_EQ(compared, 4);
+}
+
 TEST_P(Golden, TwoStepsOfAdamw) {
   Optimizer optimizer(*table_);
   AdamwSettings settings;

@@ -15,7 +15,7 @@ using Doubles = std::vector<double>;
 
 // The scalar whose gradient run() returns.
 double loss_of(const StepResult& r, const Objective& o) {
-  double loss = o.train_model ? o.lm_scale * r.lm_loss : 0;
+  double loss = o.train_model ? o.lm_scale * r.lm_loss + o.mtp_scale * r.mtp_loss : 0;
   for (const double kl : r.kl) loss += o.kl_scale * kl;
   for (const double b : r.balance) loss += o.balance_scale * b;
   return loss;
@@ -23,7 +23,9 @@ double loss_of(const StepResult& r, const Objective& o) {
 
 class Gradients : public testing::Test {
  protected:
-  Gradients() : config_(tiny_config()), table_(config_), model_(config_, table_) {
+  Gradients() : Gradients(tiny_config()) {}
+  explicit Gradients(const ModelConfig& config)
+      : config_(config), table_(config_), model_(config_, table_) {
     const std::vector<float> values = tiny_values(table_);
     values_.assign(values.begin(), values.end());
   }
@@ -100,6 +102,57 @@ TEST_F(Gradients, SparseIndexer) {
   check(o, ParameterGroup::kIndexer);
 }
 
+class MtpGradients : public Gradients {
+ protected:
+  MtpGradients() : Gradients(tiny_config_with_mtp()) {}
+};
+
+TEST_F(MtpGradients, Dense) {
+  Objective o;
+  o.mtp_scale = 0.6;
+  o.balance_scale = 0.3;
+  check(o, ParameterGroup::kModel);
+}
+
+TEST_F(MtpGradients, SparseWithItsIndexer) {
+  Objective o;
+  o.attention = TrainAttention::kSparse;
+  o.topk = 4;
+  o.mtp_scale = 0.6;
+  check(o, ParameterGroup::kModel);
+  o.mtp_scale = 0;
+  o.train_model = false;
+  o.train_indexer = true;
+  check(o, ParameterGroup::kIndexer);
+}
+
+TEST_F(MtpGradients, WarmUpOfItsIndexer) {
+  Objective o;
+  o.train_model = false;
+  o.train_indexer = true;
+  check(o, ParameterGroup::kIndexer);
+  const StepResult r =
+      model_.run(context_, {values_.data(), Doubles(values_.size()).data()}, batch_, o);
+  ASSERT_EQ(r.kl.size(), 3U);
+  EXPECT_EQ(r.kl_rows[2].size(), 9U - 1 + 6 - 1) << "a row for each token with a next one";
+}
+
+TEST_F(MtpGradients, PredictsTheTokenAfterTheNext) {
+  Objective o;
+  o.mtp_scale = 1;
+  Doubles gradient(values_.size());
+  const StepResult r = model_.run(context_, {values_.data(), gradient.data()}, batch_, o);
+  EXPECT_EQ(r.mtp_targets, mtp_targets(batch_));
+  // Of 9 tokens the fifth and the last have no target, of 6 likewise: tokens 1.. of each sequence.
+  EXPECT_EQ(r.mtp_targets, (8 - 2) + (5 - 2));
+  // The first token's embedding is never a next token's, the last target's is not an input.
+  MicroBatch other = batch_;
+  other.targets[0] = -1;
+  Doubles again(values_.size());
+  EXPECT_EQ(model_.run(context_, {values_.data(), again.data()}, other, o).mtp_loss, r.mtp_loss)
+      << "the next token's target is none of this module's";
+}
+
 TEST_F(Gradients, TheLossesTouchDisjointTensors) {
   Objective o;
   o.attention = TrainAttention::kSparse;
@@ -139,8 +192,7 @@ TEST_F(Gradients, TopkOfTheWholeSequenceIsDense) {
 // `tokens` or 19 terms: within 40 (tokens + 19) roundings of its norm; selections are equal because
 // no margin of this batch is smaller than a float can tell.
 void expect_float_is_double(const std::vector<int64_t>& lengths, const Objective& o,
-                            Backend backend) {
-  const ModelConfig config = tiny_config();
+                            Backend backend, const ModelConfig& config = tiny_config()) {
   const ParameterTable table(config);
   const std::vector<float> values = tiny_values(table);
   const Doubles exact(values.begin(), values.end());
@@ -183,6 +235,15 @@ TEST(FloatGradients, SparseInBlocks) {
   expect_float_is_double({150, 1, 7, 64}, everything(TrainAttention::kSparse), Backend::kCpu);
 }
 
+// One layer more than the two that the bound is for: 40 roundings are enough for three.
+TEST(FloatGradients, MtpInBlocks) {
+  for (const TrainAttention attention : {TrainAttention::kDense, TrainAttention::kSparse}) {
+    Objective o = everything(attention);
+    o.mtp_scale = 0.5;
+    expect_float_is_double({150, 1, 7, 64}, o, Backend::kCpu, tiny_config_with_mtp());
+  }
+}
+
 TEST(FloatGradients, ReferenceBackend) {
   expect_float_is_double({40, 3}, everything(TrainAttention::kDense), Backend::kReference);
   expect_float_is_double({40, 3}, everything(TrainAttention::kSparse), Backend::kReference);
@@ -204,7 +265,7 @@ TEST(FloatGradients, ThreadsChangeNoBit) {
 }
 
 TEST(FloatGradients, RecomputationChangesNoBitAndKeepsLess) {
-  const ModelConfig config = tiny_config();
+  const ModelConfig config = tiny_config_with_mtp();
   const ParameterTable table(config);
   const std::vector<float> values = tiny_values(table);
   const MicroBatch batch = tiny_batch({32, 32, 32}, config.vocab_size);
@@ -213,6 +274,7 @@ TEST(FloatGradients, RecomputationChangesNoBitAndKeepsLess) {
   stage.length = 32;
   for (const TrainAttention attention : {TrainAttention::kDense, TrainAttention::kSparse}) {
     Objective o = everything(attention);
+    o.mtp_scale = 0.5;
     stage.topk = attention == TrainAttention::kSparse ? 4 : 0;
     std::vector<float> kept(values.size()), recomputed(values.size());
     KernelContext context(2);

@@ -26,6 +26,12 @@ inline std::string tiny_config_json() {
 }
 
 inline ModelConfig tiny_config() { return ModelConfig::parse(tiny_config_json(), "tiny"); }
+inline ModelConfig tiny_config_with_mtp() {
+  std::string json = tiny_config_json();
+  const std::string key = "\"num_nextn_predict_layers\": ";
+  json.replace(json.find(key), key.size() + 1, key + "1");
+  return ModelConfig::parse(json, "tiny");
+}
 
 // Values with a deviation at which no part of the model is linear, and biases that are not 0.
 inline std::vector<float> tiny_values(const ParameterTable& table) {

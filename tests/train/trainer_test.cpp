@@ -417,6 +417,37 @@ TEST_F(Runs, YarnExtendsFromAStageOn) {
   EXPECT_NE(run(recipe("yarn4", other))[4].loss, r[4].loss);
 }
 
+TEST_F(Runs, MultiTokenPredictionLearnsAndRuns) {
+  std::string config = kConfig;
+  const std::string key = "\"num_nextn_predict_layers\": ";
+  config.replace(config.find(key), key.size() + 1, key + "1");
+  workshop_->folder().write("mtp.json", config);
+  const std::vector<std::string> settings = {"model.config=\"" + *workshop_ / "mtp.json" + "\"",
+                                             "stage.0.mtp_weight=0.3",
+                                             "stage.2.mtp_weight=0.1",
+                                             "stage.0.steps=20",
+                                             "stage.1.steps=3",
+                                             "stage.2.steps=3"};
+  const std::vector<StepReport> r = run(recipe("mtp", settings));
+  EXPECT_NEAR(r[0].mtp_loss, std::log(8192), 0.5);
+  EXPECT_LT(r[19].mtp_loss, r[0].mtp_loss - 0.5);
+  EXPECT_EQ(r[21].mtp_loss, 0) << "a warm-up predicts nothing";
+  EXPECT_EQ(r[21].kl.size(), 3U) << "and teaches the module's indexer";
+  for (const int64_t stop : {7, 21, 24}) run(recipe("mtp_parts", settings), stop);
+  run(recipe("mtp_parts", settings));
+  EXPECT_EQ(bytes(*workshop_ / "mtp/sparse/model.safetensors"),
+            bytes(*workshop_ / "mtp_parts/sparse/model.safetensors"));
+  const Checkpoint model = Checkpoint::open(*workshop_ / "mtp/sparse");
+  EXPECT_EQ(ModelConfig::parse(model.config_text(), "mtp").num_mtp_layers, 1);
+  for (const char* name : {"eh_proj", "shared_head.norm", "embed_tokens", "shared_head.head"}) {
+    EXPECT_NE(model.find(std::string("model.layers.2.") + name + ".weight"), nullptr) << name;
+  }
+  expect_refused({"stage.0.mtp_weight=0.3", "stage.2.mtp_weight=0.1"}, "num_nextn_predict_layers");
+  expect_refused({"model.config=\"" + *workshop_ / "mtp.json" + "\"", "stage.0.mtp_weight=0.3"},
+                 "to every stage");
+  expect_refused({"stage.1.mtp_weight=0.3"}, "a warm-up has no loss");
+}
+
 TEST_F(Runs, ADamagedCheckpointIsNamed) {
   const std::vector<std::string> short_run = {"stage.0.steps=3", "stage.1.steps=1"};
   run(recipe("damaged", short_run), 2);
