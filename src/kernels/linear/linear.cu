@@ -54,16 +54,27 @@ constexpr bool kSm90 = true;
 constexpr bool kSm90 = false;  // this build has no code for capability 9.0
 #endif
 
-// Up to so many rows the portable tiles, which are smaller, are faster on Hopper too.
-constexpr int64_t kMostPortableRows = 32;
+// Whether Hopper's kernel, whose tiles have 256 rows of W, finds work for the GPU in these
+// products; with little of it the portable tiles are faster.
+bool fills_hopper(std::span<const LinearArgs> args, int64_t multiprocessors) {
+  constexpr int64_t kRows = sm90::kRows * sm90::kCluster, kXRows = 64;
+  int64_t m = 0, tiles = 0;
+  for (const LinearArgs& a : args) {
+    m = std::max(m, a.m);
+    tiles += (a.w.rows + kRows - 1) / kRows * ((a.m + kXRows - 1) / kXRows);
+  }
+  return m > kXRows && tiles >= multiprocessors / 3;
+}
 
-// Which kernel runs `count` products, the largest of m rows of x, by the layout it reads. For
-// tests, force("linear_tiles", "cuda") keeps Hopper's kernel away.
-XLayout layout_for(KernelContext& context, int64_t m, int64_t count, bool groups) {
+// Which kernel runs `count` products, the largest of m rows of x, by the layout it reads. For more
+// than a few rows force("linear_tiles", "cuda" or "cuda_sm90") decides.
+XLayout layout_for(KernelContext& context, int64_t m, int64_t count, bool fills) {
   if (m <= kMostFewRows) return XLayout::kRows;
-  const bool hopper = kSm90 && context.device()->info().sm == 90 &&
-                      (groups || m > kMostPortableRows) && count <= sm90::kMostProducts &&
-                      context.allowed("linear_tiles", "cuda_sm90");
+  const bool able = kSm90 && context.device()->info().sm == 90 && count <= sm90::kMostProducts &&
+                    context.allowed("linear_tiles", "cuda_sm90");
+  const bool portable = context.allowed("linear_tiles", "cuda");
+  if (!able && !portable) throw_no_implementation(context, "linear_tiles");
+  const bool hopper = able && (fills || !portable);
   context.note("linear_tiles", hopper ? "cuda_sm90" : "cuda");
   return hopper ? XLayout::kAtoms : XLayout::kMmaOrder;
 }
@@ -101,7 +112,8 @@ void run_native(KernelContext& context, std::span<const LinearArgs> args, bool f
     bytes += XSpace(a.m, padded(a.w.cols), 0).bytes();
   }
   auto* space = static_cast<std::byte*>(device_scratch(context, kNativeSlot, bytes));
-  const XLayout layout = layout_for(context, m, static_cast<int64_t>(args.size()), false);
+  const XLayout layout = layout_for(context, m, static_cast<int64_t>(args.size()),
+                                    fills_hopper(args, context.device()->info().multiprocessors));
   NativeProducts p;
   p.round_bf16 = round_bf16;
   for (size_t i = 0; i < args.size(); ++i) {

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <string>
 
 #include "kernels/grouped_linear/grouped_linear.h"
 #include "kernels/quantize_fp8/quantize_fp8.h"
@@ -135,20 +136,24 @@ TEST_F(LinearNativeCuda, SlicesMisalignedRowsAndNanCodes) {
   }
 }
 
-// Both kernels for many rows of x, where the GPU has both. Without a name all that the GPU has run.
+// Each kernel for many rows of x that the GPU has; without a name the one that is chosen.
 class LinearTilesCuda : public LinearNativeCuda, public testing::WithParamInterface<const char*> {
  protected:
   void SetUp() override {
     LinearNativeCuda::SetUp();
-    if (*GetParam() != 0) context().force("linear_tiles", GetParam());
+    const std::string name = GetParam();
+    const bool hopper = context().device()->info().sm == 90;
+    if (!name.empty()) context().force("linear_tiles", hopper ? name : "cuda");
   }
   Floats product(const Weight& w, const Floats& x, int64_t m) {
     return w.dtype == DType::kBF16 ? project(w, x, m) : run(w, x, m, false);
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(All, LinearTilesCuda, testing::Values("", "cuda"),
-                         [](const auto& i) { return *i.param == 0 ? "best" : "portable"; });
+INSTANTIATE_TEST_SUITE_P(All, LinearTilesCuda, testing::Values("", "cuda", "cuda_sm90"),
+                         [](const auto& i) {
+                           return std::string(*i.param == 0 ? "chosen" : i.param);
+                         });
 
 // One row alone, and in every batch size that reaches another kernel; twice.
 TEST_P(LinearTilesCuda, BitsDoNotDependOnTheBatch) {

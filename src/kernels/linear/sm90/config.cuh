@@ -12,16 +12,16 @@ constexpr int kWarpgroup = 128, kMultipliers = 2;  // threads; warpgroups that m
 constexpr int kThreads = (kMultipliers + 1) * kWarpgroup;
 constexpr int kRows = kMultipliers * 64;  // of W, of a block
 constexpr int kColumns = 64;              // of a stage
+constexpr int kXRows = 192;               // of x, of a block, at most
+constexpr int kCluster = 2;               // blocks with the same rows of x
 constexpr int kAtomRows = 8, kAtomBytes = kAtomRows * kColumns * 2;
 constexpr int kMostProducts = 1024;  // of one launch
 
-template <bool kFp8_, int kXRows_, int kCluster_, bool kTurns_>
+template <bool kFp8_>
 struct Config {
   static constexpr bool kFp8 = kFp8_;
-  static constexpr int kXRows = kXRows_;                 // of a tile
-  static constexpr int kCluster = kCluster_;             // blocks with the same rows of x
-  static constexpr bool kTurns = kTurns_;                // warpgroups multiply in turns
-  static constexpr int kSize = kFp8 ? 1 : 2;             // bytes of an element of W
+  static constexpr bool kTurns = !kFp8;       // the warpgroups multiply in turns; measured
+  static constexpr int kSize = kFp8 ? 1 : 2;  // bytes of an element of W
   static constexpr int kChunks = kColumns * kSize / 16;  // 16-byte pieces of a row of W in a stage
   // Eight threads read chunks t (FP8) or 2t + c of two rows at once and must meet all banks.
   static constexpr int kPitch = kFp8 ? 64 : 144;
@@ -29,7 +29,7 @@ struct Config {
   static constexpr int kStageBytes = kXBytes + kWeightBytes + kXRows * 4;
   static constexpr int kTableBytes = (kMostProducts + 1) * 4;
   static constexpr int kStages = (227 * 1024 - kTableBytes - 256) / kStageBytes;
-  static_assert(kXRows % 16 == 0 && kXRows <= 31 * kAtomRows * kCluster, "a lane copies an atom");
+  static_assert(kXRows <= 31 * kAtomRows * kCluster, "a lane copies an atom");
   static_assert(kStages >= 3);
 
   struct Shared {

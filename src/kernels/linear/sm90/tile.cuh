@@ -23,96 +23,10 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/wgmma.cuh"
-#include "kernels/linear/sm90/config.cuh"
+#include "kernels/linear/sm90/work.cuh"
 #include "kernels/linear/weight_rows.cuh"
 
 namespace tamis::sm90 {
-
-// A product as its tiles need it.
-struct Product {
-  const uint16_t* x;      // its first atom
-  const float* x_scales;  // of its first row, in the first block of columns
-  int64_t scale_stride;   // floats from one block of columns to the next
-  int64_t m, steps;       // steps of 64 columns
-  Weight w;
-  float* y;
-  int64_t y_stride;
-};
-
-__device__ inline Product product(const NativeProducts& all, int i) {
-  const NativeProduct& p = all.list[all.offsets == nullptr ? i : 0];
-  Product out{p.x,
-              p.x_scales,
-              atom_rows(p.m, all.offsets == nullptr ? 0 : all.count),
-              p.m,
-              p.x_stride / kColumns,
-              p.w,
-              p.y,
-              p.y_stride};
-  if (all.offsets == nullptr) return out;
-  const int64_t first = all.offsets[i], begin = first_atom_row(first, i);
-  out.x += begin * p.x_stride;
-  out.x_scales += begin;
-  out.m = all.offsets[i + 1] - first;
-  out.w = all.weights[i];
-  out.y += first * p.y_stride;
-  return out;
-}
-
-__device__ inline int64_t rows_of(const NativeProducts& all, int i) {
-  return all.offsets == nullptr ? all.list[i].w.rows : all.weights[i].rows;
-}
-__device__ inline int64_t m_of(const NativeProducts& all, int i) {
-  return all.offsets == nullptr ? all.list[i].m : all.offsets[i + 1] - all.offsets[i];
-}
-
-// first[i] = tiles of the products before i, for the whole block.
-template <typename T>
-__device__ inline void number_tiles(const NativeProducts& all, int* first) {
-  for (int i = static_cast<int>(threadIdx.x); i < all.count; i += kThreads) {
-    const int64_t down = (rows_of(all, i) + kRows * T::kCluster - 1) / (kRows * T::kCluster);
-    first[i + 1] = static_cast<int>(down * ((m_of(all, i) + T::kXRows - 1) / T::kXRows));
-  }
-  __syncthreads();
-  if (threadIdx.x < 32) {
-    const int lane = static_cast<int>(threadIdx.x);
-    int before = 0;
-    for (int base = 0; base < all.count; base += 32) {
-      int n = base + lane < all.count ? first[base + lane + 1] : 0;
-      for (int d = 1; d < 32; d *= 2) {
-        const int other = __shfl_up_sync(0xFFFFFFFFu, n, d);
-        if (lane >= d) n += other;
-      }
-      if (base + lane < all.count) first[base + lane + 1] = before + n;
-      before += __shfl_sync(0xFFFFFFFFu, n, 31);
-    }
-    if (lane == 0) first[0] = 0;
-  }
-  __syncthreads();
-}
-
-struct Place {
-  int product;
-  int64_t r0, m0;  // first row of W of this block, first row of x
-};
-
-// Tile `tile` of the launch. Clusters that run together share rows of x and of W: eight tiles of
-// x by one of W, then the next of W.
-template <typename T>
-__device__ inline Place place_of(const NativeProducts& all, const int* first, int tile, int rank) {
-  int low = 0, high = all.count;  // first[low] <= tile < first[high]
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    (first[middle] <= tile ? low : high) = middle;
-  }
-  constexpr int kSide = 8;
-  const auto across = static_cast<int>((m_of(all, low) + T::kXRows - 1) / T::kXRows);
-  const int down = (first[low + 1] - first[low]) / across, n = tile - first[low];
-  const int band = n / (kSide * down), in_band = n % (kSide * down);
-  const int side = min(kSide, across - band * kSide);
-  return {low, (int64_t{in_band / side} * T::kCluster + rank) * kRows,
-          int64_t{band * kSide + in_band % side} * T::kXRows};
-}
 
 // The place in the ring of stages.
 template <typename T>
@@ -130,8 +44,8 @@ struct Ring {
 
 // The copies of one tile, by the third warpgroup.
 template <typename T>
-__device__ inline void copy_tile(const Product& p, const Place& at, int rank, Ring<T>& ring,
-                                 typename T::Shared& s) {
+__device__ inline void copy_tile(const Product& p, const Place& at, int x_rows, int rank,
+                                 Ring<T>& ring, typename T::Shared& s) {
   const int tid = static_cast<int>(threadIdx.x) - kMultipliers * kWarpgroup;
   const int row = tid / T::kChunks, chunk = tid % T::kChunks;
   constexpr int kApart = kWarpgroup / T::kChunks, kCopies = kRows / kApart;
@@ -141,12 +55,12 @@ __device__ inline void copy_tile(const Product& p, const Place& at, int rank, Ri
   const auto rows_left = static_cast<int>(min(p.w.rows - at.r0 - row, int64_t{kRows}));
   auto bytes_left = static_cast<int>(p.w.cols * T::kSize) - chunk * 16;
   const int atoms =
-      static_cast<int>(min(p.m - at.m0 + kAtomRows - 1, int64_t{T::kXRows}) / kAtomRows);
-  const int atom = tid * T::kCluster + rank;  // of this lane
+      (static_cast<int>(min(p.m - at.m0, int64_t{x_rows})) + kAtomRows - 1) / kAtomRows;
+  const int atom = tid * kCluster + rank;  // of this lane
   const auto* x =
       reinterpret_cast<const std::byte*>(p.x) + ((at.m0 / kAtomRows + atom) * p.steps) * kAtomBytes;
   const float* scales = p.x_scales + at.m0;
-  constexpr auto kAll = static_cast<uint16_t>((1 << T::kCluster) - 1);
+  constexpr auto kAll = static_cast<uint16_t>((1 << kCluster) - 1);
   for (int step = 0; step < p.steps; ++step) {
     hopper::mbarrier_wait(&s.empty[ring.slot], ring.parity ^ 1);
     uint64_t* full = &s.full[ring.slot];
@@ -224,25 +138,22 @@ struct WeightPart {
   }
 };
 
-// Scales of W for the thread's rows g and g + 8, one block of columns ahead.
+// Scales of W for the thread's rows g and g + 8: their places in the first block of columns.
 struct WeightScales {
-  const float *at[2] = {}, *now[2] = {};
-  float next[2] = {};
+  int at[2] = {};
 
-  __device__ void start(const Weight& w, int64_t row) {
+  __device__ WeightScales(const Weight& w, int64_t row) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      at[r] = reinterpret_cast<const float*>(w.scales) +
-              (min(row + 8 * r, w.rows - 1) + w.row_offset) / kFp8Block * w.scale_stride +
-              w.col_offset / kFp8Block;
-      next[r] = __ldg(at[r]);
+      at[r] = static_cast<int>((min(row + 8 * r, w.rows - 1) + w.row_offset) / kFp8Block *
+                                   w.scale_stride +
+                               w.col_offset / kFp8Block);
     }
   }
-  __device__ void take(bool more, float (&scale)[2]) {
+  __device__ void load(const Weight& w, int block, float (&scale)[2]) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      scale[r] = next[r];
-      if (more) next[r] = __ldg(++at[r]);
+      scale[r] = __ldg(reinterpret_cast<const float*>(w.scales) + (at[r] + block));
     }
   }
 };
@@ -295,15 +206,14 @@ __device__ inline void multiply_tile(const Product& p, const Place& at, bool rou
   const auto rows_at = [&] { return s.w[ring.slot] + row * T::kPitch + t * T::kChunks * 4; };
   const auto release = [&](int slot) {
     __syncwarp();
-    if (lane < T::kCluster) hopper::mbarrier_arrive_at(&s.empty[slot], lane);
+    if (lane < kCluster) hopper::mbarrier_arrive_at(&s.empty[slot], lane);
   };
   float sum[kN / 2], total[kN / 2];
 #pragma unroll
   for (int i = 0; i < kN / 2; ++i) sum[i] = total[i] = 0;
   WeightPart<T> a[2];
   uint4 raw[2];
-  WeightScales scales;
-  if constexpr (T::kFp8) scales.start(p.w, at.r0 + row);
+  const WeightScales scales(p.w, at.r0 + row);  // FP8
   const auto multiply = [&](int q, WeightPart<T>& part, uint64_t x) {
     hopper::wgmma_fence();
     hopper::Wgmma<T::kFp8, kN>::multiply(sum, part.step[0], x + q % 2 * 4, q > 0);
@@ -335,7 +245,7 @@ __device__ inline void multiply_tile(const Product& p, const Place& at, bool rou
     multiply(3, a[1], x2);
     if constexpr (T::kTurns) hopper::named_arrive(1 + (group ^ 1), 2 * kWarpgroup);
     float w[2];
-    if constexpr (T::kFp8) scales.take(block + 1 < blocks, w);
+    if constexpr (T::kFp8) scales.load(p.w, block, w);
     hopper::wgmma_wait<0>();
     a[0].hold();
     a[1].hold();
@@ -347,30 +257,30 @@ __device__ inline void multiply_tile(const Product& p, const Place& at, bool rou
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads, 1) __cluster_dims__(T::kCluster, 1, 1)
-    tile_kernel(const __grid_constant__ NativeProducts products) {
+__global__ void __launch_bounds__(kThreads, 1) __cluster_dims__(kCluster, 1, 1)
+    tile_kernel(const __grid_constant__ NativeProducts products, int x_rows) {
   extern __shared__ __align__(1024) std::byte shared[];
   auto& s = *reinterpret_cast<typename T::Shared*>(shared);
   const int rank = hopper::cluster_rank();
-  number_tiles<T>(products, s.first_tile);
+  number_tiles(products, x_rows, s.first_tile);
   if (threadIdx.x == 0) {
     for (int i = 0; i < T::kStages; ++i) {
       // The copying threads and the one that expects x; every multiplying warp of the cluster.
       hopper::mbarrier_init(&s.full[i], kWarpgroup + 1);
-      hopper::mbarrier_init(&s.empty[i], kMultipliers * 4 * T::kCluster);
+      hopper::mbarrier_init(&s.empty[i], kMultipliers * 4 * kCluster);
     }
     hopper::fence_mbarrier_init();
   }
   hopper::cluster_sync();
-  const int clusters = static_cast<int>(gridDim.x) / T::kCluster;
-  const int first = static_cast<int>(blockIdx.x) / T::kCluster;
+  const int clusters = static_cast<int>(gridDim.x) / kCluster;
+  const int first = static_cast<int>(blockIdx.x) / kCluster;
   const int tiles = s.first_tile[products.count];
   Ring<T> ring;
   if (threadIdx.x >= kMultipliers * kWarpgroup) {
     hopper::fewer_registers<40>();
     for (int tile = first; tile < tiles; tile += clusters) {
-      const Place at = place_of<T>(products, s.first_tile, tile, rank);
-      copy_tile<T>(product(products, at.product), at, rank, ring, s);
+      const Place at = place_of(products, x_rows, s.first_tile, tile, rank);
+      copy_tile<T>(product(products, at.product), at, x_rows, rank, ring, s);
     }
   } else {
     hopper::more_registers<232>();
@@ -378,15 +288,20 @@ __global__ void __launch_bounds__(kThreads, 1) __cluster_dims__(T::kCluster, 1, 
       if (threadIdx.x >= kWarpgroup) hopper::named_arrive(1, 2 * kWarpgroup);
     }
     for (int tile = first; tile < tiles; tile += clusters) {
-      const Place at = place_of<T>(products, s.first_tile, tile, rank);
+      const Place at = place_of(products, x_rows, s.first_tile, tile, rank);
       const Product p = product(products, at.product);
-      const int64_t left = p.m - at.m0;
-      if (left <= 64) {
-        multiply_tile<T, 64>(p, at, products.round_bf16, ring, s);
-      } else if (T::kXRows == 128 || left <= 128) {
-        multiply_tile<T, 128>(p, at, products.round_bf16, ring, s);
+      const auto rows = static_cast<int>(min(p.m - at.m0, int64_t{x_rows}));
+      const bool round = products.round_bf16;
+      if (rows <= 64) {
+        multiply_tile<T, 64>(p, at, round, ring, s);
+      } else if (rows <= 128) {
+        multiply_tile<T, 128>(p, at, round, ring, s);
+      } else if (rows <= 160) {
+        multiply_tile<T, 160>(p, at, round, ring, s);
+      } else if (rows <= 176) {
+        multiply_tile<T, 176>(p, at, round, ring, s);
       } else {
-        multiply_tile<T, T::kXRows>(p, at, products.round_bf16, ring, s);
+        multiply_tile<T, 192>(p, at, round, ring, s);
       }
     }
     if constexpr (T::kTurns) {
@@ -400,9 +315,11 @@ template <typename T>
 void launch_tiles(KernelContext& context, const NativeProducts& p) {
   if (p.count == 0) return;
   constexpr auto kBytes = static_cast<int>(sizeof(typename T::Shared));
-  const int blocks = context.device()->info().multiprocessors / T::kCluster * T::kCluster;
+  const int clusters = context.device()->info().multiprocessors / kCluster;
   allow_shared(reinterpret_cast<const void*>(tile_kernel<T>), kBytes, "linear (sm90)");
-  tile_kernel<T><<<static_cast<unsigned>(blocks), kThreads, kBytes, stream_of(context)>>>(p);
+  tile_kernel<T>
+      <<<static_cast<unsigned>(clusters * kCluster), kThreads, kBytes, stream_of(context)>>>(
+          p, choose_x_rows(p, clusters));
   check_launch("linear (sm90)");
 }
 

@@ -4,7 +4,7 @@
 namespace tamis {
 
 void products_sm90_bf16(KernelContext& context, const NativeProducts& p) {
-  sm90::launch_tiles<sm90::Config<false, 192, 2, true>>(context, p);
+  sm90::launch_tiles<sm90::Config<false>>(context, p);
 }
 
 }  // namespace tamis
