@@ -71,7 +71,7 @@ class StepLines {
     line += fmt::format("  {:.0f} tokens/s  mfu {:.1f}%  {} left",
                         static_cast<double>(r.tokens) / r.seconds,
                         100 * r.flops / r.seconds / peak_, time_text(left * r.seconds));
-    if (r.skipped) line += "  skipped: the gradient is not finite";
+    if (r.skipped) line += "  skipped: the gradient is not finite, or a spike";
     if (r.validation) line += "\n" + validation_text(*r.validation);
     std::fprintf(stderr, "%s\n", line.c_str());
   }

@@ -302,6 +302,7 @@ void read_run(Recipe& r, const toml::table& root, const std::string& where) {
   run.get("keep_every", r.keep_every, 0, kMost);
   run.get("validate_every", r.validate_every, 1, kMost);
   run.get("validation_sequences", r.validation_sequences, 1, kMost);
+  run.get("spike_factor", r.spike_factor, 0, kMost);
   run.get("max_skips", r.max_skips, 1, kMost);
   run.get("export", r.export_dtype);
   run.finish();

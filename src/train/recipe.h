@@ -58,7 +58,10 @@ struct Recipe {
           keep_every = 0;              // steps; checkpoints besides those of stage ends
   std::vector<SourceSpec> validation;  // held out; empty: no validation
   int64_t validate_every = 100, validation_sequences = 16;  // steps; sequences of each source
-  int64_t max_skips = 10;             // steps in a row without a finite gradient
+  int64_t max_skips = 10;  // steps in a row that do not move the model and end the run
+  // A step is skipped when a group's gradient norm exceeds this many times the mean of its earlier
+  // steps in the stage; 0: only when it is not finite.
+  double spike_factor = 0;
   std::string export_dtype = "bf16";  // or f32
   std::vector<Stage> stages;
   std::string text;  // the whole recipe, canonical: a run goes on only with the one it began with

@@ -60,6 +60,8 @@ Json position_json(const TrainingState& s) {
           {"stage", p.stage},
           {"stage_step", p.stage_step},
           {"indexer_trained", p.indexer_trained},
+          {"norm_mean", p.norm_mean},
+          {"norm_steps", p.norm_steps},
           {"recipe", p.recipe},
           {"data", p.data},
           {"clock_model", s.clock_model},
@@ -74,6 +76,10 @@ void read_position(const std::string& text, const std::string& path, TrainingSta
     p.stage = json.at("stage").get<int64_t>();
     p.stage_step = json.at("stage_step").get<int64_t>();
     p.indexer_trained = json.at("indexer_trained").get<bool>();
+    for (size_t g = 0; g < 2; ++g) {
+      p.norm_mean[g] = json.at("norm_mean").at(g).get<double>();
+      p.norm_steps[g] = json.at("norm_steps").at(g).get<int64_t>();
+    }
     p.recipe = json.at("recipe").get<std::string>();
     p.data = json.at("data").get<std::string>();
     s.clock_model = json.at("clock_model").get<int64_t>();

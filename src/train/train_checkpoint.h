@@ -20,6 +20,10 @@ struct RunPosition {
   int64_t stage = 0;       // the stage of the next step; the number of stages when all is done
   int64_t stage_step = 0;  // steps done of it
   bool indexer_trained = false;
+  // By group, model and indexer: the running mean of gradient norms, and the steps of the stage
+  // that are in it.
+  double norm_mean[2] = {};
+  int64_t norm_steps[2] = {};
   bool stage_end = false;    // written at the end of a stage
   std::string recipe, data;  // Recipe::text and the checksum of the data: what the run belongs to
 };

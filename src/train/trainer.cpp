@@ -20,6 +20,8 @@ namespace tamis {
 namespace {
 
 constexpr int64_t kMaxConfig = 1 << 20;
+// Steps of a stage before a spike is told, and those that its running mean remembers.
+constexpr int64_t kSpikeWarmup = 10, kSpikeMemory = 50;
 constexpr double kNotLearned = std::numeric_limits<double>::quiet_NaN();
 
 double deviation_of(const std::string& config_text) {
@@ -436,6 +438,20 @@ void Trainer::accumulate(const Stage& stage, StepReport& report) {
   report.most_loaded = most_loaded(load_);
 }
 
+bool Trainer::is_spike(ParameterGroup group, double norm) const {
+  const auto g = static_cast<size_t>(group);
+  return recipe_.spike_factor > 0 && position_.norm_steps[g] >= kSpikeWarmup &&
+         norm > recipe_.spike_factor * position_.norm_mean[g];
+}
+
+// The mean of the first steps, then one that forgets them at the same rate. Skipped steps are not
+// in it.
+void Trainer::remember_norm(ParameterGroup group, double norm) {
+  const auto g = static_cast<size_t>(group);
+  const int64_t steps = std::min(++position_.norm_steps[g], kSpikeMemory);
+  position_.norm_mean[g] += (norm - position_.norm_mean[g]) / static_cast<double>(steps);
+}
+
 void Trainer::move(const Stage& stage, StepReport& report) {
   const double factor = stage.schedule.factor(position_.stage_step, stage.steps);
   struct Move {
@@ -454,7 +470,7 @@ void Trainer::move(const Stage& stage, StepReport& report) {
   for (Move& m : moves) {
     *m.norm = replicas_->norm(context_, m.group, sums_[static_cast<size_t>(m.group)].data());
     *m.rate = m.settings.learning_rate *= factor;
-    report.skipped = report.skipped || !std::isfinite(*m.norm);
+    report.skipped = report.skipped || !std::isfinite(*m.norm) || is_spike(m.group, *m.norm);
   }
   if (report.skipped) return;  // neither group moves
   for (const Move& m : moves) {
@@ -462,6 +478,7 @@ void Trainer::move(const Stage& stage, StepReport& report) {
     optimizer_->step(context_, m.group, m.settings, *m.norm, weights_.data() + part.begin,
                      sums_[static_cast<size_t>(m.group)].data());
     replicas_->share(m.group, weights_.data());
+    remember_norm(m.group, *m.norm);
   }
   if (stage.trains_model()) {
     update_router_biases(*table_, load_, stage.bias_speed, weights_.data());
@@ -528,6 +545,10 @@ void Trainer::end_stage() {
   }
   ++position_.stage;
   position_.stage_step = 0;
+  for (size_t g = 0; g < 2; ++g) {
+    position_.norm_mean[g] = 0;
+    position_.norm_steps[g] = 0;
+  }
   save(true);
 }
 
@@ -551,10 +572,10 @@ void Trainer::run(int64_t last_step, FunctionRef<void(const StepReport&)> report
     report(r);
     skips = r.skipped ? skips + 1 : 0;
     if (skips >= recipe_.max_skips) {
-      throw DeviceError(
-          fmt::format("train: {} steps in a row without a finite gradient, up to step "
-                      "{}; lower the learning rate",
-                      skips, r.step));
+      throw DeviceError(fmt::format(
+          "train: {} steps in a row whose gradient was not finite or a spike, up to step "
+          "{}; lower the learning rate",
+          skips, r.step));
     }
     if (position_.stage_step == stage.steps) {
       end_stage();

@@ -38,7 +38,7 @@ struct StepReport {
   double seconds = 0;
   double flops = 0;                            // of the step, see cost.h
   std::optional<ValidationReport> validation;  // after the step, if it was its turn
-  bool skipped = false;                        // a gradient was not finite: nothing moved
+  bool skipped = false;  // a gradient was not finite, or a spike: nothing moved
 };
 
 class Trainer {
@@ -78,6 +78,8 @@ class Trainer {
                               const Objective& objective);
   void accumulate(const Stage& stage, StepReport& report);
   void move(const Stage& stage, StepReport& report);
+  bool is_spike(ParameterGroup group, double norm) const;
+  void remember_norm(ParameterGroup group, double norm);
   // The model's configuration in a stage: YaRN may have come with one up to it.
   ModelConfig config_of(int64_t stage) const;
   void set_up_mtp(const std::string& config);

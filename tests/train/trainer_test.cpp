@@ -448,6 +448,30 @@ TEST_F(Runs, MultiTokenPredictionLearnsAndRuns) {
   expect_refused({"stage.1.mtp_weight=0.3"}, "a warm-up has no loss");
 }
 
+// A factor that every step exceeds: the first ten set the mean, the rest is skipped, and too many
+// in a row end the run. What a run remembers of norms goes on with it.
+TEST_F(Runs, SpikesAreSkipped) {
+  const std::vector<std::string> settings = {"run.spike_factor=1e-3", "run.max_skips=4",
+                                             "stage.0.steps=30"};
+  std::vector<StepReport> reports;
+  const auto collect = [&](int64_t last_step) {
+    KernelContext context(1);
+    Trainer trainer(recipe("spikes", settings), context);
+    trainer.run(last_step, [&](const StepReport& r) { reports.push_back(r); });
+  };
+  collect(12);
+  ASSERT_EQ(reports.size(), 12U);
+  for (size_t i = 0; i < 12; ++i) EXPECT_EQ(reports[i].skipped, i >= 10) << i;
+  reports.clear();
+  EXPECT_THROW(collect(30), DeviceError);
+  ASSERT_EQ(reports.size(), 4U);
+  for (const StepReport& r : reports) EXPECT_TRUE(r.skipped) << "the mean was forgotten";
+  for (const StepReport& r : run(recipe("calm", {"run.spike_factor=100", "stage.0.steps=15",
+                                                 "stage.1.steps=1", "stage.2.steps=1"}))) {
+    EXPECT_FALSE(r.skipped);
+  }
+}
+
 TEST_F(Runs, ADamagedCheckpointIsNamed) {
   const std::vector<std::string> short_run = {"stage.0.steps=3", "stage.1.steps=1"};
   run(recipe("damaged", short_run), 2);
