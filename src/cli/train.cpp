@@ -107,8 +107,9 @@ int run_train(const TrainFlags& flags) {
     if (world->rank() > 0) return;
     if (r.stage != stage) {
       stage = r.stage;
-      std::fprintf(stderr, "%s; %d ranks\nkernels: %s\n", trainer.stage_line(stage).c_str(),
-                   world->size(), fmt::format("{}", fmt::join(context.explain(), ", ")).c_str());
+      const std::string ranks = world->size() > 1 ? fmt::format("; {} ranks", world->size()) : "";
+      std::fprintf(stderr, "%s%s\nkernels: %s\n", trainer.stage_line(stage).c_str(), ranks.c_str(),
+                   fmt::format("{}", fmt::join(context.explain(), ", ")).c_str());
     }
     lines.show(r);
   });

@@ -334,10 +334,11 @@ std::string Trainer::plan() const {
   const int ranks = replicas_->size();
   std::string out = fmt::format(
       "parameters  {} of the model ({} met by a token), {} of the indexer\n"
-      "memory      {:.0f} MiB on each of {} ranks: weights and gradients, and this rank's part of "
-      "the "
-      "sum of gradients and of two moments, in float32\n",
-      n.model, n.active, n.indexer, (2 + 3.0 / ranks) * mib, ranks);
+      "memory      {:.0f} MiB{}: weights and gradients in float32, and the sum of gradients and "
+      "two "
+      "moments, which the ranks share\n",
+      n.model, n.active, n.indexer, (2 + 3.0 / ranks) * mib,
+      ranks > 1 ? fmt::format(" on each of {} ranks", ranks) : "");
   for (size_t i = 0; i < recipe_.stages.size(); ++i) {
     const Stage& s = recipe_.stages[i];
     const double per_token = flops_per_token(config_, *table_, s);
