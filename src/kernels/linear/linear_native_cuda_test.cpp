@@ -161,6 +161,7 @@ TEST_P(LinearTilesCuda, BitsDoNotDependOnTheBatch) {
     for (const int64_t cols : {300, 1024, 9216}) {
       for (const int64_t rows : {40, 300, 4096}) {
         if (rows != 40 && cols != 1024) continue;
+        if (rows == 4096 && *GetParam() != 0) continue;  // the chosen one is one of the others
         const TestWeight t = test_weight(dtype, rows, cols, 23);
         DeviceWeight w(context(), t);
         const Floats x = bf16_floats(600 * cols, 24);
