@@ -17,6 +17,7 @@
 #include "cli/speculation_flags.h"
 #include "cli/support.h"
 #include "engine/engine.h"
+#include "engine/prefix_file.h"
 #include "engine/prompt_scorer.h"
 #include "server/app.h"
 #include "server/engine_thread.h"
@@ -36,6 +37,8 @@ struct Flags {
   int64_t max_context = 0, max_sequences = 64, max_requests = 256, chunk = 512, cache_tokens = 0;
   int64_t drain_s = 30;
   double recall_sample = 0;
+  std::string prefix_file;
+  int64_t prefix_file_bytes = int64_t{4} << 30;
   bool no_prefix_cache = false, no_access_log = false;
 };
 
@@ -103,9 +106,19 @@ std::string name_of(const Flags& f) {
                                : folder.parent_path().filename().string();
 }
 
+// The file of kept prefixes; without a path, none.
+PrefixFile prefix_file(const Flags& f, const server::AppOptions& o, const LoadedModel& model,
+                       const CacheOptions& cache) {
+  if (f.prefix_file.empty()) return {};
+  // Tenants are numbered by their place among the keys.
+  std::string more = f.model.backend + '\n';
+  for (const std::string& key : o.access.keys) more += key + '\n';
+  return {f.prefix_file, prefix_maker(model, cache, more), f.prefix_file_bytes};
+}
+
 // The model and all that runs on it.
 struct Service {
-  Service(const Flags& f, server::App& app)
+  Service(const Flags& f, const server::AppOptions& app_options, server::App& app)
       : context(f.model.make_context()), model(f.model.load(f.speculation.on())) {
     if (model->group().size() > 1) throw UsageError("serve: one rank only");
     auto tokenizer = load_tokenizer(f.model.folder);
@@ -114,6 +127,8 @@ struct Service {
     f.model.place(*context, *model);
     engine = std::make_unique<Engine>(*model, *context, options);
     scorer = std::make_unique<PromptScorer>(*model, *context, options);
+    prefixes = prefix_file(f, app_options, *model, options.cache);
+    load_prefixes();
     served = std::make_unique<server::ServedModel>(server::ServedModel{
         *model, std::move(*tokenizer), chat_format(f, *model),
         read_generation_defaults(model->checkpoint(), model->config()), name_of(f), options.policy,
@@ -122,8 +137,24 @@ struct Service {
     app.serve(*served, *thread);
   }
 
+  void load_prefixes() {
+    if (prefixes.path.empty()) return;
+    const PrefixLoad loaded = engine->load_prefixes(prefixes);
+    if (!loaded.trouble.empty()) {
+      std::fprintf(stderr, "tamis serve: %s: %s; what it lacks is computed again\n",
+                   printable(prefixes.path).c_str(), loaded.trouble.c_str());
+    }
+    std::fprintf(stderr, "tamis serve: %lld pages of kept prefixes from %s\n",
+                 static_cast<long long>(loaded.pages), printable(prefixes.path).c_str());
+  }
+  // After the thread has stopped.
+  void save_prefixes() {
+    if (!prefixes.path.empty()) engine->save_prefixes(prefixes);
+  }
+
   std::unique_ptr<KernelContext> context;
   std::unique_ptr<LoadedModel> model;
+  PrefixFile prefixes;
   std::unique_ptr<Engine> engine;
   std::unique_ptr<PromptScorer> scorer;
   std::unique_ptr<server::ServedModel> served;
@@ -131,17 +162,20 @@ struct Service {
 };
 
 int run(const Flags& f) {
-  server::AppOptions options = app_options(f);
+  const server::AppOptions options = app_options(f);
+  if (f.no_prefix_cache && !f.prefix_file.empty()) {
+    throw UsageError("--prefix-cache-file: there is nothing to keep with --no-prefix-cache");
+  }
   std::signal(SIGPIPE, SIG_IGN);
   raise_descriptor_limit();
-  server::App app(std::move(options));
+  server::App app(options);
   server::HttpServer http(f.http, app);
   std::unique_ptr<Service> service;
   std::exception_ptr failed;
   // The port answers "loading" while the model is read.
   std::thread loader([&] {
     try {
-      service = std::make_unique<Service>(f, app);
+      service = std::make_unique<Service>(f, options, app);
       std::fprintf(stderr, "tamis serve: %s on http%s://%s:%d/v1, context %lld\n",
                    service->served->name.c_str(), f.http.tls_certificate.empty() ? "" : "s",
                    f.http.host.c_str(), http.port(),
@@ -155,6 +189,7 @@ int run(const Flags& f) {
   loader.join();
   app.stop();
   if (service) service->thread->stop();
+  if (service) service->save_prefixes();
   if (failed) std::rethrow_exception(failed);
   if (service) f.model.explain(*service->context);
   return 0;
@@ -209,6 +244,11 @@ void add_engine_flags(CLI::App& c, Flags& f) {
       ->capture_default_str();
   f.speculation.add_to(c);
   c.add_flag("--no-prefix-cache", f.no_prefix_cache, "Read every prompt from its start");
+  c.add_option("--prefix-cache-file", f.prefix_file,
+               "Keep read prefixes here when the server stops, for the next start");
+  c.add_option("--prefix-cache-file-bytes", f.prefix_file_bytes, "Bytes of that file at most")
+      ->check(CLI::Range(int64_t{1}, INT64_MAX))
+      ->capture_default_str();
 }
 
 }  // namespace

@@ -78,6 +78,9 @@ class Engine {
   RequestProgress progress(int64_t request) const;
   EngineStats stats() const;
   const PrefixStats& prefix_stats() const { return scheduler_.prefix_stats(); }
+  // Kept prefixes across restarts (prefix_cache.h); the engine must be idle.
+  int64_t save_prefixes(const PrefixFile& file) { return scheduler_.prefixes().save(file); }
+  PrefixLoad load_prefixes(const PrefixFile& file) { return scheduler_.prefixes().load(file); }
   int64_t max_context() const { return options_.max_context; }
   const PagedCache& cache() const { return cache_; }
   // What is wrong with the books of the cache, empty if nothing. For tests, after any step.

@@ -88,6 +88,20 @@ void PagedCache::write_back(const HostPages& pages) {
   device_->synchronize();
 }
 
+void PagedCache::read_page(int32_t page, std::span<std::byte> bytes) const {
+  if (device_ != nullptr) return device_->download(bytes.data(), page_data(page), page_bytes_);
+  std::memcpy(bytes.data(), page_data(page), bytes.size());
+}
+
+void PagedCache::write_page(int32_t page, std::span<const std::byte> bytes) {
+  if (device_ == nullptr) {
+    std::memcpy(page_data(page), bytes.data(), bytes.size());
+    return;
+  }
+  device_->upload(page_data(page), bytes.data(), page_bytes_);
+  device_->synchronize();
+}
+
 bool PagedCache::reserve(CachedSequence& s, int64_t tokens) {
   const int64_t need = pages_for(s.length + tokens) - static_cast<int64_t>(s.pages.size());
   if (need > free_pages()) return false;

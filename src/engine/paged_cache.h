@@ -57,6 +57,9 @@ class PagedCache {
   };
   HostPages host_pages() const;
   void write_back(const HostPages& pages);
+  // All layers of one page, page_bytes() long.
+  void read_page(int32_t page, std::span<std::byte> bytes) const;
+  void write_page(int32_t page, std::span<const std::byte> bytes);
   int64_t page_bytes() const { return page_bytes_; }
   // Every page is free, used by a sequence, or cached: kept for later sequences and used by none.
   int64_t total_pages() const { return static_cast<int64_t>(references_.size()); }

@@ -32,6 +32,16 @@ PrefixCache::~PrefixCache() {
   for (const auto& [hash, node] : nodes_) cache_.forget(node->page);
 }
 
+PrefixCache::Node& PrefixCache::root(const std::string& name) {
+  auto& top = roots_[name];
+  if (top == nullptr) {
+    top = std::make_unique<Node>();
+    top->name = name;
+    top->hash = XXH3_64bits_withSeed(name.data(), name.size(), seed_);
+  }
+  return *top;
+}
+
 uint64_t PrefixCache::hash_of(const Node* parent, Tokens tokens) const {
   // Only full pages are searched by hash, so that the parent's own hash stands for all above it.
   return XXH3_64bits_withSeed(tokens.data(), tokens.size_bytes(), seed_ ^ parent->hash);
@@ -141,13 +151,8 @@ void PrefixCache::insert(const std::string& root, Tokens tokens, const CachedSeq
                          bool whole) {
   tokens = tokens.first(std::min(tokens.size(), static_cast<size_t>(sequence.length)));
   if (static_cast<int64_t>(tokens.size()) < (whole ? kMinShared : kPageTokens)) return;
-  auto& top = roots_[root];
-  if (top == nullptr) {
-    top = std::make_unique<Node>();
-    top->name = root;
-    top->hash = XXH3_64bits_withSeed(root.data(), root.size(), seed_);
-  }
-  Node* at = top.get();
+  Node* const top = &this->root(root);
+  Node* at = top;
   size_t p = 0;
   for (; tokens.size() >= kPageTokens; ++p, tokens = tokens.subspan(kPageTokens)) {
     const Tokens page = tokens.first(kPageTokens);

@@ -28,6 +28,17 @@ struct PrefixStats {
   int64_t evictions = 0;     // pages given up for room
 };
 
+// Where kept prefixes go between two runs of the program.
+struct PrefixFile {
+  std::string path;
+  uint64_t made_by = 0;           // everything that the bits of a page depend on, and its tenants
+  int64_t max_bytes = INT64_MAX;  // the least recently used pages are left out
+};
+struct PrefixLoad {
+  int64_t pages = 0;
+  std::string trouble;  // why not all of the file was taken; empty: all, or there is none
+};
+
 class PrefixCache {
  public:
   explicit PrefixCache(PagedCache& cache);
@@ -53,6 +64,13 @@ class PrefixCache {
   // from, until `pages` are free in the pool or none is left to give.
   void make_room(int64_t pages);
 
+  // Writes what is kept, readable for the owner alone, whole or not at all; returns the pages. The
+  // file holds the tokens of what was asked and answered. DeviceError if it cannot be written.
+  int64_t save(const PrefixFile& file) const;
+  // Takes what a file holds, as far as free pages reach; for a cache that has kept nothing yet. A
+  // file of another maker is left out as a whole, a damaged one from the damage on.
+  PrefixLoad load(const PrefixFile& file);
+
   int64_t kept_pages() const { return static_cast<int64_t>(nodes_.size()); }
   std::vector<int32_t> kept() const;
   const PrefixStats& stats() const { return stats_; }
@@ -70,6 +88,7 @@ class PrefixCache {
   };
   using Tokens = std::span<const int32_t>;
 
+  Node& root(const std::string& name);
   uint64_t hash_of(const Node* parent, Tokens tokens) const;
   Node* find(const Node* parent, Tokens tokens, uint64_t hash) const;
   // The child that shares the most tokens, at least kMinShared; sets `shared`.

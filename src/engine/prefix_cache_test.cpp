@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
 #include <numeric>
 
 #include "engine/sampler.h"
@@ -148,6 +151,114 @@ TEST_F(PrefixCacheTest, AuditSeesWrongBooks) {
   EXPECT_NE(pool_.audit(held, {}), "");
   s.length = 0;
   pool_.release(s);
+}
+
+class PrefixFileTest : public PrefixCacheTest {
+ protected:
+  PrefixFileTest() : file_{::testing::TempDir() + "prefixes", 77} {
+    pool_.write_page(0, std::vector<std::byte>(static_cast<size_t>(pool_.page_bytes())));
+    keep("a", count_from(0, 150));
+    keep("a", count_from(1000, 70));
+    keep("b", count_from(0, 64));
+  }
+  ~PrefixFileTest() override { std::remove(file_.path.c_str()); }
+
+  struct Restarted {
+    explicit Restarted(const ModelConfig& config, int64_t pages = 8)
+        : pool(config, {pages}, nullptr), prefixes(pool) {}
+    int64_t hit(const std::string& root, const std::vector<int32_t>& tokens) {
+      CachedSequence s;
+      const int64_t n = prefixes.match(root, tokens, static_cast<int64_t>(tokens.size()), s);
+      pool.release(s);
+      EXPECT_EQ(pool.audit({}, prefixes.kept()), "");
+      return n;
+    }
+    PagedCache pool;
+    PrefixCache prefixes;
+  };
+  std::string bytes() const {
+    std::ifstream in(file_.path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(in), {}};
+  }
+  void write(const std::string& bytes) const {
+    std::ofstream(file_.path, std::ios::binary) << bytes;
+  }
+
+  PrefixFile file_;
+};
+
+TEST_F(PrefixFileTest, ComesBackAfterARestart) {
+  std::vector<std::byte> page(static_cast<size_t>(pool_.page_bytes()));
+  for (const int32_t p : prefixes_.kept()) {
+    for (size_t i = 0; i < page.size(); ++i) {
+      page[i] = static_cast<std::byte>(static_cast<size_t>(p) * 31 + i);
+    }
+    pool_.write_page(p, page);
+  }
+  const int64_t saved = prefixes_.save(file_);
+  EXPECT_EQ(saved, prefixes_.kept_pages());
+  EXPECT_EQ(std::filesystem::status(file_.path).permissions(),
+            std::filesystem::perms::owner_read | std::filesystem::perms::owner_write);
+  Restarted next(config_);
+  const PrefixLoad loaded = next.prefixes.load(file_);
+  EXPECT_EQ(loaded.trouble, "");
+  EXPECT_EQ(loaded.pages, saved);
+  EXPECT_EQ(next.hit("a", count_from(0, 150)), 150);
+  EXPECT_EQ(next.hit("a", count_from(1000, 70)), hit("a", count_from(1000, 70)));
+  EXPECT_EQ(next.hit("b", count_from(0, 64)), 64);
+  EXPECT_EQ(next.hit("c", count_from(0, 64)), 0);
+  // The bytes of a page are those of the same text.
+  CachedSequence was, is;
+  prefixes_.match("a", count_from(0, 128), 128, was);
+  next.prefixes.match("a", count_from(0, 128), 128, is);
+  for (size_t i = 0; i < 2; ++i) {
+    std::vector<std::byte> other(page.size());
+    pool_.read_page(was.pages[i], page);
+    next.pool.read_page(is.pages[i], other);
+    EXPECT_EQ(page, other);
+  }
+  pool_.release(was);
+  next.pool.release(is);
+  // A smaller pool takes what it can hold.
+  Restarted small(config_, 2);
+  EXPECT_EQ(small.prefixes.load(file_).pages, 2);
+  EXPECT_EQ(small.pool.audit({}, small.prefixes.kept()), "");
+}
+
+TEST_F(PrefixFileTest, ASmallerFileHoldsTheMostRecentlyUsed) {
+  hit("b", count_from(0, 64));
+  file_.max_bytes = 2 * (pool_.page_bytes() + 400);
+  EXPECT_EQ(prefixes_.save(file_), 2);
+  Restarted next(config_);
+  EXPECT_EQ(next.prefixes.load(file_).pages, 2);
+  EXPECT_EQ(next.hit("b", count_from(0, 64)), 64);
+}
+
+// Cut anywhere, or with any byte changed: what is taken is right, the rest is left out.
+TEST_F(PrefixFileTest, DamageIsLeftOut) {
+  const int64_t saved = prefixes_.save(file_);
+  const std::string good = bytes();
+  EXPECT_EQ(Restarted(config_).prefixes.load({file_.path, 78}).pages, 0);
+  EXPECT_EQ(Restarted(config_).prefixes.load({file_.path + ".none", 77}).trouble, "");
+  const auto check = [&](const std::string& bad, size_t at) {
+    write(bad);
+    Restarted next(config_);
+    const PrefixLoad loaded = next.prefixes.load(file_);
+    EXPECT_LT(loaded.pages, saved) << at;
+    EXPECT_FALSE(loaded.trouble.empty() && at >= 32) << at;
+    EXPECT_EQ(next.pool.audit({}, next.prefixes.kept()), "") << at;
+  };
+  for (size_t cut = 1; cut < good.size(); cut += 97) {
+    // At the end of a record nothing shows that more was there.
+    if (const std::string left = good.substr(0, cut); left.size() > 40) check(left, cut);
+  }
+  for (size_t at = 0; at < good.size(); at += 61) {
+    std::string bad = good;
+    bad[at] = static_cast<char>(bad[at] ^ 0x10);
+    check(bad, at);
+  }
+  write("");
+  EXPECT_FALSE(Restarted(config_).prefixes.load(file_).trouble.empty());
 }
 
 }  // namespace

@@ -140,18 +140,27 @@ void report_logprobs(const float* logits, int64_t vocab_size, int64_t top, Sampl
   }
 }
 
+int32_t Sampler::choose(const float* logits, TokenBits allowed, Scratch& all, uint64_t step) const {
+  const bool as_they_are =
+      allowed.empty() && params_.logit_bias.empty() && seen_.empty() && counts_.empty();
+  if (params_.temperature == 0 && as_they_are) {
+    return static_cast<int32_t>(std::max_element(logits, logits + vocab_size_) - logits);
+  }
+  gather(logits, allowed, all);
+  return draw(all, step);
+}
+
 int32_t Sampler::guess(const float* logits, TokenBits allowed, Scratch& scratch,
                        uint64_t ahead) const {
-  gather(logits, allowed, scratch);
-  return draw(scratch, step_ + ahead);
+  return choose(logits, allowed, scratch, step_ + ahead);
 }
 
 void Sampler::sample(const float* logits, TokenBits allowed, Scratch& scratch, SampledToken& out) {
-  gather(logits, allowed, scratch);
-  out.id = draw(scratch, step_);
+  out.id = choose(logits, allowed, scratch, step_);
   ++step_;
   if (!seen_.empty()) seen_[static_cast<size_t>(out.id)] = 1;
   if (!counts_.empty()) ++counts_[static_cast<size_t>(out.id)];
+  if (!params_.logprob && params_.top_logprobs == 0) return;
   report_logprobs(logits, vocab_size_, params_.top_logprobs, out);
 }
 

@@ -24,6 +24,7 @@ struct SamplingParams {
   float frequency_penalty = 0;   // subtracted for each time a token is in the answer so far
   std::vector<std::pair<int32_t, float>> logit_bias;  // added to the logits of single tokens
   uint64_t seed = 0;
+  bool logprob = true;       // report the token's log-probability, which takes the whole vocabulary
   int64_t top_logprobs = 0;  // alternatives to report beside each token
 
   // UsageError naming the parameter and its range.
@@ -70,6 +71,7 @@ class Sampler {
   int32_t guess(const float* logits, TokenBits allowed, Scratch& scratch, uint64_t ahead) const;
 
  private:
+  int32_t choose(const float* logits, TokenBits allowed, Scratch& all, uint64_t step) const;
   void gather(const float* logits, TokenBits allowed, Scratch& all) const;
   void penalise(Scratch& all) const;
   int32_t draw(Scratch& all, uint64_t step) const;

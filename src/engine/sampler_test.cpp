@@ -161,5 +161,34 @@ TEST(SamplerTest, RefusesWhatIsOutOfRange) {
   refused([](SamplingParams& p) { p.top_logprobs = 21; });
 }
 
+// A log-probability that nobody wants is not computed, and nothing else changes; a guess is what
+// the token would be.
+TEST(SamplerTest, WithoutLogprobsTheTokensAreTheSame) {
+  constexpr int64_t kVocab = 500;
+  std::vector<float> logits(kVocab);
+  for (const float temperature : {0.0F, 0.8F}) {
+    SamplingParams params;
+    params.temperature = temperature;
+    params.seed = 9;
+    Sampler with(params, kVocab, {});
+    params.logprob = false;
+    Sampler without(params, kVocab, {});
+    Sampler::Scratch scratch;
+    for (int i = 0; i < 50; ++i) {
+      for (size_t v = 0; v < logits.size(); ++v) {
+        logits[v] = static_cast<float>((v * 7919 + static_cast<size_t>(i) * 104729) % 997) / 80;
+      }
+      SampledToken a, b;
+      const int32_t guess = without.guess(logits.data(), {}, scratch, 0);
+      with.sample(logits.data(), {}, scratch, a);
+      without.sample(logits.data(), {}, scratch, b);
+      EXPECT_EQ(a.id, b.id);
+      EXPECT_EQ(a.id, guess);
+      EXPECT_LT(a.logprob, 0);
+      EXPECT_EQ(b.logprob, 0);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace tamis

@@ -50,6 +50,8 @@ class Scheduler {
   int64_t preemptions() const { return preemptions_; }
   const PrefixStats& prefix_stats() const { return prefixes_.stats(); }
 
+  PrefixCache& prefixes() { return prefixes_; }
+
   // What is wrong with the books of the cache, empty if nothing.
   std::string audit() const;
 

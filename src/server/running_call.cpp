@@ -60,6 +60,7 @@ void RunningCall::start(Clock::time_point arrival) {
     job.request.prompt = *answers_[i]->prompt;
     // Answers to one prompt differ, and each is what a single request with that seed gives.
     job.request.sampling.seed += i % static_cast<size_t>(call_.n);
+    job.request.sampling.logprob = call_.generation.logprobs;
     job.score_prompt = call_.score_prompt;
     job.progress = call_.progress && i == 0;
     metrics_.prompt_tokens.fetch_add(static_cast<int64_t>(job.request.prompt.size()));

@@ -2,12 +2,14 @@
 // hit, after preemptions, beside requests that attend in other ways, and after a failed pass.
 #include <gtest/gtest.h>
 
+#include <cstdio>
 #include <cstring>
 #include <map>
 #include <random>
 
 #include "base/error.h"
 #include "engine/engine.h"
+#include "engine/prefix_file.h"
 #include "invariance/runner.h"
 #include "text/grammar/constraint.h"
 
@@ -133,6 +135,30 @@ TEST_P(EngineBits, AfterACacheHit) {
   const Answer salted = run(engine, {other})[3];
   EXPECT_EQ(salted.cached, 0);
   EXPECT_TRUE(same_bits(salted, cold));
+}
+
+// What a file of kept prefixes brings to a new engine.
+TEST_P(EngineBits, AfterARestart) {
+  const Request first = request(1, 150, 60);
+  const PrefixFile file{::testing::TempDir() + "bits-prefixes",
+                        prefix_maker(*model_, options_.cache, "")};
+  Answer cold;
+  {
+    Engine engine(*model_, context_, options_);
+    cold = run(engine, {first})[0];
+    EXPECT_GE(engine.save_prefixes(file), 2);
+  }
+  Engine engine(*model_, context_, options_);
+  EXPECT_EQ(engine.load_prefixes(file).trouble, "");
+  const Answer hit = run(engine, {first})[0];
+  EXPECT_GE(hit.cached, 128);
+  EXPECT_TRUE(same_bits(hit, cold));
+  // Other formats are another maker.
+  CacheOptions other = options_.cache;
+  other.latent_format = KvFormat::kBF16;
+  EXPECT_NE(prefix_maker(*model_, other, ""), file.made_by);
+  EXPECT_NE(prefix_maker(*model_, options_.cache, "key"), file.made_by);
+  std::remove(file.path.c_str());
 }
 
 TEST_P(EngineBits, AfterPreemptions) {
