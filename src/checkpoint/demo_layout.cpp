@@ -151,7 +151,7 @@ class RankPlanner {
                      std::to_string(item.place.layer) + " is none");
     }
     const bool is_integer_weight =
-        role.to_int && (info.dtype == DType::kI8 || info.dtype == DType::kU8);
+        role.to_int8() && (info.dtype == DType::kI8 || info.dtype == DType::kU8);
     if (item.place.part == TensorPlace::Part::kIntScale || is_integer_weight) {
       fail(info, "the demo has no integer weights; convert with --to bf16 or fp8 first");
     }

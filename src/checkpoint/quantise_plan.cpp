@@ -81,8 +81,8 @@ class QuantisePlanner {
     const bool odd_columns =
         info.shape.rank() == 2 && stored == NumberFormat::kKeep && info.shape[1] % 2 != 0;
     const bool narrow = options_.to == NumberFormat::kFp8    ? role.to_fp8
-                        : options_.to == NumberFormat::kInt8 ? role.to_int
-                        : options_.to == NumberFormat::kInt4 ? role.to_int && !odd_columns
+                        : options_.to == NumberFormat::kInt8 ? role.to_int8()
+                        : options_.to == NumberFormat::kInt4 ? role.to_int4() && !odd_columns
                                                              : false;
     if (narrow) return stored == options_.to ? NumberFormat::kKeep : options_.to;
     // What stays wider does not stay in another narrow format: a reader meets one scheme only.

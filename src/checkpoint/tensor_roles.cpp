@@ -9,64 +9,63 @@ using Part = TensorPlace::Part;
 using Scope = TensorScope;
 using Slice = TensorSlice;
 
-// Columns: scope, name, name in the demo, slice, fp8, int8 and int4.
-// The integers keep the indexer higher: its scores choose what attention reads at all.
+// Columns: scope, name, name in the demo, slice, fp8, bits of integers.
+// The integers keep the indexer higher: its scores choose what attention reads at all. int4 keeps
+// the head higher too.
 constexpr TensorRole kRoles[] = {
-    {Scope::kModel, "model.embed_tokens.weight", "embed.weight", Slice::kRows, false, false},
-    {Scope::kModel, "model.norm.weight", "norm.weight", Slice::kWhole, false, false},
-    {Scope::kModel, "lm_head.weight", "head.weight", Slice::kRows, false, false},
+    {Scope::kModel, "model.embed_tokens.weight", "embed.weight", Slice::kRows, false, 0},
+    {Scope::kModel, "model.norm.weight", "norm.weight", Slice::kWhole, false, 0},
+    {Scope::kModel, "lm_head.weight", "head.weight", Slice::kRows, false, 8},
 
-    {Scope::kLayer, "input_layernorm.weight", "attn_norm.weight", Slice::kWhole, false, false},
-    {Scope::kLayer, "post_attention_layernorm.weight", "ffn_norm.weight", Slice::kWhole, false,
-     false},
+    {Scope::kLayer, "input_layernorm.weight", "attn_norm.weight", Slice::kWhole, false, 0},
+    {Scope::kLayer, "post_attention_layernorm.weight", "ffn_norm.weight", Slice::kWhole, false, 0},
 
-    {Scope::kLayer, "self_attn.q_a_proj.weight", "attn.wq_a.weight", Slice::kWhole, true, true},
+    {Scope::kLayer, "self_attn.q_a_proj.weight", "attn.wq_a.weight", Slice::kWhole, true, 4},
     {Scope::kLayer, "self_attn.q_a_layernorm.weight", "attn.q_norm.weight", Slice::kWhole, false,
-     false},
-    {Scope::kLayer, "self_attn.q_b_proj.weight", "attn.wq_b.weight", Slice::kRows, true, true},
-    {Scope::kLayer, "self_attn.q_proj.weight", "attn.wq.weight", Slice::kRows, true, true},
+     0},
+    {Scope::kLayer, "self_attn.q_b_proj.weight", "attn.wq_b.weight", Slice::kRows, true, 4},
+    {Scope::kLayer, "self_attn.q_proj.weight", "attn.wq.weight", Slice::kRows, true, 4},
     {Scope::kLayer, "self_attn.kv_a_proj_with_mqa.weight", "attn.wkv_a.weight", Slice::kWhole, true,
-     true},
+     4},
     {Scope::kLayer, "self_attn.kv_a_layernorm.weight", "attn.kv_norm.weight", Slice::kWhole, false,
-     false},
-    {Scope::kLayer, "self_attn.kv_b_proj.weight", "attn.wkv_b.weight", Slice::kRows, true, true},
-    {Scope::kLayer, "self_attn.o_proj.weight", "attn.wo.weight", Slice::kColumns, true, true},
+     0},
+    {Scope::kLayer, "self_attn.kv_b_proj.weight", "attn.wkv_b.weight", Slice::kRows, true, 4},
+    {Scope::kLayer, "self_attn.o_proj.weight", "attn.wo.weight", Slice::kColumns, true, 4},
 
     {Scope::kLayer, "self_attn.indexer.wq_b.weight", "attn.indexer.wq_b.weight", Slice::kWhole,
-     true, false},
+     true, 0},
     {Scope::kLayer, "self_attn.indexer.wk.weight", "attn.indexer.wk.weight", Slice::kWhole, true,
-     false},
+     0},
     {Scope::kLayer, "self_attn.indexer.k_norm.weight", "attn.indexer.k_norm.weight", Slice::kWhole,
-     false, false},
+     false, 0},
     {Scope::kLayer, "self_attn.indexer.k_norm.bias", "attn.indexer.k_norm.bias", Slice::kWhole,
-     false, false},
+     false, 0},
     {Scope::kLayer, "self_attn.indexer.weights_proj.weight", "attn.indexer.weights_proj.weight",
-     Slice::kWhole, false, false},
+     Slice::kWhole, false, 0},
 
-    {Scope::kLayer, "mlp.gate_proj.weight", "ffn.w1.weight", Slice::kRows, true, true},
-    {Scope::kLayer, "mlp.up_proj.weight", "ffn.w3.weight", Slice::kRows, true, true},
-    {Scope::kLayer, "mlp.down_proj.weight", "ffn.w2.weight", Slice::kColumns, true, true},
+    {Scope::kLayer, "mlp.gate_proj.weight", "ffn.w1.weight", Slice::kRows, true, 4},
+    {Scope::kLayer, "mlp.up_proj.weight", "ffn.w3.weight", Slice::kRows, true, 4},
+    {Scope::kLayer, "mlp.down_proj.weight", "ffn.w2.weight", Slice::kColumns, true, 4},
 
-    {Scope::kLayer, "mlp.gate.weight", "ffn.gate.weight", Slice::kWhole, false, false},
-    {Scope::kLayer, "mlp.gate.e_score_correction_bias", "ffn.gate.bias", Slice::kWhole, false,
-     false},
+    {Scope::kLayer, "mlp.gate.weight", "ffn.gate.weight", Slice::kWhole, false, 0},
+    {Scope::kLayer, "mlp.gate.e_score_correction_bias", "ffn.gate.bias", Slice::kWhole, false, 0},
     {Scope::kLayer, "mlp.shared_experts.gate_proj.weight", "ffn.shared_experts.w1.weight",
-     Slice::kRows, true, true},
+     Slice::kRows, true, 4},
     {Scope::kLayer, "mlp.shared_experts.up_proj.weight", "ffn.shared_experts.w3.weight",
-     Slice::kRows, true, true},
+     Slice::kRows, true, 4},
     {Scope::kLayer, "mlp.shared_experts.down_proj.weight", "ffn.shared_experts.w2.weight",
-     Slice::kColumns, true, true},
-    {Scope::kExpert, "gate_proj.weight", "w1.weight", Slice::kByExpert, true, true},
-    {Scope::kExpert, "up_proj.weight", "w3.weight", Slice::kByExpert, true, true},
-    {Scope::kExpert, "down_proj.weight", "w2.weight", Slice::kByExpert, true, true},
+     Slice::kColumns, true, 4},
+    {Scope::kExpert, "gate_proj.weight", "w1.weight", Slice::kByExpert, true, 4},
+    {Scope::kExpert, "up_proj.weight", "w3.weight", Slice::kByExpert, true, 4},
+    {Scope::kExpert, "down_proj.weight", "w2.weight", Slice::kByExpert, true, 4},
 
     // Of the multi-token-prediction layer alone.
-    {Scope::kLayer, "enorm.weight", "", Slice::kWhole, false, false},
-    {Scope::kLayer, "hnorm.weight", "", Slice::kWhole, false, false},
-    {Scope::kLayer, "eh_proj.weight", "", Slice::kWhole, false, false},
-    {Scope::kLayer, "shared_head.norm.weight", "", Slice::kWhole, false, false},
-    {Scope::kLayer, "shared_head.head.weight", "", Slice::kRows, false, false},
-    {Scope::kLayer, "embed_tokens.weight", "", Slice::kRows, false, false},
+    {Scope::kLayer, "enorm.weight", "", Slice::kWhole, false, 0},
+    {Scope::kLayer, "hnorm.weight", "", Slice::kWhole, false, 0},
+    {Scope::kLayer, "eh_proj.weight", "", Slice::kWhole, false, 0},
+    {Scope::kLayer, "shared_head.norm.weight", "", Slice::kWhole, false, 0},
+    {Scope::kLayer, "shared_head.head.weight", "", Slice::kRows, false, 0},
+    {Scope::kLayer, "embed_tokens.weight", "", Slice::kRows, false, 0},
 };
 
 constexpr std::string_view kWeight = ".weight";
@@ -126,7 +125,7 @@ const TensorRole* find_role(bool demo, std::string_view name, TensorPlace* place
     const std::string_view own = demo ? role.demo_name : role.name;
     if (role.scope != scope || own.empty() || own != wanted) continue;
     if (found.part == Part::kFp8Scale && !role.to_fp8) return nullptr;
-    if (found.part == Part::kIntScale && !role.to_int) return nullptr;
+    if (found.part == Part::kIntScale && !role.to_int8()) return nullptr;
     if (place != nullptr) *place = found;
     return &role;
   }

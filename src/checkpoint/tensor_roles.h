@@ -31,8 +31,11 @@ struct TensorRole {
   std::string_view name;       // after the prefix of the scope: "self_attn.q_a_proj.weight"
   std::string_view demo_name;  // likewise in the demo: "attn.wq_a.weight"; empty: left out there
   TensorSlice slice;
-  bool to_fp8;  // may be stored as F8_E4M3 with one scale a block of 128x128
-  bool to_int;  // may be stored as I8 or I4 with one scale per 32 columns
+  bool to_fp8;   // may be stored as F8_E4M3 with one scale a block of 128x128
+  int int_bits;  // fewest bits of integers with one scale per 32 columns: 4 (or 8), 8, 0: none
+
+  bool to_int8() const { return int_bits != 0; }
+  bool to_int4() const { return int_bits == 4; }
 };
 
 // What a name says beyond its kind.

@@ -18,7 +18,7 @@ TEST(TensorRoles, EveryRowIsFoundUnderBothOfItsNames) {
          {TensorPlace::Part::kTensor, TensorPlace::Part::kFp8Scale, TensorPlace::Part::kIntScale}) {
       place.part = part;
       if (part == TensorPlace::Part::kFp8Scale && !role.to_fp8) continue;
-      if (part == TensorPlace::Part::kIntScale && !role.to_int) continue;
+      if (part == TensorPlace::Part::kIntScale && !role.to_int8()) continue;
       TensorPlace found;
       EXPECT_EQ(role_of(name_of(role, place), &found), &role) << name_of(role, place);
       EXPECT_EQ(found.layer, place.layer);
@@ -62,8 +62,8 @@ TEST(TensorRoles, SpotChecks) {
 TEST(TensorRoles, FormatsOfTheRelease) {
   std::set<std::string_view> only_fp8;
   for (const TensorRole& role : tensor_roles()) {
-    EXPECT_FALSE(role.to_int && !role.to_fp8) << role.name;
-    if (role.to_fp8 && !role.to_int) only_fp8.insert(role.name);
+    EXPECT_FALSE(role.to_int4() && !role.to_fp8) << role.name;
+    if (role.to_fp8 && !role.to_int8()) only_fp8.insert(role.name);
   }
   EXPECT_EQ(only_fp8, (std::set<std::string_view>{"self_attn.indexer.wq_b.weight",
                                                   "self_attn.indexer.wk.weight"}));

@@ -58,7 +58,8 @@ void final_norm(LayerContext& c, const Parameters& weight) {
                        c.config.norm_eps, c.act.normed.data(), d, c.numerics.native()});
 }
 
-// Logits of the wanted rows. float32 in every precision, as the official head.
+// Logits of the wanted rows. float32 in every precision, as the official head; but a head in int8
+// is multiplied in int8 precision as every such weight is.
 void head(LayerContext& c, const ModelWeights& w) {
   const auto rows = static_cast<int64_t>(c.batch.logit_rows.size());
   const int64_t d = c.config.hidden_size, v = c.config.vocab_size;
@@ -66,7 +67,8 @@ void head(LayerContext& c, const ModelWeights& w) {
   float* x = c.act.final_rows.get(rows * d);
   gather_rows(c.kernels, {c.act.normed.data(), c.staged.logit_rows, rows, d, x});
   float* y = part_of(c, rows, v, c.staged.logits);
-  linear(c.kernels, {x, d, rows, w.head, y, w.head.rows});
+  const LinearArgs product{x, d, rows, w.head, y, w.head.rows};
+  c.numerics.int8() ? c.numerics.project(c.kernels, {&product, 1}) : linear(c.kernels, product);
   gather_columns(c, y, rows, v, c.staged.logits);
   c.act.checks.rows.push_back({c.staged.logits, rows, v, c.staged.logit_rows,
                                c.staged.tokens.sequence,

@@ -68,7 +68,9 @@ void expect_close(const std::string& model, const std::string& out, NumberFormat
     const TensorInfo* info = found.find(entry.info->name);
     ASSERT_NE(info, nullptr) << entry.info->name;
     const NumberFormat format = stored_format(found, *info);
-    const bool narrow = to == NumberFormat::kFp8 ? role->to_fp8 : role->to_int;
+    const bool narrow = to == NumberFormat::kFp8    ? role->to_fp8
+                        : to == NumberFormat::kInt8 ? role->to_int8()
+                                                    : role->to_int4();
     EXPECT_EQ(format, to != NumberFormat::kBf16 && narrow ? to : NumberFormat::kKeep);
     if (format == NumberFormat::kKeep && info->dtype == entry.info->dtype) {
       EXPECT_TRUE(bytes_of(found.tensor(info->name)) == bytes_of(want.tensor(info->name)));
