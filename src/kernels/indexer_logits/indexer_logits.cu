@@ -5,7 +5,7 @@
 // order of the dimensions with fused multiply-adds; the groups' sums are added in order. A score
 // depends on its own (t, s) alone. Bound by FP32 arithmetic; the native path is indexer_mma.cu.
 #include "kernels/cuda/kv_rows.cuh"
-#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/launch_early.cuh"
 #include "kernels/indexer_logits/indexer_logits_impl.h"
 
 namespace tamis {
@@ -17,6 +17,7 @@ constexpr int kKeys = static_cast<int>(kPageTokens), kGroups = 4, kThreads = kKe
 // NaN.
 template <int kAtOnce>
 __device__ float group_sum(const IndexerArgs& a, int64_t t, int dim, const float* key, int group) {
+  constexpr int kAhead = kAtOnce == 1 ? 8 : 2;  // one chain of sums hides nothing by itself
   float sum = 0;
   for (int64_t h0 = group; h0 < a.heads; h0 += kGroups * kAtOnce) {
     const float* q[kAtOnce];
@@ -27,7 +28,7 @@ __device__ float group_sum(const IndexerArgs& a, int64_t t, int dim, const float
     }
     int d = 0;
     if (reinterpret_cast<uintptr_t>(a.q) % 16 == 0 && dim % 4 == 0) {
-#pragma unroll 2
+#pragma unroll kAhead
       for (; d < dim; d += 4) {
 #pragma unroll
         for (int j = 0; j < kAtOnce; ++j) {
@@ -56,6 +57,7 @@ __device__ float group_sum(const IndexerArgs& a, int64_t t, int dim, const float
 template <int kAtOnce>
 __global__ void __launch_bounds__(kThreads)
     indexer_exact_kernel(const IndexerArgs a, const KvRows kv, const IndexerScores to) {
+  await_previous();
   extern __shared__ float shared[];  // [kKeys][dim + 1], then [kGroups][kKeys]
   const int dim = kv.index_dim, row = dim + 1;
   float* sums = shared + kKeys * row;
@@ -73,7 +75,7 @@ __global__ void __launch_bounds__(kThreads)
   const int keys = min(kKeys, visible - begin);
   if (kv.index_by_fours) {
     const int fours = dim / 4;
-#pragma unroll 4
+#pragma unroll 8
     for (int i = threadIdx.x; i < keys * fours; i += kThreads) {
       const int slot = i / fours, d = i % fours * 4;
       const float4 v = index_values(kv, page, slot, d);
@@ -108,8 +110,8 @@ void indexer_scores_exact(KernelContext& context, const IndexerArgs& a, const In
   allow_shared(reinterpret_cast<const void*>(kernel), static_cast<int>(bytes), "indexer_exact");
   const dim3 grid(static_cast<unsigned>(a.tokens.num_tokens),
                   static_cast<unsigned>((to.columns + kKeys - 1) / kKeys));
-  kernel<<<grid, kThreads, static_cast<size_t>(bytes), stream_of(context)>>>(a, kv_rows(a.kv), to);
-  check_launch("indexer_exact");
+  launch_early(context, "indexer_exact", kernel, grid, kThreads, static_cast<size_t>(bytes), a,
+               kv_rows(a.kv), to);
 }
 
 void indexer_scores_cuda(KernelContext& context, const IndexerArgs& a, const IndexerScores& to) {

@@ -17,7 +17,7 @@
 
 #include <algorithm>
 
-#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/launch_early.cuh"
 #include "kernels/linear/products.cuh"
 
 namespace tamis {
@@ -69,6 +69,7 @@ __device__ inline void stream_lane(const LinearArgs& p, int64_t r0, int64_t m0, 
 
 template <DType T, int kM>
 __global__ void __launch_bounds__(kStreamWarps * 32) stream_kernel(const Products products) {
+  await_previous();
   __shared__ float part[kStreamWarps][kStreamRows * kM][kLanes + 1];
   const LinearArgs p = products.product(static_cast<int>(blockIdx.z));
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
@@ -202,7 +203,8 @@ __device__ inline void tile_product(const LinearArgs& p, int64_t r0, int64_t m0,
 }
 
 template <DType T, int kEach>
-__global__ void __launch_bounds__(kTileThreads) tile_kernel(const Products products) {
+__global__ void __launch_bounds__(kTileThreads, kEach == 4 ? 3 : 1)
+    tile_kernel(const Products products) {
   __shared__ __align__(16) TileStorage<kEach * 16> tile;
   const LinearArgs p = products.product(static_cast<int>(blockIdx.z));
   const int64_t r0 = int64_t{blockIdx.x} * kEach * 16;
@@ -219,8 +221,7 @@ void launch_stream(KernelContext& context, const Products& p, int64_t rows, int6
       static_cast<unsigned>((rows + kStreamWarps * kStreamRows - 1) / (kStreamWarps * kStreamRows)),
       static_cast<unsigned>(std::min<int64_t>((m + kM - 1) / kM, 65535)),
       static_cast<unsigned>(p.count));
-  stream_kernel<T, kM><<<grid, kStreamWarps * 32, 0, stream_of(context)>>>(p);
-  check_launch("linear (stream)");
+  launch_early(context, "linear (stream)", stream_kernel<T, kM>, grid, kStreamWarps * 32, 0, p);
 }
 
 template <DType T, int kEach>
