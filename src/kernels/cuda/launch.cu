@@ -1,7 +1,7 @@
 #include <string>
 
 #include "kernels/cuda/device_code.h"
-#include "kernels/cuda/launch_early.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "tensor/cuda/check.h"
 
 namespace tamis {
@@ -20,21 +20,6 @@ void check_device_code(const DeviceContext& device) {
 
 void check_launch(const char* kernel) {
   check_cuda(cudaGetLastError(), std::string("launch of ") + kernel);
-}
-
-void launch_early(KernelContext& context, const char* name, const void* kernel, dim3 grid,
-                  unsigned threads, size_t shared_bytes, void** args) {
-  cudaLaunchAttribute early;
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream_of(context);
-  config.attrs = &early;
-  config.numAttrs = context.device()->info().sm >= 90 ? 1 : 0;
-  check_cuda(cudaLaunchKernelExC(&config, kernel, args), std::string("launch of ") + name);
 }
 
 void allow_shared(const void* kernel, int bytes, const char* name) {

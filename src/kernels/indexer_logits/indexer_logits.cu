@@ -5,7 +5,7 @@
 // order of the dimensions with fused multiply-adds; the groups' sums are added in order. A score
 // depends on its own (t, s) alone. Bound by FP32 arithmetic; the native path is indexer_mma.cu.
 #include "kernels/cuda/kv_rows.cuh"
-#include "kernels/cuda/launch_early.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/indexer_logits/indexer_logits_impl.h"
 
 namespace tamis {
@@ -57,7 +57,6 @@ __device__ float group_sum(const IndexerArgs& a, int64_t t, int dim, const float
 template <int kAtOnce>
 __global__ void __launch_bounds__(kThreads)
     indexer_exact_kernel(const IndexerArgs a, const KvRows kv, const IndexerScores to) {
-  await_previous();
   extern __shared__ float shared[];  // [kKeys][dim + 1], then [kGroups][kKeys]
   const int dim = kv.index_dim, row = dim + 1;
   float* sums = shared + kKeys * row;
@@ -110,8 +109,8 @@ void indexer_scores_exact(KernelContext& context, const IndexerArgs& a, const In
   allow_shared(reinterpret_cast<const void*>(kernel), static_cast<int>(bytes), "indexer_exact");
   const dim3 grid(static_cast<unsigned>(a.tokens.num_tokens),
                   static_cast<unsigned>((to.columns + kKeys - 1) / kKeys));
-  launch_early(context, "indexer_exact", kernel, grid, kThreads, static_cast<size_t>(bytes), a,
-               kv_rows(a.kv), to);
+  kernel<<<grid, kThreads, static_cast<size_t>(bytes), stream_of(context)>>>(a, kv_rows(a.kv), to);
+  check_launch("indexer_exact");
 }
 
 void indexer_scores_cuda(KernelContext& context, const IndexerArgs& a, const IndexerScores& to) {

@@ -17,7 +17,7 @@
 
 #include <algorithm>
 
-#include "kernels/cuda/launch_early.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/linear/products.cuh"
 
 namespace tamis {
@@ -69,7 +69,6 @@ __device__ inline void stream_lane(const LinearArgs& p, int64_t r0, int64_t m0, 
 
 template <DType T, int kM>
 __global__ void __launch_bounds__(kStreamWarps * 32) stream_kernel(const Products products) {
-  await_previous();
   __shared__ float part[kStreamWarps][kStreamRows * kM][kLanes + 1];
   const LinearArgs p = products.product(static_cast<int>(blockIdx.z));
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
@@ -221,7 +220,8 @@ void launch_stream(KernelContext& context, const Products& p, int64_t rows, int6
       static_cast<unsigned>((rows + kStreamWarps * kStreamRows - 1) / (kStreamWarps * kStreamRows)),
       static_cast<unsigned>(std::min<int64_t>((m + kM - 1) / kM, 65535)),
       static_cast<unsigned>(p.count));
-  launch_early(context, "linear (stream)", stream_kernel<T, kM>, grid, kStreamWarps * 32, 0, p);
+  stream_kernel<T, kM><<<grid, kStreamWarps * 32, 0, stream_of(context)>>>(p);
+  check_launch("linear (stream)");
 }
 
 template <DType T, int kEach>

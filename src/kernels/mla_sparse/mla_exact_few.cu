@@ -7,7 +7,7 @@
 // entry in order. The block of a token and its heads that is done last folds the parts, in order:
 // who that is changes nothing. Bound by latency: index, page, row, then the folding, from L2.
 
-#include "kernels/cuda/launch_early.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/mla_sparse/mla_exact.cuh"
 
 namespace tamis::exact {
@@ -123,7 +123,6 @@ __device__ void fold_parts(const MlaSparseArgs& a, int width, const Parts& parts
 
 __global__ void __launch_bounds__(kBlock, 2)
     mla_exact_few(const MlaSparseArgs a, const KvRows kv, const Parts parts, uint32_t* arrivals) {
-  await_previous();
   extern __shared__ __align__(16) float shared[];
   __shared__ float score[kHeads * kKeys], total[kHeads];
   const Tile tile = make_tile(shared, kv.kv_lora + kv.rope);
@@ -198,8 +197,9 @@ bool attend_few(KernelContext& context, const MlaSparseArgs& a, const Parts& par
   const dim3 grid(static_cast<unsigned>(a.tokens.num_tokens),
                   static_cast<unsigned>((a.heads + kHeads - 1) / kHeads),
                   static_cast<unsigned>(parts.chunks));
-  launch_early(context, "mla_exact_few", mla_exact_few, grid, kBlock, static_cast<size_t>(bytes), a,
-               kv, parts, arrivals_of(context));
+  mla_exact_few<<<grid, kBlock, static_cast<size_t>(bytes), stream_of(context)>>>(
+      a, kv, parts, arrivals_of(context));
+  check_launch("mla_exact_few");
   return true;
 }
 

@@ -1,6 +1,6 @@
 // moe_route on CUDA, for few tokens: one block. A warp gates each token; then a thread finds the
 // row of each pair by counting the pairs that come before it, and all copy rows. Bound by latency.
-#include "kernels/cuda/launch_early.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/linear/linear_exact.cuh"
 #include "kernels/moe_gate/moe_gate_token.cuh"
 #include "kernels/moe_route/moe_route_impl.h"
@@ -68,7 +68,6 @@ __device__ void copy_rows(const MoePermuteArgs& a, int pairs, const int32_t* row
 }
 
 __global__ void __launch_bounds__(kThreads) moe_route_kernel(const MoeRouteArgs a) {
-  await_previous();
   extern __shared__ float work[];
   __shared__ int32_t ids[kMostPairs], rows[kMostPairs];
   __shared__ float part[kWarps * exact::kStreamRows * (exact::kLanes + 1)];
@@ -104,8 +103,9 @@ bool moe_route_cuda_supports(const MoeRouteArgs& a) {
 }
 
 void moe_route_cuda(KernelContext& context, const MoeRouteArgs& a) {
-  launch_early(context, "moe_route", moe_route_kernel, dim3(1), kThreads,
-               static_cast<size_t>(shared_bytes(a)), a);
+  moe_route_kernel<<<dim3(1), kThreads, static_cast<size_t>(shared_bytes(a)), stream_of(context)>>>(
+      a);
+  check_launch("moe_route");
 }
 
 }  // namespace tamis

@@ -9,7 +9,7 @@
 // chunks their sums meet in shared memory. Bound by memory for few tokens: W once per 8 tokens.
 #include <algorithm>
 
-#include "kernels/cuda/launch_early.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/linear/linear_products.h"
 #include "kernels/linear/products.cuh"
 #include "kernels/per_head_linear/per_head_linear_impl.h"
@@ -87,7 +87,6 @@ __device__ inline void rotate(const RopeArgs& a) {
 template <DType T, int kTokens>
 __global__ void __launch_bounds__(kThreads)
     transposed_kernel(const PerHeadLinearArgs a, const Several<RopeArgs> beside) {
-  await_previous();
   if (blockIdx.z >= a.num_heads) return rotate(beside.list[blockIdx.z - a.num_heads]);
   __shared__ float part[kWarps][kTokens][kColumns];
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
@@ -130,8 +129,8 @@ void launch_tokens(KernelContext& context, const PerHeadLinearArgs& a) {
       static_cast<unsigned>(a.num_heads + static_cast<int64_t>(a.beside.size())));
   Several<RopeArgs> beside;
   for (const RopeArgs& r : a.beside) beside.list[beside.count++] = r;
-  launch_early(context, "per_head_linear (transposed)", transposed_kernel<T, kTokens>, grid,
-               kThreads, 0, a, beside);
+  transposed_kernel<T, kTokens><<<grid, kThreads, 0, stream_of(context)>>>(a, beside);
+  check_launch("per_head_linear (transposed)");
 }
 
 template <DType T>

@@ -2,7 +2,7 @@
 // memory: reads gate and up, writes y, 12 bytes an element.
 #include <algorithm>
 
-#include "kernels/cuda/launch_early.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/swiglu/swiglu_impl.h"
 
 namespace tamis {
@@ -19,7 +19,6 @@ __device__ bool aligned(const float* p) {
 }
 
 __global__ void __launch_bounds__(kThreads) swiglu_kernel(const Activations activations) {
-  await_previous();
   const SwigluArgs a = activations.list[blockIdx.y];
   const int64_t count = a.rows * a.width;
   const int64_t first = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kEach;
@@ -47,7 +46,8 @@ void swiglus_cuda(KernelContext& context, std::span<const SwigluArgs> args) {
     constexpr int64_t kBlock = kThreads * kEach;
     const dim3 grid(static_cast<unsigned>((count + kBlock - 1) / kBlock),
                     static_cast<unsigned>(activations.count));
-    launch_early(context, "swiglu", swiglu_kernel, grid, kThreads, 0, activations);
+    swiglu_kernel<<<grid, kThreads, 0, stream_of(context)>>>(activations);
+    check_launch("swiglu");
   });
 }
 

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "kernels/cuda/launch_early.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/elementwise/elementwise_row.cuh"
 #include "kernels/embedding/embedding_row.cuh"
 #include "kernels/kv_append/kv_append_row.cuh"
@@ -103,7 +103,6 @@ __device__ void run_step(const Step& s, int64_t t, int64_t tokens) {
 }
 
 __global__ void __launch_bounds__(kThreads) token_ops_kernel(const __grid_constant__ Steps steps) {
-  await_previous();
   for (int i = 0; i < steps.count; ++i) {
     const Step& s = steps.list[i];
     if (s.lane != blockIdx.y) continue;
@@ -137,7 +136,8 @@ void token_ops_cuda(KernelContext& context, int64_t tokens, std::span<const Toke
       lanes = std::max(lanes, step.lane + 1);
     }
     const dim3 grid(static_cast<unsigned>(tokens), static_cast<unsigned>(lanes));
-    launch_early(context, "token_ops", token_ops_kernel, grid, kThreads, 0, s);
+    token_ops_kernel<<<grid, kThreads, 0, stream_of(context)>>>(s);
+    check_launch("token_ops");
     steps = steps.subspan(now.size());
   }
 }

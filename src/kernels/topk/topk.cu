@@ -15,7 +15,7 @@
 // Bound by memory for many rows (4 bytes a score), by one SM's bandwidth and the barriers for one.
 //
 // topk_any (any k): the same search over the row in global memory, five to nine reads of it.
-#include "kernels/cuda/launch_early.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/topk/topk_block.cuh"
 
 namespace tamis {
@@ -93,7 +93,6 @@ __device__ void append(Buffer<B>& b, const uint32_t (&key)[B::kPerThread], int64
 template <typename B, int kBlocks>
 __global__ void __launch_bounds__(B::kThreads, kBlocks)
     topk_stream(const TopkArgs a, const TopkRun run) {
-  await_previous();
   extern __shared__ __align__(16) unsigned char shared[];
   Buffer<B>& b = *reinterpret_cast<Buffer<B>*>(shared);
   const int64_t row_index = blockIdx.x, length = a.lengths[row_index] + run.extra;
@@ -168,8 +167,9 @@ template <typename B, int kBlocks>
 void launch_stream(KernelContext& context, const TopkArgs& a, const TopkRun& run) {
   const auto kernel = topk_stream<B, kBlocks>;
   allow_shared(reinterpret_cast<const void*>(kernel), sizeof(Buffer<B>), "topk_stream");
-  launch_early(context, "topk_stream", kernel, dim3(static_cast<unsigned>(a.rows)), B::kThreads,
-               sizeof(Buffer<B>), a, run);
+  kernel<<<dim3(static_cast<unsigned>(a.rows)), B::kThreads, sizeof(Buffer<B>),
+           stream_of(context)>>>(a, run);
+  check_launch("topk_stream");
 }
 
 constexpr int64_t kSplitLength = 16384;  // shorter rows are done before a second block would help
