@@ -18,7 +18,7 @@ namespace {
 
 using tamis::ConstraintSpec;
 
-constexpr int kSteps = 24;
+constexpr int kSteps = 10;
 
 void require(bool holds) {
   if (!holds) std::abort();
