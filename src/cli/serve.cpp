@@ -11,6 +11,7 @@
 #include <memory>
 #include <thread>
 
+#include "base/atomic_file.h"
 #include "base/error.h"
 #include "cli/commands.h"
 #include "cli/model_flags.h"
@@ -161,11 +162,25 @@ struct Service {
   std::unique_ptr<server::EngineThread> thread;
 };
 
+// Said before the server starts, not when it stops and has much to keep.
+void check_prefix_file(const std::string& path) {
+  std::error_code none;
+  if (std::filesystem::is_directory(path, none)) {
+    throw InputError("--prefix-cache-file: " + printable(path) + " is a folder; name a file in it");
+  }
+  try {
+    const AtomicFile written_at_the_end(path, AtomicFile::TemporaryName::kFixed);
+  } catch (const DeviceError& error) {
+    throw InputError(std::string("--prefix-cache-file: ") + error.what());
+  }
+}
+
 int run(const Flags& f) {
   const server::AppOptions options = app_options(f);
   if (f.no_prefix_cache && !f.prefix_file.empty()) {
     throw UsageError("--prefix-cache-file: there is nothing to keep with --no-prefix-cache");
   }
+  if (!f.prefix_file.empty()) check_prefix_file(f.prefix_file);
   std::signal(SIGPIPE, SIG_IGN);
   raise_descriptor_limit();
   server::App app(options);

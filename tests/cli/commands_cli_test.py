@@ -17,7 +17,7 @@ TAMIS, SOURCE = sys.argv[1], Path(sys.argv[2])
 MODEL = SOURCE / "models/tamis-mini"
 SMALL = SOURCE / "tests/golden/model/b_fp32_sparse_yarn"
 COMMANDS = {
-    "bench": ["decode", "op", "prefill"],
+    "bench": ["decode", "op", "prefill", "serve"],
     "chat": [],
     "convert": [],
     "eval": ["perplexity", "retrieval"],
@@ -64,6 +64,12 @@ class Commands(unittest.TestCase):
         self.assertEqual(len(errors), 1, done.stderr)
         for part in parts:
             self.assertIn(part, errors[0])
+
+    def test_serve_refuses_a_prefix_file_before_it_starts(self):
+        # Found out only when the server stops, all that it kept would be lost.
+        for path, reason in (("/nonexistent/prefixes", "No such file"), (MODEL, "is a folder")):
+            self.fails(tamis("serve", "-m", MODEL, "--port", 0, "--prefix-cache-file", path), 1,
+                       "--prefix-cache-file: ", reason)
 
     def test_help(self):
         done = tamis("--help")
