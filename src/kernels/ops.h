@@ -19,9 +19,11 @@
 #include "kernels/mla_sparse/mla_sparse.h"            // attention over a selection, absorbed form
 #include "kernels/moe_gate/moe_gate.h"                // the router
 #include "kernels/moe_permute/moe_permute.h"          // tokens by expert, and back
+#include "kernels/moe_route/moe_route.h"              // the router and the sorting in one
 #include "kernels/per_head_linear/per_head_linear.h"  // W_UK and W_UV
 #include "kernels/quantize_fp8/quantize_fp8.h"        // act_quant, block_quant, cache rows
 #include "kernels/rms_norm/rms_norm.h"                // with the residual addition
 #include "kernels/rope/rope.h"                        // positions, YaRN
 #include "kernels/swiglu/swiglu.h"                    // the MLP's activation
+#include "kernels/token_ops/token_ops.h"              // several of these on a token, in one launch
 #include "kernels/topk/topk.h"                        // selection from scores

@@ -5,9 +5,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "kernels/elementwise/elementwise.h"
 #include "kernels/linear/linear.h"
 #include "kernels/rope/rope.h"
+#include "kernels/token_ops/token_ops.h"
 #include "model/place.h"
 #include "model/step_graphs.h"
 #include "tensor/cuda/device.h"
@@ -70,7 +70,8 @@ struct Activations {
   GrowBuffer<int64_t> expert_offsets{place};
   std::vector<LinearArgs> linears, beside;  // the products of one parallel loop
   std::vector<RopeArgs> ropes;
-  Checks checks;  // of the layer that runs
+  std::vector<TokenStep> waiting;  // for the next norm
+  bool delta_is_zero = false;      // before the first layer, where nothing has to round x
   // Multi-token prediction.
   Floats mtp_embedding{place}, mtp_hidden{place}, mtp_joined{place};
   // A batch where a device reads it, and its results there (staging.h).

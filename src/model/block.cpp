@@ -3,15 +3,18 @@
 #include "model/layer_context.h"
 
 namespace tamis {
-void check_finite(LayerContext& c, const float* x, int64_t width, int64_t layer) {
-  c.act.checks.rows.push_back({x, c.tokens(), width, nullptr, c.staged.tokens.sequence,
-                               static_cast<int32_t>(layer), c.staged.failed});
+void later(LayerContext& c, const TokenOp& op, int lane) { c.act.waiting.push_back({op, lane}); }
+
+void run_waiting(LayerContext& c) {
+  token_ops(c.kernels, c.tokens(), c.act.waiting);
+  c.act.waiting.clear();
 }
 
-void run_checks(LayerContext& c) {
-  check_all(c.kernels, c.act.checks);
-  c.act.checks.rows.clear();
-  c.act.checks.flags.clear();
+void check_finite(LayerContext& c, const float* x, int64_t width, int64_t layer, int lane) {
+  later(c,
+        CheckFiniteArgs{x, c.tokens(), width, nullptr, c.staged.tokens.sequence,
+                        static_cast<int32_t>(layer), c.staged.failed},
+        lane);
 }
 
 float* part_of(LayerContext& c, int64_t rows, int64_t width, float* y) {
@@ -32,26 +35,32 @@ void gather_columns(LayerContext& c, const float* part, int64_t rows, int64_t wi
   }
 }
 
+void add_and_norm(LayerContext& c, const Parameters& weight) {
+  const int64_t d = c.config.hidden_size;
+  const float* delta = c.act.delta_is_zero ? nullptr : c.act.delta.data();
+  later(c, RmsNormArgs{c.act.x.data(), d, delta, weight.data(), c.tokens(), d, c.config.norm_eps,
+                       c.act.normed.data(), d, c.numerics.native()});
+  c.act.delta_is_zero = false;
+}
+
 void block_forward(LayerContext& c, const LayerWeights& w, const LayerConfig& kind, int64_t layer) {
   const int64_t d = c.config.hidden_size, n = c.tokens();
-  float *x = c.act.x.data(), *delta = c.act.delta.data(), *normed = c.act.normed.data();
-  const auto norm = [&](const Parameters& weight) {
-    rms_norm(c.kernels,
-             {x, d, delta, weight.data(), n, d, c.config.norm_eps, normed, d, c.numerics.native()});
-  };
-  norm(w.input_norm);
+  float *x = c.act.x.data(), *delta = c.act.delta.data();
+  add_and_norm(c, w.input_norm);
+  run_waiting(c);
   c.observe("hidden", layer, x, n, d);
   mla_forward(c, w.attention, kind, layer);
   c.observe("attn_out", layer, delta, n, d);
-  norm(w.post_attention_norm);
+  add_and_norm(c, w.post_attention_norm);
+  run_waiting(c);
   if (kind.ffn == FfnKind::kDense) {
     mlp_forward(c, w.mlp, c.config.intermediate);
   } else {
     moe_forward(c, w.moe, layer);
   }
+  if (c.observer != nullptr) run_waiting(c);
   c.observe("mlp_out", layer, delta, n, d);
   check_finite(c, delta, d, layer);
-  run_checks(c);
 }
 
 }  // namespace tamis

@@ -20,11 +20,6 @@ RopeLayout layout_of(const LayerContext& c) {
                                                        : RopeLayout::kHalfSplit;
 }
 
-// FP8 keys are rotated before they are quantised, in every precision; so are then the queries.
-bool uses_hadamard(const LayerContext& c) {
-  return c.numerics.native() || c.batch.kv.front().layout.index_format == KvFormat::kFP8;
-}
-
 // What follows RoPE: in the FP8 indexer the Hadamard rotation.
 void rotated(LayerContext& c, float* x, int64_t heads, bool hadamard_too) {
   const int64_t dim = c.config.index_dim, n = c.tokens();
@@ -32,7 +27,22 @@ void rotated(LayerContext& c, float* x, int64_t heads, bool hadamard_too) {
   if (hadamard_too) hadamard(c.kernels, {x, n * heads, dim, c.numerics.native()});
 }
 
+// Every token takes all that it sees, and nobody asks for the list: on a device, attention without
+// one has the same bits and saves making it.
+bool takes_all(const LayerContext& c) {
+  const auto& sequences = c.batch.sequences;
+  return c.act.place.device != nullptr && c.observer == nullptr && c.selector.uses_indexer() &&
+         !indexer_needed(c) &&
+         std::none_of(sequences.begin(), sequences.end(),
+                      [](const BatchSequence& s) { return s.expanded; });
+}
+
 }  // namespace
+
+// FP8 keys are rotated before they are quantised, in every precision; so are then the queries.
+bool uses_hadamard(const LayerContext& c) {
+  return c.numerics.native() || c.batch.kv.front().layout.index_format == KvFormat::kFP8;
+}
 
 bool indexer_needed(const LayerContext& c) {
   if (c.observer != nullptr && c.observer->wants_index_scores()) return true;
@@ -42,26 +52,27 @@ bool indexer_needed(const LayerContext& c) {
   return *std::max_element(p, p + c.tokens()) + 1 > c.selector.topk();
 }
 
-void indexer_keys(LayerContext& c, const IndexerWeights& w) {
-  const int64_t dim = c.config.index_dim, n = c.tokens();
+LayerNormArgs indexer_key_norm(LayerContext& c, const IndexerWeights& w) {
+  const int64_t dim = c.config.index_dim;
   float* k = c.act.index_k.data();
-  layer_norm(c.kernels,
-             {k, dim, w.k_norm_w.data(), w.k_norm_b.data(), n, dim, kKeyNormEps, k, dim});
-  c.round(k, n, dim, dim);
+  return {k, dim, w.k_norm_w.data(), w.k_norm_b.data(), c.tokens(), dim, kKeyNormEps, k, dim};
 }
 
-void indexer_rotations(LayerContext& c, std::vector<RopeArgs>& list) {
-  const int64_t heads = c.config.index_heads, dim = c.config.index_dim;
-  // RoPE on the first `rope` dims of the key and, if there are any, of the queries.
-  RopeArgs r{
+// RoPE turns the first `rope` dims.
+RopeArgs indexer_key_rope(LayerContext& c) {
+  const int64_t dim = c.config.index_dim;
+  return {
       c.act.index_k.data(), dim, dim, c.tokens(), 1, c.config.rope, layout_of(c), c.act.cos.data(),
       c.act.sin.data()};
-  list.push_back(r);
+}
+
+void indexer_rotations(LayerContext& c, std::vector<RopeArgs>& queries) {
   if (!indexer_needed(c)) return;
+  RopeArgs r = indexer_key_rope(c);
   r.x = c.act.index_q.data();
-  r.token_stride = heads * dim;
-  r.heads = heads;
-  list.push_back(r);
+  r.heads = c.config.index_heads;
+  r.token_stride = r.heads * c.config.index_dim;
+  queries.push_back(r);
 }
 
 void indexer_rotated(LayerContext& c) {
@@ -70,13 +81,12 @@ void indexer_rotated(LayerContext& c) {
   if (indexer_needed(c)) rotated(c, c.act.index_q.data(), c.config.index_heads, fp8);
 }
 
-void indexer_queries(LayerContext& c) {
+IndexQueryArgs indexer_queries(LayerContext& c) {
   const int64_t heads = c.config.index_heads, dim = c.config.index_dim, n = c.tokens();
   float *q = c.act.index_q.data(), *w = c.act.index_w.data();
   const float head_scale = 1.0F / std::sqrt(static_cast<float>(heads));
   const float dim_scale = 1.0F / std::sqrt(static_cast<float>(dim));
-  index_query(c.kernels,
-              {q, w, n * heads, dim, head_scale, dim_scale, c.numerics.native(), c.numerics.ue8m0});
+  return {q, w, n * heads, dim, head_scale, dim_scale, c.numerics.native(), c.numerics.ue8m0};
 }
 
 bool select_positions(LayerContext& c, const LayerConfig& kind, int64_t layer,
@@ -103,6 +113,7 @@ bool select_positions(LayerContext& c, const LayerConfig& kind, int64_t layer,
   }
   if (c.selector.selects_all()) return false;
   if (kind.indexer == IndexerKind::kNone && c.selector.uses_indexer()) return false;
+  if (takes_all(c)) return false;
   const int64_t k = c.selector.topk();
   int32_t* topk = c.act.topk.get(n * k);
   // A shared layer keeps the selection of the layer below that has its own; the controls that do
@@ -110,8 +121,10 @@ bool select_positions(LayerContext& c, const LayerConfig& kind, int64_t layer,
   if (own || !c.selector.uses_indexer()) {
     uint8_t* has_nan = c.act.has_nan.get(n);
     c.selector.select(c.kernels, in, topk, has_nan);
-    c.act.checks.flags.push_back(
-        {has_nan, n, c.staged.tokens.sequence, static_cast<int32_t>(layer), c.staged.failed});
+    later(c,
+          CheckFlagsArgs{has_nan, n, c.staged.tokens.sequence, static_cast<int32_t>(layer),
+                         c.staged.failed},
+          1);
   }
   c.observe("topk", layer, topk, n, k);
   return true;

@@ -22,6 +22,7 @@ struct LayerContext {
 
   int64_t tokens() const { return batch.tokens.num_tokens; }
   int64_t local_heads() const { return config.num_heads / group.size(); }
+  bool one_rank() const { return group.size() == 1; }
   void observe(std::string_view name, int64_t layer, const float* data, int64_t rows,
                int64_t cols) const {
     if (!shows()) return;
@@ -54,13 +55,16 @@ struct LayerContext {
 void mla_forward(LayerContext& c, const AttentionWeights& w, const LayerConfig& kind,
                  int64_t layer);
 
-// The indexer of one layer, in steps around those of mla_forward: whether there will be scores; the
-// key's norm; what RoPE is to turn; what follows it; the queries' scales.
+// The indexer of one layer, in steps around those of mla_forward: whether there will be scores;
+// whether keys and queries are rotated before they are quantised; the key's norm; RoPE of the key
+// and, if there are any, the queries; what follows it; the queries' scales.
 bool indexer_needed(const LayerContext& c);
-void indexer_keys(LayerContext& c, const IndexerWeights& w);
-void indexer_rotations(LayerContext& c, std::vector<RopeArgs>& list);
+bool uses_hadamard(const LayerContext& c);
+LayerNormArgs indexer_key_norm(LayerContext& c, const IndexerWeights& w);
+RopeArgs indexer_key_rope(LayerContext& c);
+void indexer_rotations(LayerContext& c, std::vector<RopeArgs>& queries);
 void indexer_rotated(LayerContext& c);
-void indexer_queries(LayerContext& c);
+IndexQueryArgs indexer_queries(LayerContext& c);
 // Fills act.topk; false if every token attends to all it sees.
 bool select_positions(LayerContext& c, const LayerConfig& kind, int64_t layer,
                       const MlaSparseArgs& attention);
@@ -69,6 +73,8 @@ bool select_positions(LayerContext& c, const LayerConfig& kind, int64_t layer,
 void mlp_forward(LayerContext& c, const MlpWeights& w, int64_t width);
 void moe_forward(LayerContext& c, const MoeWeights& w, int64_t layer);
 
+// x += the last delta, normed = its norm; waits.
+void add_and_norm(LayerContext& c, const Parameters& weight);
 // A whole layer: adds the previous delta to x, leaves its own in delta.
 void block_forward(LayerContext& c, const LayerWeights& w, const LayerConfig& kind, int64_t layer);
 
@@ -78,9 +84,12 @@ void gather_columns(LayerContext& c, const float* part, int64_t rows, int64_t wi
 // Where a rank writes its part: y itself when it is alone.
 float* part_of(LayerContext& c, int64_t rows, int64_t width, float* y);
 
-// Marks sequences with a row of x [tokens, width] that is not finite, when run_checks() is called:
-// x must stay until then.
-void check_finite(LayerContext& c, const float* x, int64_t width, int64_t layer);
-void run_checks(LayerContext& c);
+// Operations on each token's values that wait for more of them, to run together (token_ops). What
+// they read must stay until then.
+void later(LayerContext& c, const TokenOp& op, int lane = 0);
+// Runs them now.
+void run_waiting(LayerContext& c);
+// Marks sequences with a row of x [tokens, width] that is not finite; waits.
+void check_finite(LayerContext& c, const float* x, int64_t width, int64_t layer, int lane = 0);
 
 }  // namespace tamis

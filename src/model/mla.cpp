@@ -28,15 +28,25 @@ void project_down(LayerContext& c, const AttentionWeights& w) {
   c.numerics.project(c.kernels, {args, count});
 }
 
-void norm_latents(LayerContext& c, const AttentionWeights& w) {
-  const int64_t n = c.tokens(), q = c.config.q_lora, kv = c.config.kv_lora;
-  const bool round = c.numerics.native();
-  float* q_lora = c.act.q_lora.data();
-  const float eps = c.config.lora_norm_eps;
-  const RmsNormArgs norms[] = {{q_lora, q, nullptr, w.q_a_norm.data(), n, q, eps, q_lora, q, round},
-                               {c.act.kv_a.data(), kv + c.config.rope, nullptr, w.kv_a_norm.data(),
-                                n, kv, eps, c.act.c_kv.get(n * kv), kv, round}};
-  rms_norms(c.kernels, norms);
+RmsNormArgs query_norm(LayerContext& c, const AttentionWeights& w) {
+  const int64_t width = c.config.q_lora;
+  float* q = c.act.q_lora.data();
+  return {q,
+          width,
+          nullptr,
+          w.q_a_norm.data(),
+          c.tokens(),
+          width,
+          c.config.lora_norm_eps,
+          q,
+          width,
+          c.numerics.native()};
+}
+
+RmsNormArgs latent_norm(LayerContext& c, const AttentionWeights& w) {
+  const int64_t width = c.config.kv_lora, n = c.tokens();
+  return {c.act.kv_a.data(),      width + c.config.rope,     nullptr, w.kv_a_norm.data(), n, width,
+          c.config.lora_norm_eps, c.act.c_kv.get(n * width), width,   c.numerics.native()};
 }
 
 void project_queries(LayerContext& c, const AttentionWeights& w) {
@@ -52,38 +62,84 @@ void project_queries(LayerContext& c, const AttentionWeights& w) {
   c.numerics.project(c.kernels, {args, count});
 }
 
-void rotate(LayerContext& c, const AttentionWeights& w) {
+RopeArgs query_rope(LayerContext& c) {
   const ModelConfig& m = c.config;
-  const int64_t n = c.tokens(), heads = c.local_heads(), width = m.kv_lora + m.rope;
-  RopeArgs q{c.act.q.data() + m.nope,  heads * m.qk_head(), m.qk_head(),     n, heads, m.rope,
-             RopeLayout::kInterleaved, c.act.cos.data(),    c.act.sin.data()};
-  RopeArgs k = q;
-  k.x = c.act.kv_a.data() + m.kv_lora;
-  k.token_stride = width;
-  k.heads = 1;
-  std::vector<RopeArgs>& list = c.act.ropes;
-  list = {q, k};
-  if (w.indexer) indexer_rotations(c, list);
-  ropes(c.kernels, list);
-  c.round(q.x, n * heads, m.rope, m.qk_head());
-  c.round(k.x, n, m.rope, width);
+  const int64_t heads = c.local_heads();
+  return {c.act.q.data() + m.nope,  heads * m.qk_head(), m.qk_head(),     c.tokens(), heads, m.rope,
+          RopeLayout::kInterleaved, c.act.cos.data(),    c.act.sin.data()};
 }
 
-void append(LayerContext& c, const AttentionWeights& w, int64_t layer) {
+RopeArgs key_rope(LayerContext& c) {
+  RopeArgs k = query_rope(c);
+  k.x = c.act.kv_a.data() + c.config.kv_lora;
+  k.token_stride = c.config.kv_lora + c.config.rope;
+  k.heads = 1;
+  return k;
+}
+
+// The token's entry; with `parts`, of the latent or of the indexer's key alone.
+enum class Entry { kLatent, kIndexKey, kBoth };
+KvAppendArgs entry(LayerContext& c, int64_t layer, Entry parts) {
   const ModelConfig& m = c.config;
-  const int64_t width = m.kv_lora + m.rope;
   KvAppendArgs a;
-  a.c_kv = c.act.c_kv.data();
-  a.k_pe = c.act.kv_a.data() + m.kv_lora;
-  a.k_pe_stride = width;
-  a.index_key = w.indexer ? c.act.index_k.data() : nullptr;
+  if (parts != Entry::kIndexKey) {
+    a.c_kv = c.act.c_kv.data();
+    a.k_pe = c.act.kv_a.data() + m.kv_lora;
+    a.k_pe_stride = m.kv_lora + m.rope;
+  }
+  if (parts != Entry::kLatent) a.index_key = c.act.index_k.data();
   a.ue8m0_scale = c.numerics.ue8m0;
   a.kv = c.batch.kv[static_cast<size_t>(layer)];
   a.tokens = c.staged.tokens;
-  kv_append(c.kernels, a);
+  return a;
 }
 
-// q̃ = W_UK^T q_nope: the query in latent space.
+// Queries with RoPE, keys in the cache. In bf16 roundings and in the FP8 indexer a rotation come in
+// between, step by step.
+void enter_rounded(LayerContext& c, const AttentionWeights& w, int64_t layer) {
+  const ModelConfig& m = c.config;
+  const int64_t n = c.tokens(), heads = c.local_heads(), width = m.kv_lora + m.rope;
+  const RmsNormArgs norms[] = {query_norm(c, w), latent_norm(c, w)};
+  rms_norms(c.kernels, norms);
+  project_queries(c, w);
+  const RopeArgs q = query_rope(c), k = key_rope(c);
+  c.act.ropes = {q, k};
+  if (w.indexer) {
+    layer_norm(c.kernels, indexer_key_norm(c, *w.indexer));
+    c.round(c.act.index_k.data(), n, m.index_dim, m.index_dim);
+    c.act.ropes.push_back(indexer_key_rope(c));
+    indexer_rotations(c, c.act.ropes);
+  }
+  ropes(c.kernels, c.act.ropes);
+  c.act.ropes.clear();
+  c.round(q.x, n * heads, m.rope, m.qk_head());
+  c.round(k.x, n, m.rope, width);
+  if (w.indexer) {
+    indexer_rotated(c);
+    if (indexer_needed(c)) index_query(c.kernels, indexer_queries(c));
+  }
+  kv_append(c.kernels, entry(c, layer, w.indexer ? Entry::kBoth : Entry::kLatent));
+}
+
+// The same in float32: keys in one launch. Leaves in act.ropes what is to be done to the queries.
+void enter_exact(LayerContext& c, const AttentionWeights& w, int64_t layer) {
+  std::vector<TokenStep> steps = {{query_norm(c, w), 0},
+                                  {latent_norm(c, w), 1},
+                                  {key_rope(c), 1},
+                                  {entry(c, layer, Entry::kLatent), 1}};
+  if (w.indexer) {
+    steps.push_back({indexer_key_norm(c, *w.indexer), 2});
+    steps.push_back({indexer_key_rope(c), 2});
+    steps.push_back({entry(c, layer, Entry::kIndexKey), 2});
+    if (indexer_needed(c)) steps.push_back({indexer_queries(c), 3});
+  }
+  token_ops(c.kernels, c.tokens(), steps);
+  project_queries(c, w);
+  c.act.ropes = {query_rope(c)};
+  if (w.indexer) indexer_rotations(c, c.act.ropes);
+}
+
+// q̃ = W_UK^T q_nope: the query in latent space; beside it what is left in act.ropes.
 MlaSparseArgs absorb_queries(LayerContext& c, const AttentionWeights& w, int64_t layer) {
   const ModelConfig& m = c.config;
   const int64_t n = c.tokens(), heads = c.local_heads();
@@ -100,6 +156,7 @@ MlaSparseArgs absorb_queries(LayerContext& c, const AttentionWeights& w, int64_t
   up.y = c.act.q_latent.get(n * heads * m.kv_lora);
   up.y_token_stride = heads * m.kv_lora;
   up.y_head_stride = m.kv_lora;
+  up.beside = c.act.ropes;
   per_head_linear(c.kernels, up);
   c.round(up.y, n, heads * m.kv_lora, heads * m.kv_lora);
 
@@ -216,19 +273,11 @@ void mla_forward(LayerContext& c, const AttentionWeights& w, const LayerConfig& 
   const ModelConfig& m = c.config;
   const int64_t n = c.tokens();
   project_down(c, w);
-  norm_latents(c, w);
-  project_queries(c, w);
-  if (w.indexer) indexer_keys(c, *w.indexer);
-  rotate(c, w);
+  uses_hadamard(c) ? enter_rounded(c, w, layer) : enter_exact(c, w, layer);
   c.observe("c_kv", layer, c.act.c_kv.data(), n, m.kv_lora);
   c.observe("kv_a", layer, c.act.kv_a.data(), n, m.kv_lora + m.rope);
-  if (w.indexer) {
-    indexer_rotated(c);
-    c.observe("index_k", layer, c.act.index_k.data(), n, m.index_dim);
-  }
-  append(c, w, layer);
+  if (w.indexer) c.observe("index_k", layer, c.act.index_k.data(), n, m.index_dim);
   MlaSparseArgs a = absorb_queries(c, w, layer);
-  if (w.indexer && indexer_needed(c)) indexer_queries(c);
   if (select_positions(c, kind, layer, a)) {
     a.indices = c.act.topk.data();
     a.k = c.selector.topk();

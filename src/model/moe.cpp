@@ -31,14 +31,28 @@ const float* gather_hidden(LayerContext& c, const float* part, int64_t rows, int
   return all;
 }
 
+MoePermuteArgs permutation(LayerContext& c) {
+  const ModelConfig& m = c.config;
+  const int64_t n = c.tokens(), pairs = n * m.experts_per_token;
+  MoePermuteArgs p;
+  p.ids = c.act.expert_ids.get(pairs);
+  p.tokens = n;
+  p.num_chosen = m.experts_per_token;
+  p.experts = m.num_experts;
+  p.x = c.act.normed.data();
+  p.width = m.hidden_size;
+  p.row_of = c.act.expert_row_of.get(pairs);
+  p.offsets = c.act.expert_offsets.get(m.num_experts + 1);
+  p.rows = c.act.expert_rows.get(pairs * m.hidden_size);
+  return p;
+}
+
 void route(LayerContext& c, const MoeWeights& w, int64_t layer) {
   const ModelConfig& m = c.config;
   const int64_t n = c.tokens();
   float* logits = c.act.router.get(n * m.num_experts);
-  // float32 in every precision: a rounding here changes which experts run.
-  linear(c.kernels, {c.act.normed.data(), m.hidden_size, n, w.router, logits, m.num_experts});
   // An expert whose score is not a number is never chosen: without this check nobody would notice.
-  check_finite(c, logits, m.num_experts, layer);
+  check_finite(c, logits, m.num_experts, layer, 1);
   MoeGateArgs g;
   g.logits = logits;
   g.bias = w.bias.data();
@@ -52,26 +66,13 @@ void route(LayerContext& c, const MoeWeights& w, int64_t layer) {
   g.softmax = m.softmax_scores;
   g.ids = c.act.expert_ids.get(n * m.experts_per_token);
   g.weights = c.act.expert_weights.get(n * m.experts_per_token);
-  moe_gate(c.kernels, g);
+  // The product in float32 in every precision: a rounding here changes which experts run.
+  moe_route(c.kernels, {{c.act.normed.data(), m.hidden_size, n, w.router, logits, m.num_experts},
+                        g,
+                        permutation(c)});
   c.observe("router.logits", layer, logits, n, m.num_experts);
   c.observe("router.ids", layer, g.ids, n, m.experts_per_token);
   c.observe("router.weights", layer, g.weights, n, m.experts_per_token);
-}
-
-void permute(LayerContext& c) {
-  const ModelConfig& m = c.config;
-  const int64_t n = c.tokens(), pairs = n * m.experts_per_token;
-  MoePermuteArgs p;
-  p.ids = c.act.expert_ids.data();
-  p.tokens = n;
-  p.num_chosen = m.experts_per_token;
-  p.experts = m.num_experts;
-  p.x = c.act.normed.data();
-  p.width = m.hidden_size;
-  p.row_of = c.act.expert_row_of.get(pairs);
-  p.offsets = c.act.expert_offsets.get(m.num_experts + 1);
-  p.rows = c.act.expert_rows.get(pairs * m.hidden_size);
-  moe_permute(c.kernels, p);
 }
 
 // Rows [first, last) of the sorted pairs belong to this rank's experts.
@@ -152,7 +153,6 @@ void moe_forward(LayerContext& c, const MoeWeights& w, int64_t layer) {
   const ModelConfig& m = c.config;
   const int64_t n = c.tokens(), d = m.hidden_size, pairs = n * m.experts_per_token;
   route(c, w, layer);
-  permute(c);
   const int64_t shared_own = w.shared ? w.shared->gate.rows : 0;
   float* shared_gate = c.act.shared_gate.get(n * shared_own);
   float* shared_up = c.act.shared_up.get(n * shared_own);
@@ -178,10 +178,10 @@ void moe_forward(LayerContext& c, const MoeWeights& w, int64_t layer) {
   run_experts(c, w, {&down, 1}, beside);
   if (w.shared) gather_columns(c, beside.back().y, n, d, shared);
   share_rows(c, own, pairs);
-  moe_combine(c.kernels,
-              {c.act.down.data(), c.act.expert_row_of.data(), c.act.expert_weights.data(), n,
-               m.experts_per_token, d, shared, c.act.delta.data()});
-  c.round(c.act.delta.data(), n, d, d);
+  float* delta = c.act.delta.data();
+  later(c, MoeCombineArgs{c.act.down.data(), c.act.expert_row_of.data(),
+                          c.act.expert_weights.data(), n, m.experts_per_token, d, shared, delta});
+  if (c.numerics.native()) later(c, RoundRowsArgs{delta, n, d, d});
 }
 
 }  // namespace tamis

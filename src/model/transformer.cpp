@@ -12,9 +12,11 @@ namespace {
 
 void embed(LayerContext& c, const ModelWeights& w, float* x) {
   const int64_t n = c.tokens(), d = c.config.hidden_size;
-  embedding(c.kernels, {w.embed, w.first_vocab, c.staged.ids, n, x});
+  const EmbeddingArgs rows{w.embed, w.first_vocab, c.staged.ids, n, x};
+  if (c.one_rank()) return later(c, rows);
+  embedding(c.kernels, rows);
   // Every row lies on one rank; the others add zeros.
-  if (c.group.size() > 1) c.group.all_reduce({x, static_cast<size_t>(n * d)});
+  c.group.all_reduce({x, static_cast<size_t>(n * d)});
 }
 
 // On a device, cos and sin of every position that may come. Computed on the host: those of the C
@@ -33,13 +35,14 @@ void grow_rope_tables(LayerContext& c, const std::vector<float>& inv_freq, float
 }
 
 void prepare(LayerContext& c, const std::vector<float>& inv_freq) {
-  c.act.checks.rows.clear();  // of a pass that threw
-  c.act.checks.flags.clear();
+  c.act.waiting.clear();  // of a pass that threw
   const int64_t n = c.tokens(), d = c.config.hidden_size;
   const auto half = static_cast<int64_t>(inv_freq.size());
   c.act.x.get(n * d);
   c.act.normed.get(n * d);
-  zero(c.kernels, c.act.delta.get(n * d), n * d * static_cast<int64_t>(sizeof(float)));
+  float* delta = c.act.delta.get(n * d);
+  c.act.delta_is_zero = !c.numerics.native();
+  if (c.numerics.native()) zero(c.kernels, delta, n * d * static_cast<int64_t>(sizeof(float)));
   const auto scaling = static_cast<float>(rope_attention_scaling(c.config.yarn_or_null()));
   float *cos = c.act.cos.get(n * half), *sin = c.act.sin.get(n * half);
   if (c.act.place.device == nullptr) {
@@ -47,15 +50,24 @@ void prepare(LayerContext& c, const std::vector<float>& inv_freq) {
   }
   grow_rope_tables(c, inv_freq, scaling);
   const int32_t* position = c.staged.tokens.position;
-  gather_rows(c.kernels, {c.act.rope_cos.data(), position, n, half, cos});
-  gather_rows(c.kernels, {c.act.rope_sin.data(), position, n, half, sin});
+  later(c, GatherRowsArgs{c.act.rope_cos.data(), position, n, half, cos}, 1);
+  later(c, GatherRowsArgs{c.act.rope_sin.data(), position, n, half, sin}, 2);
 }
 
 // Adds the last delta, norms, and leaves the final hidden states in act.normed.
-void final_norm(LayerContext& c, const Parameters& weight) {
-  const int64_t n = c.tokens(), d = c.config.hidden_size;
-  rms_norm(c.kernels, {c.act.x.data(), d, c.act.delta.data(), weight.data(), n, d,
-                       c.config.norm_eps, c.act.normed.data(), d, c.numerics.native()});
+void final_norm(LayerContext& c, const Parameters& weight, int64_t layer) {
+  add_and_norm(c, weight);
+  check_finite(c, c.act.normed.data(), c.config.hidden_size, layer);
+  run_waiting(c);
+}
+// Logits of every row are wanted, in order, as in decoding.
+bool wants_every_row(const LayerContext& c) {
+  const std::span<const int32_t> rows = c.batch.logit_rows;
+  if (static_cast<int64_t>(rows.size()) != c.tokens()) return false;
+  for (size_t r = 0; r < rows.size(); ++r) {
+    if (rows[r] != static_cast<int32_t>(r)) return false;
+  }
+  return true;
 }
 
 // Logits of the wanted rows. float32 in every precision, as the official head; but a head in int8
@@ -64,15 +76,18 @@ void head(LayerContext& c, const ModelWeights& w) {
   const auto rows = static_cast<int64_t>(c.batch.logit_rows.size());
   const int64_t d = c.config.hidden_size, v = c.config.vocab_size;
   if (rows == 0) return;
-  float* x = c.act.final_rows.get(rows * d);
-  gather_rows(c.kernels, {c.act.normed.data(), c.staged.logit_rows, rows, d, x});
+  const float* x = c.act.normed.data();
+  if (!wants_every_row(c)) {
+    float* some = c.act.final_rows.get(rows * d);
+    gather_rows(c.kernels, {x, c.staged.logit_rows, rows, d, some});
+    x = some;
+  }
   float* y = part_of(c, rows, v, c.staged.logits);
   const LinearArgs product{x, d, rows, w.head, y, w.head.rows};
   c.numerics.int8() ? c.numerics.project(c.kernels, {&product, 1}) : linear(c.kernels, product);
   gather_columns(c, y, rows, v, c.staged.logits);
-  c.act.checks.rows.push_back({c.staged.logits, rows, v, c.staged.logit_rows,
-                               c.staged.tokens.sequence,
-                               static_cast<int32_t>(c.config.num_layers()), c.staged.failed});
+  check_finite(c.kernels, {c.staged.logits, rows, v, c.staged.logit_rows, c.staged.tokens.sequence,
+                           static_cast<int32_t>(c.config.num_layers()), c.staged.failed});
 }
 
 // The final hidden states, for who wants them on the host.
@@ -100,6 +115,7 @@ StepGraphs::Key step_key(const LayerContext& c, const ModelWeights* weights) {
           c.batch.kv.front().page_stride,
           c.tokens(),
           static_cast<int64_t>(c.batch.logit_rows.size()),
+          wants_every_row(c) ? 1 : 0,
           c.staged.tokens.max_context,
           c.selector.topk(),
           c.selector.uses_indexer() ? 1 : 0,
@@ -178,13 +194,11 @@ void Transformer::walk(LayerContext& c, const ModelWeights& weights) const {
     const auto i = static_cast<size_t>(l);
     block_forward(c, weights.layers[i], config_.layers[i], l);
   }
-  final_norm(c, weights.norm);
+  final_norm(c, weights.norm, config_.num_layers());
   const int64_t n = c.tokens(), d = config_.hidden_size;
   c.observe("hidden", config_.num_layers(), c.act.x.data(), n, d);
   c.observe("hidden.norm", -1, c.act.normed.data(), n, d);
-  check_finite(c, c.act.normed.data(), d, config_.num_layers());
   head(c, weights);
-  run_checks(c);
 }
 
 void Transformer::forward_mtp(KernelContext& context, const Batch& batch, int64_t index,
@@ -207,19 +221,18 @@ void Transformer::forward_mtp(KernelContext& context, const Batch& batch, int64_
   put(context, h, hidden, n * d * static_cast<int64_t>(sizeof(float)));
   embed(c, weights, e);
   const auto norm = [&](float* in, const Parameters& weight, float* out) {
-    rms_norm(c.kernels, {in, d, nullptr, weight.data(), n, d, config_.norm_eps, out, 2 * d,
+    later(c, RmsNormArgs{in, d, nullptr, weight.data(), n, d, config_.norm_eps, out, 2 * d,
                          numerics_.native()});
   };
   norm(e, w.enorm, z);
   norm(h, w.hnorm, z + d);
+  run_waiting(c);
   const LinearArgs joined{z, 2 * d, n, w.eh_proj, act.x.data(), d};
   numerics_.project(context, {&joined, 1});
   block_forward(c, w.layer, config_.mtp_layer, config_.num_layers() + index);
-  final_norm(c, w.norm);
+  final_norm(c, w.norm, config_.num_layers() + index);
   c.observe("mtp.hidden", -1, act.normed.data(), n, d);
-  check_finite(c, act.normed.data(), d, config_.num_layers() + index);
   head(c, weights);
-  run_checks(c);
   staged.finish(act);
   give_hidden(c);
 }

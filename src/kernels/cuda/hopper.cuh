@@ -49,13 +49,6 @@ __device__ inline void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
       "r"(parity)
       : "memory");
 }
-// The calling thread arrives when its cp.async copies so far are there.
-__device__ inline void mbarrier_arrive_after_copies(uint64_t* barrier) {
-  asm volatile(
-      "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];\n" ::"r"(shared_address(barrier))
-      : "memory");
-}
-
 // `bytes` (a multiple of 16, as the addresses are) from global memory to the same place in every
 // block of the cluster named by a bit of `blocks`; counted by the barrier at the same place there.
 __device__ inline void bulk_copy(void* to, const void* from, int bytes, uint64_t* barrier,
@@ -75,14 +68,6 @@ __device__ inline int cluster_rank() {
 // All threads of the cluster meet.
 __device__ inline void cluster_sync() {
   asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;\n" ::: "memory");
-}
-
-// Named barriers of a block, 1 to 15: `threads` arrive or wait.
-__device__ inline void named_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
-}
-__device__ inline void named_wait(int id, int threads) {
-  asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
 }
 
 // Registers of a thread, by role; all warps of a warpgroup.

@@ -55,6 +55,9 @@ void in_groups(std::span<const Args> args, const Run& run) {
 // Lets `kernel` use `bytes` of dynamic shared memory (beyond 48 KiB it must be asked for).
 void allow_shared(const void* kernel, int bytes, const char* name);
 
+// Threads of a block that works on the values of one token.
+constexpr int kRowThreads = 256;
+
 // Sum over the warp's lanes, the same in every lane, in a fixed order.
 template <typename T>
 __device__ inline T warp_sum(T x) {

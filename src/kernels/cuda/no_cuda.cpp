@@ -17,10 +17,12 @@
 #include "kernels/mla_sparse/mla_sparse_impl.h"
 #include "kernels/moe_gate/moe_gate_impl.h"
 #include "kernels/moe_permute/moe_permute_impl.h"
+#include "kernels/moe_route/moe_route_impl.h"
 #include "kernels/per_head_linear/per_head_linear_impl.h"
 #include "kernels/rms_norm/rms_norm_impl.h"
 #include "kernels/rope/rope_impl.h"
 #include "kernels/swiglu/swiglu_impl.h"
+#include "kernels/token_ops/token_ops_impl.h"
 #include "kernels/topk/topk_impl.h"
 #include "kernels/workloads/cuda_workloads.h"
 
@@ -34,7 +36,6 @@ namespace {
 }  // namespace
 
 void check_device_code(const DeviceContext&) { refuse(); }
-void check_all_cuda(KernelContext&, const Checks&) { refuse(); }
 void check_finite_cuda(KernelContext&, const CheckFiniteArgs&) { refuse(); }
 void check_flags_cuda(KernelContext&, const CheckFlagsArgs&) { refuse(); }
 void cross_entropy_cuda(KernelContext&, const CrossEntropyArgs&) { refuse(); }
@@ -66,11 +67,14 @@ void moe_gate_cuda(KernelContext&, const MoeGateArgs&) { refuse(); }
 bool moe_gate_cuda_supports(const MoeGateArgs&) { refuse(); }
 void moe_permute_cuda(KernelContext&, const MoePermuteArgs&) { refuse(); }
 bool moe_permute_cuda_supports(const MoePermuteArgs&) { refuse(); }
+void moe_route_cuda(KernelContext&, const MoeRouteArgs&) { refuse(); }
+bool moe_route_cuda_supports(const MoeRouteArgs&) { return true; }
 void per_head_linear_cuda(KernelContext&, const PerHeadLinearArgs&) { refuse(); }
 void projections_cuda(KernelContext&, std::span<const LinearArgs>, bool) { refuse(); }
 void rms_norms_cuda(KernelContext&, std::span<const RmsNormArgs>) { refuse(); }
 void rms_norm_cuda(KernelContext&, const RmsNormArgs&) { refuse(); }
 void ropes_cuda(KernelContext&, std::span<const RopeArgs>) { refuse(); }
+void token_ops_cuda(KernelContext&, int64_t, std::span<const TokenStep>) { refuse(); }
 void rope_cuda(KernelContext&, const RopeArgs&) { refuse(); }
 void round_rows_cuda(KernelContext&, const RoundRowsArgs&) { refuse(); }
 void select_window_cuda(KernelContext&, const SelectWindowArgs&) { refuse(); }

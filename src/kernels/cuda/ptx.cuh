@@ -20,6 +20,11 @@ __device__ inline void cp_async_4(void* shared, const void* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;\n" ::"r"(to), "l"(from) : "memory");
 }
 
+// Brings the line of `from` to L1, without waiting.
+__device__ inline void prefetch_l1(const void* from) {
+  asm volatile("prefetch.global.L1 [%0];\n" ::"l"(from));
+}
+
 // sm_80: ends this thread's group of copies.
 __device__ inline void cp_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 

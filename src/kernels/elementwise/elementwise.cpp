@@ -116,14 +116,6 @@ void check_finite(KernelContext& context, const CheckFiniteArgs& args) {
 void check_flags(KernelContext& context, const CheckFlagsArgs& args) {
   dispatch<CheckFlagsArgs>(context, "check_flags", kFlags, args);
 }
-void check_all(KernelContext& context, const Checks& checks) {
-  if (context.backend() == Backend::kCuda) {
-    context.note("check_all", "cuda");
-    return check_all_cuda(context, checks);
-  }
-  for (const CheckFiniteArgs& a : checks.rows) check_finite(context, a);
-  for (const CheckFlagsArgs& a : checks.flags) check_flags(context, a);
-}
 void index_query(KernelContext& context, const IndexQueryArgs& args) {
   dispatch<IndexQueryArgs>(context, "index_query", kQuery, args);
 }

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "kernels/context.h"
 #include "kernels/kv_layout.h"
@@ -55,13 +54,6 @@ struct CheckFlagsArgs {
   int32_t* failed = nullptr;
 };
 void check_flags(KernelContext& context, const CheckFlagsArgs& args);
-
-// Any of both, to be run together when a layer is done.
-struct Checks {
-  std::vector<CheckFiniteArgs> rows;
-  std::vector<CheckFlagsArgs> flags;
-};
-void check_all(KernelContext& context, const Checks& checks);
 
 // The weights of the indexer's heads, and its queries. Exact: w *= head_scale, then *= dim_scale.
 // native: w is rounded to bf16 between the two and each query [dim] is quantised (act_quant); q

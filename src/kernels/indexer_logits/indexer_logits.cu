@@ -17,6 +17,7 @@ constexpr int kKeys = static_cast<int>(kPageTokens), kGroups = 4, kThreads = kKe
 // NaN.
 template <int kAtOnce>
 __device__ float group_sum(const IndexerArgs& a, int64_t t, int dim, const float* key, int group) {
+  constexpr int kAhead = kAtOnce == 1 ? 8 : 2;  // one chain of sums hides nothing by itself
   float sum = 0;
   for (int64_t h0 = group; h0 < a.heads; h0 += kGroups * kAtOnce) {
     const float* q[kAtOnce];
@@ -27,7 +28,7 @@ __device__ float group_sum(const IndexerArgs& a, int64_t t, int dim, const float
     }
     int d = 0;
     if (reinterpret_cast<uintptr_t>(a.q) % 16 == 0 && dim % 4 == 0) {
-#pragma unroll 2
+#pragma unroll kAhead
       for (; d < dim; d += 4) {
 #pragma unroll
         for (int j = 0; j < kAtOnce; ++j) {
@@ -73,7 +74,7 @@ __global__ void __launch_bounds__(kThreads)
   const int keys = min(kKeys, visible - begin);
   if (kv.index_by_fours) {
     const int fours = dim / 4;
-#pragma unroll 4
+#pragma unroll 8
     for (int i = threadIdx.x; i < keys * fours; i += kThreads) {
       const int slot = i / fours, d = i % fours * 4;
       const float4 v = index_values(kv, page, slot, d);

@@ -10,7 +10,9 @@ void kv_append_reference(KernelContext& context, const KvAppendArgs& a) {
   context.pool().run(a.tokens.num_tokens, [&](int64_t t, int) {
     const KvSequence& seq = a.tokens.sequences[a.tokens.sequence[t]];
     const int64_t s = a.tokens.position[t];
-    write_latent(a.kv, seq, s, a.c_kv + t * l.kv_lora, a.k_pe + t * a.k_pe_stride);
+    if (a.c_kv != nullptr) {
+      write_latent(a.kv, seq, s, a.c_kv + t * l.kv_lora, a.k_pe + t * a.k_pe_stride);
+    }
     if (a.index_key != nullptr) {
       write_index_key(a.kv, seq, s, a.index_key + t * l.index_dim, a.ue8m0_scale);
     }

@@ -9,7 +9,7 @@
 namespace tamis {
 
 struct KvAppendArgs {
-  const float* c_kv = nullptr;  // [tokens, kv_lora], after its norm
+  const float* c_kv = nullptr;  // [tokens, kv_lora], after its norm; null: the indexer key alone
   const float* k_pe = nullptr;  // [tokens, rope] rows of k_pe_stride, after RoPE
   int64_t k_pe_stride = 0;
   const float* index_key = nullptr;  // [tokens, index_dim]; null where the layer keeps none

@@ -4,6 +4,7 @@
 // reference. Bound by launch and latency: x is read three times, from L1 after the first.
 #include "kernels/cuda/launch.cuh"
 #include "kernels/layer_norm/layer_norm_impl.h"
+#include "kernels/layer_norm/layer_norm_row.cuh"
 
 namespace tamis {
 namespace {
@@ -13,18 +14,7 @@ constexpr int kWarps = 4;
 __global__ void __launch_bounds__(kWarps * 32) layer_norm_kernel(const LayerNormArgs a) {
   const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
   if (row >= a.rows) return;
-  const int64_t lane = threadIdx.x % 32;
-  const float* x = a.x + row * a.x_stride;
-  float* y = a.y + row * a.y_stride;
-  const auto n = static_cast<double>(a.width);
-  double sum = 0, square = 0;
-  for (int64_t i = lane; i < a.width; i += 32) sum += x[i];
-  const double mean = warp_sum(sum) / n;
-  for (int64_t i = lane; i < a.width; i += 32) square += (x[i] - mean) * (x[i] - mean);
-  const double scale = 1.0 / sqrt(warp_sum(square) / n + a.eps);
-  for (int64_t i = lane; i < a.width; i += 32) {
-    y[i] = static_cast<float>((x[i] - mean) * scale * a.w[i] + a.b[i]);
-  }
+  layer_norm_row(a, row);
 }
 
 }  // namespace

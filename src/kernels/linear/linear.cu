@@ -192,20 +192,39 @@ void linear_fp8_cuda(KernelContext& context, const LinearFp8Args& a) {
   run_native(context, {&a.base, 1}, true, a.ue8m0, false);
 }
 
+void grouped_products_exact(KernelContext& context, std::span<const GroupedProduct> products,
+                            const int64_t* offsets, int64_t groups, int64_t m,
+                            std::span<const LinearArgs> beside) {
+  Products p;
+  p.groups = static_cast<int>(groups);
+  p.offsets = offsets;
+  int64_t rows = 0, each = (m + groups - 1) / groups;
+  for (const GroupedProduct& g : products) {
+    const Weight& w = g.weights[0];
+    p.weights[p.grouped] = g.device_weights;
+    p.list[p.grouped++] = {g.x, g.x_stride, m, w, g.y, g.y_stride};
+    rows = std::max(rows, w.rows);
+  }
+  p.count = p.grouped * p.groups;
+  int listed = p.grouped;
+  for (const LinearArgs& a : beside) {
+    p.list[listed++] = a;
+    ++p.count;
+    rows = std::max(rows, a.w.rows);
+    each = std::max(each, a.m);
+  }
+  products_exact(context, products[0].weights[0].dtype, p, rows, each);
+}
+
 void grouped_product_cuda(KernelContext& context, const GroupedProductCuda& a) {
   const LinearArgs& all = a.all;
   if (all.m == 0 || a.groups == 0 || all.w.rows == 0) return;
   const int64_t m = (all.m + a.groups - 1) / a.groups;
-  const bool fp8 = all.w.dtype == DType::kF8E4M3 && a.native;
-  if (!fp8 && !(all.w.dtype == DType::kBF16 && a.native)) {
-    Products p;
-    p.list[0] = all;
-    p.count = static_cast<int>(a.groups);
-    p.weights = a.weights;
-    p.offsets = a.offsets;
-    products_exact(context, all.w.dtype, p, all.w.rows, m);
-    if (a.native) round_rows(context, {all.y, all.m, all.w.rows, all.y_stride});
-    return;
+  const bool fp8 = all.w.dtype == DType::kF8E4M3;
+  if (!fp8 && all.w.dtype != DType::kBF16) {
+    const GroupedProduct one{all.x, all.x_stride, {&all.w, 1}, a.weights, all.y, all.y_stride};
+    grouped_products_exact(context, {&one, 1}, a.offsets, a.groups, all.m, {});
+    return round_rows(context, {all.y, all.m, all.w.rows, all.y_stride});
   }
   const XSpace needs(all.m, padded(all.w.cols), a.groups);
   const PreparedX x =

@@ -202,7 +202,8 @@ __device__ inline void tile_product(const LinearArgs& p, int64_t r0, int64_t m0,
 }
 
 template <DType T, int kEach>
-__global__ void __launch_bounds__(kTileThreads) tile_kernel(const Products products) {
+__global__ void __launch_bounds__(kTileThreads, kEach == 4 ? 3 : 1)
+    tile_kernel(const Products products) {
   __shared__ __align__(16) TileStorage<kEach * 16> tile;
   const LinearArgs p = products.product(static_cast<int>(blockIdx.z));
   const int64_t r0 = int64_t{blockIdx.x} * kEach * 16;

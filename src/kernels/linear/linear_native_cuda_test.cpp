@@ -1,4 +1,5 @@
 // linear_fp8, native projections and grouped products on CUDA.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -281,11 +282,24 @@ TEST_P(LinearTilesCuda, GroupsHaveTheBitsOfTheirOwnProducts) {
       Device<int64_t> d_offsets(context(), offsets);
       const Floats x = bf16_floats(all * cols, 30);
       Device<float> dx(context(), x), dy(context(), all * rows), one(context(), all * rows);
-      const GroupedProduct product{dx.data(), cols,
-                                   weights,   reinterpret_cast<const Weight*>(d_weights.data()),
-                                   dy.data(), rows};
+      // A second product with the weights of other groups, and products beside them of few rows and
+      // of many: whatever shares a launch has the bits it has alone.
+      std::rotate(weights.begin(), weights.begin() + 1, weights.end());
+      const std::vector<Weight> others = weights;
+      std::rotate(weights.begin(), weights.end() - 1, weights.end());
+      std::memcpy(bytes.data(), others.data(), bytes.size());
+      Device<std::byte> d_others(context(), bytes);
+      Device<float> dz(context(), all * rows), other(context(), all * rows);
+      Device<float> beside(context(), 3 * rows), beside_alone(context(), 3 * rows);
+      const auto* on_device = reinterpret_cast<const Weight*>(d_weights.data());
+      const auto* others_on_device = reinterpret_cast<const Weight*>(d_others.data());
+      const GroupedProduct products[] = {
+          {dx.data(), cols, weights, on_device, dy.data(), rows},
+          {dx.data(), cols, others, others_on_device, dz.data(), rows}};
+      const LinearArgs few{dx.data() + cols, cols, 3, weights[2], beside.data(), rows};
       GroupedLinearArgs a;
-      a.products = {&product, 1};
+      a.products = products;
+      a.beside = {&few, 1};
       a.offsets = d_offsets.data();
       a.groups = groups;
       a.rows = offsets.back();
@@ -296,7 +310,19 @@ TEST_P(LinearTilesCuda, GroupsHaveTheBitsOfTheirOwnProducts) {
         const LinearArgs alone{dx.data() + first * cols,  cols, m, weights[g],
                                one.data() + first * rows, rows};
         projections(context(), {&alone, 1}, native, false);
+        LinearArgs with_other = alone;
+        with_other.w = others[g];
+        with_other.y = other.data() + first * rows;
+        projections(context(), {&with_other, 1}, native, false);
       }
+      LinearArgs few_alone = few;
+      few_alone.y = beside_alone.data();
+      projections(context(), {&few_alone, 1}, native, false);
+      ASSERT_EQ(beside.read(), beside_alone.read());
+      const Floats second = dz.read(), second_alone = other.read();
+      ASSERT_EQ(std::memcmp(second.data(), second_alone.data(),
+                            static_cast<size_t>(offsets.back() * rows) * sizeof(float)),
+                0);
       const Floats got = dy.read(), want = one.read();
       const auto bytes_of_all = static_cast<size_t>(offsets.back() * rows) * sizeof(float);
       ASSERT_EQ(std::memcmp(got.data(), want.data(), bytes_of_all), 0)

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "kernels/context.h"
+#include "kernels/grouped_linear/grouped_linear.h"
 #include "kernels/linear/linear.h"
 
 namespace tamis {
@@ -47,13 +49,21 @@ void prepare_rows(KernelContext& context, const LinearArgs& a, bool ue8m0, XLayo
 // tensor cores, others as linear; y rounded to bf16.
 void linears_native_cuda(KernelContext& context, std::span<const LinearArgs> args, bool ue8m0);
 
-// y[m] = W_g x[m] for the rows m = offsets[g] .. offsets[g+1) of group g.
+// The most grouped products of one launch, and of all products in its list.
+constexpr size_t kGroupedAtOnce = 2, kProductsAtOnce = 12;
+
+// One launch of the kernels of `linear`: up to kGroupedAtOnce grouped products of m rows in all,
+// and `beside` them others, all of one dtype.
+void grouped_products_exact(KernelContext& context, std::span<const GroupedProduct> products,
+                            const int64_t* offsets, int64_t groups, int64_t m,
+                            std::span<const LinearArgs> beside);
+
+// y[m] = W_g x[m] for the rows m = offsets[g] .. offsets[g+1) of group g, as linears_native_cuda.
 struct GroupedProductCuda {
   LinearArgs all;  // every row of x and y; w stands for the shape and type of all weights
   const Weight* weights = nullptr;   // [groups], on the device
   const int64_t* offsets = nullptr;  // [groups + 1], on the device
   int64_t groups = 0;
-  bool native = false;  // as linears_native_cuda
   bool ue8m0 = false;
 };
 void grouped_product_cuda(KernelContext& context, const GroupedProductCuda& args);

@@ -96,17 +96,15 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t col = (first + i) * kFp8Block + lane * 4;
     if (row >= 0) q[i] = row4(a.x + row * a.x_stride, fast && col < a.cols, col, a.cols);
   }
-  const auto in_atom = static_cast<int>(place % 8);
   // Step lane % 4 of its half: chunks 2s and 2s + 1, columns 2t and 2t + 1 in them.
-  const int chunk = lane % 4 * 2 ^ in_atom;
+  const int chunk = lane % 4 * 2 ^ static_cast<int>(place % 8);
 #pragma unroll
   for (int i = 0; i < kAtomBlocks; ++i) {
     const int64_t block = first + i;
     if (block >= blocks) return;
     uint16_t out[4];
     prepare_values(a, q[i], out, a.to.scales + block * a.rows + place);
-    uint16_t* to = a.to.x + ((place / 8 * blocks + block) * 2 + half) * (sm90::kAtomBytes / 2) +
-                   in_atom * sm90::kColumns + 2 * t;
+    uint16_t* to = a.to.x + ((block * 2 + half) * a.rows + place) * sm90::kColumns + 2 * t;
     *reinterpret_cast<ushort2*>(to + chunk * 8) = make_ushort2(out[0], out[1]);
     *reinterpret_cast<ushort2*>(to + (chunk ^ 1) * 8) = make_ushort2(out[2], out[3]);
   }

@@ -11,27 +11,29 @@
 
 #include "kernels/cuda/convert.cuh"
 #include "kernels/linear/linear.h"
+#include "kernels/linear/linear_products.h"
 
 namespace tamis {
 
 struct Products {
-  static constexpr int kMax = 12;
+  static constexpr int kMax = kProductsAtOnce;
 
-  LinearArgs list[kMax];  // heads and groups: list[0] is the pattern
-  int count = 0;          // products, heads or groups
+  LinearArgs list[kMax];  // heads: list[0] is the pattern
+  int count = 0;          // products, heads, or those of groups and others
 
   // Heads: product h is rows [h * head_rows, + rows) of list[0].w, x and y shifted by the strides.
   bool heads = false;
   int64_t head_rows = 0, rows = 0, x_head_stride = 0, y_head_stride = 0;
 
-  // Groups: product g is weights[g] on the rows [offsets[g], offsets[g+1]) of list[0].x and y.
-  const Weight* weights = nullptr;   // [count], on the device
-  const int64_t* offsets = nullptr;  // [count + 1], on the device
+  // Groups: list[j], j < grouped, stands for `groups` products: weights[j][g] on the rows
+  // [offsets[g], offsets[g+1]) of its x and y. The products of the list after those follow.
+  int grouped = 0, groups = 0;
+  const Weight* weights[kGroupedAtOnce] = {};  // [groups] each, on the device
+  const int64_t* offsets = nullptr;            // [groups + 1], on the device
 
   __device__ LinearArgs product(int i) const {
-    if (!heads && offsets == nullptr) return list[i];
-    LinearArgs p = list[0];
     if (heads) {
+      LinearArgs p = list[0];
       p.x += i * x_head_stride;
       p.y += i * y_head_stride;
       p.w.data += i * head_rows * p.w.row_bytes;
@@ -39,11 +41,14 @@ struct Products {
       p.w.rows = rows;
       return p;
     }
-    const int64_t first = offsets[i];
-    p.m = offsets[i + 1] - first;
+    if (i >= grouped * groups) return list[i - grouped * groups + grouped];
+    const int which = i / groups, g = i % groups;
+    LinearArgs p = list[which];
+    const int64_t first = offsets[g];
+    p.m = offsets[g + 1] - first;
     p.x += first * p.x_stride;
     p.y += first * p.y_stride;
-    p.w = weights[i];
+    p.w = weights[which][g];
     return p;
   }
 };

@@ -9,10 +9,8 @@
 // of their own and folded by mla_combine: the same operations in the same order.
 // Bound by FP32 arithmetic. The native path is mla_sparse_mma.cuh.
 #include "base/error.h"
-#include "kernels/cuda/attention_exact.cuh"
-#include "kernels/cuda/attention_list.cuh"
-#include "kernels/cuda/kv_rows.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/mla_sparse/mla_exact.cuh"
 #include "kernels/mla_sparse/mla_sparse_impl.h"
 
 namespace tamis {
@@ -22,16 +20,6 @@ using namespace exact;  // this file is that header's body
 
 constexpr int kMaxColumns = 4;
 constexpr int64_t kSharedLimit = 99 * 1024;  // what every GPU from sm_80 on gives a block
-
-// Short chunks: a block's time is that of its chunk, and one token has to fill the GPU.
-constexpr int kChunk = 32;
-
-// Where blocks leave parts and the final softmax of each row.
-struct Parts {
-  float* sums = nullptr;     // [tokens, chunks, heads, kv_lora]
-  Softmax* stats = nullptr;  // [tokens, chunks, heads]; without parts [tokens, heads]
-  int chunks = 0;            // 0: one block a list
-};
 
 __device__ void load_queries(const MlaSparseArgs& a, const KvRows& kv, int64_t t, int64_t head0,
                              const Tile& tile) {
@@ -60,56 +48,6 @@ __device__ void load_queries(const MlaSparseArgs& a, const KvRows& kv, int64_t t
       for (int r = 0; r < kRows; ++r) tile.q[r * tile.stride + d] = v[i][r];
     }
   }
-}
-
-// Entries [begin, begin + 32) of the list; returns how many there are. Every thread agrees.
-__device__ int load_keys(const AttentionList& list, const KvRows& kv, int begin, int end,
-                         const Tile& tile) {
-  const int lane = threadIdx.x % 32;
-  const int position = begin + lane < end ? list.entry(begin + lane) : -1;
-  const uint32_t valid = __ballot_sync(kAll, position >= 0);
-  const int count = valid == kAll ? kKeys : __ffs(~valid) - 1;
-  constexpr int kWarps = kThreads / 32, kEach = kKeys / kWarps;  // rows of a warp
-  const int first = static_cast<int>(threadIdx.x) / 32, width = kv.kv_lora + kv.rope;
-  const std::byte* row[kEach];
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) {
-    const int r = first + i * kWarps, p = __shfl_sync(kAll, position, r);
-    row[i] = r < count ? latent_row(kv, list.sequence, p) : nullptr;
-  }
-  if (!kv.latent_by_fours) {
-    for (int i = 0; i < kEach; ++i) {
-      for (int d = lane; d < tile.width; d += 32) {
-        const bool inside = row[i] != nullptr && d < width;
-        tile.k[(first + i * kWarps) * tile.stride + d] = inside ? latent_value(kv, row[i], d) : 0;
-      }
-    }
-    return count;
-  }
-  // All rows of a warp, three pieces of each, are on their way at once.
-  constexpr int kAhead = 3, kPiece = 32 * 4;
-  for (int d0 = lane * 4; d0 < tile.width; d0 += kAhead * kPiece) {
-    float4 v[kAhead][kEach];
-#pragma unroll
-    for (int p = 0; p < kAhead; ++p) {
-#pragma unroll
-      for (int i = 0; i < kEach; ++i) {
-        const int d = d0 + p * kPiece;
-        v[p][i] = make_float4(0, 0, 0, 0);
-        if (row[i] != nullptr && d < width) v[p][i] = latent_values(kv, row[i], d);
-      }
-    }
-#pragma unroll
-    for (int p = 0; p < kAhead; ++p) {
-      const int d = d0 + p * kPiece;
-      if (d >= tile.width) continue;
-#pragma unroll
-      for (int i = 0; i < kEach; ++i) {
-        *reinterpret_cast<float4*>(tile.k + (first + i * kWarps) * tile.stride + d) = v[p][i];
-      }
-    }
-  }
-  return count;
 }
 
 template <int kColumns>
@@ -145,7 +83,7 @@ __device__ void attend_chunk(const MlaSparseArgs& a, const KvRows& kv, const Att
   const int end = min((c + 1) * list.chunk, list.length);
   for (int begin = c * list.chunk; begin < end; begin += kKeys) {
     __syncthreads();  // the last tile's values are read
-    const int count = load_keys(list, kv, begin, end, tile);
+    const int count = load_keys<kThreads, 3>(list, kv, begin, end, tile);
     if (count == 0) break;
     __syncthreads();
     float score[kWarpRows];
@@ -283,7 +221,7 @@ __global__ void __launch_bounds__(kThreads)
   const int begin = static_cast<int>(blockIdx.y) * kKeys, lane = threadIdx.x % 32;
   const AttentionList list = list_of(a, t);
   if (list.entry(begin) < 0) return;
-  const int count = load_keys(list, kv, begin, list.length, tile);
+  const int count = load_keys<kThreads, 3>(list, kv, begin, list.length, tile);
   const int row = static_cast<int>(threadIdx.x) / 32 * kWarpRows;
   float mass = 0;
   for (int64_t head0 = 0; head0 < a.heads; head0 += kRows) {
@@ -363,6 +301,7 @@ void mla_sparse_cuda(KernelContext& context, const MlaSparseArgs& a) {
   const int64_t rows = n * chunks * a.heads, c = a.kv.layout.kv_lora;
   parts.sums = static_cast<float*>(device_scratch(context, 0, rows * c * 4));
   parts.stats = static_cast<Softmax*>(device_scratch(context, 1, rows * 8));
+  if (attend_few(context, a, parts)) return;
   attend(context, a, parts);
   const dim3 grid(static_cast<unsigned>(n), static_cast<unsigned>(a.heads));
   mla_exact_combine<<<grid, kThreads, 0, stream_of(context)>>>(a, kv_rows(a.kv), parts);

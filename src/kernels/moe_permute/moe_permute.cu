@@ -7,11 +7,11 @@
 // expert-major; pass 2 walks again and writes rows. Bound by latency (pairs / 1024 steps, twice),
 // the copy by memory: tokens * num_chosen * width floats read from L2 and written.
 //
-// Combine: one thread a column of a token, four columns with 16-byte accesses; the sum and its
-// roundings are the reference's. Bound by memory.
+// Combine: one thread a column of a token, or four of them. Bound by memory.
 #include <algorithm>
 
 #include "kernels/cuda/launch.cuh"
+#include "kernels/moe_permute/moe_combine_row.cuh"
 #include "kernels/moe_permute/moe_permute_impl.h"
 
 namespace tamis {
@@ -113,36 +113,11 @@ __global__ void __launch_bounds__(kThreads) copy_kernel(const MoePermuteArgs a) 
   }
 }
 
-// kWide: whether four columns are taken at once.
 template <bool kWide>
 __global__ void __launch_bounds__(kThreads) combine_kernel(const MoeCombineArgs a) {
-  constexpr int kColumns = kWide ? 4 : 1;
-  const int64_t t = blockIdx.x;
-  const int64_t c = (int64_t{blockIdx.y} * kThreads + threadIdx.x) * kColumns;
-  if (c >= a.width) return;
-  float sum[kColumns] = {}, row[kColumns];
-  const auto load = [&](const float* p) {
-    if constexpr (kWide) {
-      const float4 v = *reinterpret_cast<const float4*>(p);
-      row[0] = v.x, row[1] = v.y, row[2] = v.z, row[3] = v.w;
-    } else {
-      row[0] = *p;
-    }
-  };
-  for (int64_t i = 0; i < a.num_chosen; ++i) {
-    const int64_t pair = t * a.num_chosen + i;
-    const float weight = a.weights[pair];
-    load(a.rows + a.row_of[pair] * a.width + c);
-    for (int k = 0; k < kColumns; ++k) sum[k] += weight * row[k];
-  }
-  if (a.shared != nullptr) {
-    load(a.shared + t * a.width + c);
-    for (int k = 0; k < kColumns; ++k) sum[k] += row[k];
-  }
-  for (int k = 0; k < kColumns; ++k) a.y[t * a.width + c + k] = sum[k];
+  const int64_t c = (int64_t{blockIdx.y} * kThreads + threadIdx.x) * (kWide ? 4 : 1);
+  if (c < a.width) combine_columns<kWide>(a, blockIdx.x, c);
 }
-
-bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % sizeof(float4) == 0; }
 
 }  // namespace
 
@@ -171,8 +146,7 @@ void moe_permute_cuda(KernelContext& context, const MoePermuteArgs& a) {
 
 void moe_combine_cuda(KernelContext& context, const MoeCombineArgs& a) {
   if (a.tokens == 0 || a.width == 0) return;
-  const bool wide = a.width % 4 == 0 && aligned(a.rows) && aligned(a.y) &&
-                    (a.shared == nullptr || aligned(a.shared));
+  const bool wide = combines_by_fours(a);
   const int64_t columns = kThreads * (wide ? 4 : 1);
   const dim3 grid(static_cast<unsigned>(a.tokens),
                   static_cast<unsigned>((a.width + columns - 1) / columns));

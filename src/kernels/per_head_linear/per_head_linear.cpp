@@ -39,6 +39,9 @@ void products_of_heads(KernelContext& context, const PerHeadLinearArgs& a, Linea
 }
 
 void per_head_linear(KernelContext& context, const PerHeadLinearArgs& args) {
+  // A launch of their own is saved where the kernel takes them along.
+  const bool along = context.backend() == Backend::kCuda && args.transposed;
+  if (!along && !args.beside.empty()) ropes(context, args.beside);
   if (args.int8 && !args.transposed && is_integer(args.w)) {
     return products_of_heads(context, args, linears_int8);
   }

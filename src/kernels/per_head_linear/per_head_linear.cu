@@ -13,6 +13,8 @@
 #include "kernels/linear/linear_products.h"
 #include "kernels/linear/products.cuh"
 #include "kernels/per_head_linear/per_head_linear_impl.h"
+#include "kernels/rope/rope_impl.h"
+#include "kernels/rope/rope_pair.cuh"
 
 namespace tamis {
 namespace {
@@ -71,8 +73,21 @@ __device__ void chunk_sum(const PerHeadLinearArgs& a, const Weight& w, int64_t r
   }
 }
 
+// The share of a block of x and y in the pairs of all tokens.
+__device__ inline void rotate(const RopeArgs& a) {
+  const int64_t pairs = a.heads * (a.dim / 2);
+  for (int64_t t = blockIdx.y; t < a.tokens; t += gridDim.y) {
+    for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < pairs;
+         i += int64_t{gridDim.x} * kThreads) {
+      rope_pair(a, t, i);
+    }
+  }
+}
+
 template <DType T, int kTokens>
-__global__ void __launch_bounds__(kThreads) transposed_kernel(const PerHeadLinearArgs a) {
+__global__ void __launch_bounds__(kThreads)
+    transposed_kernel(const PerHeadLinearArgs a, const Several<RopeArgs> beside) {
+  if (blockIdx.z >= a.num_heads) return rotate(beside.list[blockIdx.z - a.num_heads]);
   __shared__ float part[kWarps][kTokens][kColumns];
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int64_t c0 = int64_t{blockIdx.x} * kColumns, col = c0 + threadIdx.x;
@@ -111,8 +126,10 @@ void launch_tokens(KernelContext& context, const PerHeadLinearArgs& a) {
   const dim3 grid(
       static_cast<unsigned>((a.w.cols + kColumns - 1) / kColumns),
       static_cast<unsigned>(std::min<int64_t>((a.num_tokens + kTokens - 1) / kTokens, 65535)),
-      static_cast<unsigned>(a.num_heads));
-  transposed_kernel<T, kTokens><<<grid, kThreads, 0, stream_of(context)>>>(a);
+      static_cast<unsigned>(a.num_heads + static_cast<int64_t>(a.beside.size())));
+  Several<RopeArgs> beside;
+  for (const RopeArgs& r : a.beside) beside.list[beside.count++] = r;
+  transposed_kernel<T, kTokens><<<grid, kThreads, 0, stream_of(context)>>>(a, beside);
   check_launch("per_head_linear (transposed)");
 }
 
@@ -143,8 +160,8 @@ void run_transposed(KernelContext& context, const PerHeadLinearArgs& a) {
 void per_head_linear_cuda(KernelContext& context, const PerHeadLinearArgs& a) {
   if (a.num_tokens == 0 || a.num_heads == 0) return;
   if (a.transposed) {
-    if (a.w.cols > 0) run_transposed(context, a);
-    return;
+    if (a.w.cols > 0) return run_transposed(context, a);
+    return ropes_cuda(context, a.beside);
   }
   Products p;
   p.count = static_cast<int>(a.num_heads);

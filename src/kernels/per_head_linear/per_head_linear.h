@@ -11,8 +11,10 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "kernels/context.h"
+#include "kernels/rope/rope.h"
 #include "kernels/weight.h"
 
 namespace tamis {
@@ -27,6 +29,8 @@ struct PerHeadLinearArgs {
   bool int8 = false;
   float* y = nullptr;
   int64_t y_token_stride = 0, y_head_stride = 0;
+  // Rotations that run beside it; they may turn other columns of x's rows. Up to four.
+  std::span<const RopeArgs> beside;
 };
 
 void per_head_linear(KernelContext& context, const PerHeadLinearArgs& args);

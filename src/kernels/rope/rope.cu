@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/rope/rope_impl.h"
+#include "kernels/rope/rope_pair.cuh"
 
 namespace tamis {
 namespace {
@@ -14,17 +15,9 @@ using Ropes = Several<RopeArgs>;
 
 __global__ void __launch_bounds__(kThreads) rope_kernel(const Ropes ropes) {
   const RopeArgs a = ropes.list[blockIdx.z];
-  const int64_t half = a.dim / 2;
   const int64_t index = int64_t{blockIdx.y} * kThreads + threadIdx.x;
-  if (index >= a.heads * half || blockIdx.x >= a.tokens) return;
-  const int64_t t = blockIdx.x, h = index / half, i = index % half;
-  float* x = a.x + t * a.token_stride + h * a.head_stride;
-  const bool interleaved = a.layout == RopeLayout::kInterleaved;
-  float& first = x[interleaved ? 2 * i : i];
-  float& second = x[interleaved ? 2 * i + 1 : i + half];
-  const float u = first, v = second, cos = a.cos[t * half + i], sin = a.sin[t * half + i];
-  first = u * cos - v * sin;
-  second = v * cos + u * sin;
+  if (index >= a.heads * (a.dim / 2) || blockIdx.x >= a.tokens) return;
+  rope_pair(a, blockIdx.x, index);
 }
 
 }  // namespace

@@ -15,6 +15,7 @@
 // Bound by memory for many rows (4 bytes a score), by one SM's bandwidth and the barriers for one.
 //
 // topk_any (any k): the same search over the row in global memory, five to nine reads of it.
+#include "kernels/cuda/launch.cuh"
 #include "kernels/topk/topk_block.cuh"
 
 namespace tamis {
@@ -166,8 +167,8 @@ template <typename B, int kBlocks>
 void launch_stream(KernelContext& context, const TopkArgs& a, const TopkRun& run) {
   const auto kernel = topk_stream<B, kBlocks>;
   allow_shared(reinterpret_cast<const void*>(kernel), sizeof(Buffer<B>), "topk_stream");
-  kernel<<<static_cast<unsigned>(a.rows), B::kThreads, sizeof(Buffer<B>), stream_of(context)>>>(
-      a, run);
+  kernel<<<dim3(static_cast<unsigned>(a.rows)), B::kThreads, sizeof(Buffer<B>),
+           stream_of(context)>>>(a, run);
   check_launch("topk_stream");
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/order.cuh"
 #include "kernels/topk/topk_impl.h"
 
 namespace tamis::topk_block {
@@ -44,12 +45,6 @@ struct Cut {
   uint32_t cut;
   int32_t ties;
 };
-
-__device__ inline uint32_t key_of(float x) {
-  if (isnan(x)) return 0;
-  const uint32_t u = __float_as_uint(x + 0.0f);
-  return (u >> 31) != 0 ? ~u : u | 0x80000000u;
-}
 
 // Sum over the threads before this one; *total over all. Two barriers.
 template <typename B>
@@ -202,8 +197,11 @@ __device__ void emit_sorted(Buffer<B>& b, int64_t length, int32_t* out) {
   uint32_t* map = b.key;
   uint32_t written = 0;
   for (int64_t window = 0; window < length; window += int64_t{kWords} * 32) {
+    const int64_t bits_left = length - window;
+    const int words = static_cast<int>(min(int64_t{kWords}, (bits_left + 31) / 32));
+    const int each = min(kWordsEach, (words + B::kThreads - 1) / B::kThreads);
     __syncthreads();
-    for (int w = threadIdx.x; w < kWords; w += B::kThreads) map[w] = 0;
+    for (int w = threadIdx.x; w < each * B::kThreads; w += B::kThreads) map[w] = 0;
     __syncthreads();
 #pragma unroll
     for (int j = 0; j < kMine; ++j) {
@@ -213,9 +211,6 @@ __device__ void emit_sorted(Buffer<B>& b, int64_t length, int32_t* out) {
       }
     }
     __syncthreads();
-    const int64_t bits_left = length - window;
-    const int words = static_cast<int>(min(int64_t{kWords}, (bits_left + 31) / 32));
-    const int each = min(kWordsEach, (words + B::kThreads - 1) / B::kThreads);
     uint32_t bits = 0;
     for (int j = 0; j < each; ++j) bits += __popc(map[threadIdx.x * each + j]);
     uint32_t total;

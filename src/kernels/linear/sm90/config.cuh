@@ -20,8 +20,7 @@ constexpr int kMostProducts = 1024;  // of one launch
 template <bool kFp8_>
 struct Config {
   static constexpr bool kFp8 = kFp8_;
-  static constexpr bool kTurns = !kFp8;       // the warpgroups multiply in turns; measured
-  static constexpr int kSize = kFp8 ? 1 : 2;  // bytes of an element of W
+  static constexpr int kSize = kFp8 ? 1 : 2;             // bytes of an element of W
   static constexpr int kChunks = kColumns * kSize / 16;  // 16-byte pieces of a row of W in a stage
   // Eight threads read chunks t (FP8) or 2t + c of two rows at once and must meet all banks.
   static constexpr int kPitch = kFp8 ? 64 : 144;
@@ -29,8 +28,7 @@ struct Config {
   static constexpr int kStageBytes = kXBytes + kWeightBytes + kXRows * 4;
   static constexpr int kTableBytes = (kMostProducts + 1) * 4;
   static constexpr int kStages = (227 * 1024 - kTableBytes - 256) / kStageBytes;
-  static_assert(kXRows <= 31 * kAtomRows * kCluster, "a lane copies an atom");
-  static_assert(kStages >= 3);
+  static_assert(kStages >= 4);
 
   struct Shared {
     std::byte x[kStages][kXBytes];       // atoms, in wgmma's order

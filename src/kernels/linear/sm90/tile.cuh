@@ -10,8 +10,8 @@
 //
 // x is prepared (prepare.cu) in atoms of 8 rows by 64 columns, 1,024 bytes: columns in the order of
 // linear_native.cuh's steps (column 16t + 4s + 2h + e at 16s + 8h + 2t + e), 16-byte chunks
-// exchanged by row as wgmma wants them. [rows / 8][columns / 64] atoms; scales [columns /
-// 128][rows].
+// exchanged by row as wgmma wants them. [columns / 64][rows / 8] atoms, so that a stage's are one
+// copy; scales [columns / 128][rows].
 //
 // Bound by the tensor cores: 2 * m * rows * cols flops. Shared memory, a clock at full speed, for
 // 192 rows of x: 64 bytes of x read by wgmma, 21 (FP8: 11) of W read, 53 (43) written, of 128. From
@@ -42,89 +42,118 @@ struct Ring {
   }
 };
 
-// The copies of one tile, by the third warpgroup.
+// The copies, by the third warpgroup. A stage's rows of W are there when the copies begun kLag
+// stages later are on their way: then each warp arrives once, for arrivals are counted one by one.
 template <typename T>
-__device__ inline void copy_tile(const Product& p, const Place& at, int x_rows, int rank,
-                                 Ring<T>& ring, typename T::Shared& s) {
-  const int tid = static_cast<int>(threadIdx.x) - kMultipliers * kWarpgroup;
-  const int row = tid / T::kChunks, chunk = tid % T::kChunks;
-  constexpr int kApart = kWarpgroup / T::kChunks, kCopies = kRows / kApart;
-  const bool wide = native::wide_rows<T::kFp8>(p.w);
-  const std::byte* from = p.w.data + (at.r0 + row) * p.w.row_bytes + chunk * 16;
-  const int64_t row_step = p.w.row_bytes * kApart;
-  const auto rows_left = static_cast<int>(min(p.w.rows - at.r0 - row, int64_t{kRows}));
-  auto bytes_left = static_cast<int>(p.w.cols * T::kSize) - chunk * 16;
-  const int atoms =
-      (static_cast<int>(min(p.m - at.m0, int64_t{x_rows})) + kAtomRows - 1) / kAtomRows;
-  const int atom = tid * kCluster + rank;  // of this lane
-  const auto* x =
-      reinterpret_cast<const std::byte*>(p.x) + ((at.m0 / kAtomRows + atom) * p.steps) * kAtomBytes;
-  const float* scales = p.x_scales + at.m0;
-  constexpr auto kAll = static_cast<uint16_t>((1 << kCluster) - 1);
-  for (int step = 0; step < p.steps; ++step) {
-    hopper::mbarrier_wait(&s.empty[ring.slot], ring.parity ^ 1);
-    uint64_t* full = &s.full[ring.slot];
-    const bool with_scales = T::kFp8 && step % 2 == 1;
-    if (tid == 0) hopper::mbarrier_expect(full, atoms * (kAtomBytes + (with_scales ? 32 : 0)));
-    if (tid < 31 && atom < atoms) {
-      hopper::bulk_copy(s.x[ring.slot] + atom * kAtomBytes, x, kAtomBytes, full, kAll);
-    }
-    if (with_scales && tid == 31 && rank == 0) {
-      hopper::bulk_copy(s.x_scales[ring.slot], scales + step / 2 * p.scale_stride, atoms * 32, full,
-                        kAll);
-    }
-    std::byte* to = s.w[ring.slot] + row * T::kPitch + chunk * 16;
-    if (wide) {
-      const std::byte* row_from = from;
-#pragma unroll
-      for (int i = 0; i < kCopies; ++i) {
-        const bool inside = i * kApart < rows_left && bytes_left > 0;
-        ptx::cp_async_16(to + i * kApart * T::kPitch, inside ? row_from : p.w.data, inside);
-        row_from += row_step;
-      }
-      hopper::mbarrier_arrive_after_copies(full);
-    } else {
-#pragma unroll 1
-      for (int i = 0; i < kCopies; ++i) {
-        uint4 piece = make_uint4(0, 0, 0, 0);
-        if (i * kApart < rows_left) {
-          native::gather<T::kFp8, 16>(p.w, at.r0 + row + i * kApart,
-                                      int64_t{step} * kColumns * T::kSize + chunk * 16, &piece);
+class Copies {
+ public:
+  __device__ Copies(typename T::Shared& s, int rank) : s_(s), rank_(rank) {}
+
+  __device__ void tile(const Product& p, const Place& at, int x_rows) {
+    const int tid = static_cast<int>(threadIdx.x) - kMultipliers * kWarpgroup;
+    const int row = tid / T::kChunks, chunk = tid % T::kChunks;
+    constexpr int kApart = kWarpgroup / T::kChunks, kCopies = kRows / kApart;
+    const bool wide = native::wide_rows<T::kFp8>(p.w);
+    const std::byte* from = p.w.data + (at.r0 + row) * p.w.row_bytes + chunk * 16;
+    const int64_t row_step = p.w.row_bytes * kApart;
+    const auto rows_left = static_cast<int>(min(p.w.rows - at.r0 - row, int64_t{kRows}));
+    auto bytes_left = static_cast<int>(p.w.cols * T::kSize) - chunk * 16;
+    // Each block sends half of the atoms to both.
+    const int atoms =
+        (static_cast<int>(min(p.m - at.m0, int64_t{x_rows})) + kAtomRows - 1) / kAtomRows;
+    const int half = (atoms + 1) / kCluster, first = rank_ * half;
+    const int own = rank_ == 0 ? half : atoms - half;
+    const uint16_t* x = p.x + (at.m0 + first * kAtomRows) * kColumns;
+    const float* scales = p.x_scales + at.m0;
+    constexpr uint16_t kAll = (1 << kCluster) - 1;
+    for (int step = 0; step < p.steps; ++step) {
+      hopper::mbarrier_wait(&s_.empty[ring_.slot], ring_.parity ^ 1);
+      uint64_t* full = &s_.full[ring_.slot];
+      if (tid == 0) {
+        const bool with_scales = T::kFp8 && step % 2 == 1;
+        hopper::mbarrier_expect(full, atoms * (kAtomBytes + (with_scales ? 32 : 0)));
+        if (own > 0) {
+          hopper::bulk_copy(s_.x[ring_.slot] + first * kAtomBytes, x, own * kAtomBytes, full, kAll);
         }
-        *reinterpret_cast<uint4*>(to + i * kApart * T::kPitch) = piece;
+        if (with_scales && rank_ == 0) {
+          hopper::bulk_copy(s_.x_scales[ring_.slot], scales + step / 2 * p.x_rows, atoms * 32, full,
+                            kAll);
+        }
       }
-      hopper::mbarrier_arrive(full);
+      std::byte* to = s_.w[ring_.slot] + row * T::kPitch + chunk * 16;
+      if (wide) {
+        const std::byte* row_from = from;
+#pragma unroll
+        for (int i = 0; i < kCopies; ++i) {
+          const bool inside = i * kApart < rows_left && bytes_left > 0;
+          ptx::cp_async_16(to + i * kApart * T::kPitch, inside ? row_from : p.w.data, inside);
+          row_from += row_step;
+        }
+      } else {
+#pragma unroll 1
+        for (int i = 0; i < kCopies; ++i) {
+          uint4 piece = make_uint4(0, 0, 0, 0);
+          if (i * kApart < rows_left) {
+            native::gather<T::kFp8, 16>(p.w, at.r0 + row + i * kApart,
+                                        int64_t{step} * kColumns * T::kSize + chunk * 16, &piece);
+          }
+          *reinterpret_cast<uint4*>(to + i * kApart * T::kPitch) = piece;
+        }
+      }
+      ptx::cp_async_commit();
+      if (begun_ < kLag) {
+        ++begun_;
+      } else {
+        ptx::cp_async_wait<kLag>();
+        arrive();
+      }
+      from += kColumns * T::kSize;
+      bytes_left -= kColumns * T::kSize;
+      x += p.x_rows * kColumns;
+      ring_.next();
     }
-    from += kColumns * T::kSize;
-    bytes_left -= kColumns * T::kSize;
-    x += kAtomBytes;
-    ring.next();
   }
-}
+  __device__ void finish() {
+    ptx::cp_async_wait<0>();
+    for (; begun_ > 0; --begun_) arrive();
+  }
+
+ private:
+  static constexpr int kLag = T::kStages - 3;
+
+  __device__ void arrive() {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) hopper::mbarrier_arrive(&s_.full[arrived_.slot]);
+    arrived_.next();
+  }
+
+  typename T::Shared& s_;
+  const int rank_;
+  Ring<T> ring_, arrived_;  // the next stage to copy; the next one to say is there
+  int begun_ = 0;           // stages between them
+};
 
 // W of two steps of 16 columns, as wgmma wants it in registers: quarter `q` of a block.
 template <typename T>
 struct WeightPart {
   uint32_t step[2][4];
 
-  // `rows`: the lane's row and columns in a stage's W. FP8 keeps four steps in `raw`.
-  __device__ void load(const std::byte* rows, int q, uint4 (&raw)[2]) {
-    if constexpr (T::kFp8) {
-      if (q % 2 == 0) {
-        raw[0] = *reinterpret_cast<const uint4*>(rows);
-        raw[1] = *reinterpret_cast<const uint4*>(rows + 8 * T::kPitch);
-      }
+  // Quarter q of a block from `rows`, the lane's row and columns in a stage's W; FP8 reads two at
+  // once.
+  static __device__ void fetch(const std::byte* rows, int q, uint4 (&raw)[2]) {
+    if (T::kFp8 && q % 2 == 1) return;
+    raw[0] = *reinterpret_cast<const uint4*>(rows + (T::kFp8 ? 0 : q % 2 * 16));
+    raw[1] = *reinterpret_cast<const uint4*>(rows + 8 * T::kPitch + (T::kFp8 ? 0 : q % 2 * 16));
+  }
+  __device__ void convert(const uint4 (&raw)[2], int q) {
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
+    for (int r = 0; r < 2; ++r) {
+      if constexpr (T::kFp8) {
         ptx::e4m3x4_to_f16x2(q % 2 == 0 ? raw[r].x : raw[r].z, &step[0][r], &step[0][r + 2]);
         ptx::e4m3x4_to_f16x2(q % 2 == 0 ? raw[r].y : raw[r].w, &step[1][r], &step[1][r + 2]);
-      }
-    } else {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const uint4 v = *reinterpret_cast<const uint4*>(rows + r * 8 * T::kPitch + q % 2 * 16);
-        step[0][r] = v.x, step[0][r + 2] = v.y;
-        step[1][r] = v.z, step[1][r + 2] = v.w;
+      } else {
+        step[0][r] = raw[r].x, step[0][r + 2] = raw[r].y;
+        step[1][r] = raw[r].z, step[1][r + 2] = raw[r].w;
       }
     }
   }
@@ -200,58 +229,69 @@ __device__ inline void store_tile(const Product& p, int64_t row, int64_t m0, boo
 template <typename T, int kN>
 __device__ inline void multiply_tile(const Product& p, const Place& at, bool round, Ring<T>& ring,
                                      typename T::Shared& s) {
-  const int tid = static_cast<int>(threadIdx.x), group = tid / kWarpgroup;
-  const int lane = tid % 32, g = lane / 4, t = lane % 4;
+  const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, g = lane / 4, t = lane % 4;
   const int row = tid / 32 * 16 + g;  // of the tile
-  const auto rows_at = [&] { return s.w[ring.slot] + row * T::kPitch + t * T::kChunks * 4; };
-  const auto release = [&](int slot) {
-    __syncwarp();
-    if (lane < kCluster) hopper::mbarrier_arrive_at(&s.empty[slot], lane);
-  };
   float sum[kN / 2], total[kN / 2];
 #pragma unroll
   for (int i = 0; i < kN / 2; ++i) sum[i] = total[i] = 0;
   WeightPart<T> a[2];
   uint4 raw[2];
   const WeightScales scales(p.w, at.r0 + row);  // FP8
+  const auto wait = [&] { hopper::mbarrier_wait(&s.full[ring.slot], ring.parity); };
+  const auto fetch = [&](int q) {
+    WeightPart<T>::fetch(s.w[ring.slot] + row * T::kPitch + t * T::kChunks * 4, q, raw);
+  };
   const auto multiply = [&](int q, WeightPart<T>& part, uint64_t x) {
     hopper::wgmma_fence();
     hopper::Wgmma<T::kFp8, kN>::multiply(sum, part.step[0], x + q % 2 * 4, q > 0);
     hopper::Wgmma<T::kFp8, kN>::multiply(sum, part.step[1], x + q % 2 * 4 + 2, true);
     hopper::wgmma_commit();
   };
+  const auto release = [&](int slot) {
+    __syncwarp();
+    if (lane < kCluster) hopper::mbarrier_arrive_at(&s.empty[slot], lane);
+  };
   const auto blocks = static_cast<int>(p.steps / 2);
+  wait();
+  fetch(0);
 #pragma unroll 1
   for (int block = 0; block < blocks; ++block) {
-    hopper::mbarrier_wait(&s.full[ring.slot], ring.parity);
-    const uint64_t x = hopper::wgmma_operand(s.x[ring.slot]);
-    a[0].load(rows_at(), 0, raw);
-    if constexpr (T::kTurns) hopper::named_wait(1 + group, 2 * kWarpgroup);
+    // While one quarter multiplies, the next one's registers are made ready and the one after that
+    // is read.
+    const int first = ring.slot;
+    const uint64_t x = hopper::wgmma_operand(s.x[first]);
+    a[0].convert(raw, 0);
+    fetch(1);
     multiply(0, a[0], x);
-    a[1].load(rows_at(), 1, raw);
-    multiply(1, a[1], x);
-    const int first_slot = ring.slot;
+    a[1].convert(raw, 1);
     ring.next();
-    hopper::mbarrier_wait(&s.full[ring.slot], ring.parity);
+    wait();
+    fetch(2);
+    multiply(1, a[1], x);
+    const int second = ring.slot;
+    const uint64_t x2 = hopper::wgmma_operand(s.x[second]);
     hopper::wgmma_wait<1>();
     a[0].hold();
-    const uint64_t x2 = hopper::wgmma_operand(s.x[ring.slot]);
-    a[0].load(rows_at(), 2, raw);
+    a[0].convert(raw, 2);
+    fetch(3);
     multiply(2, a[0], x2);
     hopper::wgmma_wait<1>();
     a[1].hold();
-    release(first_slot);
-    a[1].load(rows_at(), 3, raw);
+    release(first);
+    a[1].convert(raw, 3);
+    ring.next();
+    if (block + 1 < blocks) {
+      wait();
+      fetch(0);
+    }
     multiply(3, a[1], x2);
-    if constexpr (T::kTurns) hopper::named_arrive(1 + (group ^ 1), 2 * kWarpgroup);
     float w[2];
     if constexpr (T::kFp8) scales.load(p.w, block, w);
     hopper::wgmma_wait<0>();
     a[0].hold();
     a[1].hold();
-    add_block<T, kN>(s.x_scales[ring.slot] + 2 * t, w, sum, total);
-    release(ring.slot);
-    ring.next();
+    add_block<T, kN>(s.x_scales[second] + 2 * t, w, sum, total);
+    release(second);
   }
   store_tile<kN>(p, at.r0 + row, at.m0 + 2 * t, round, total);
 }
@@ -265,8 +305,8 @@ __global__ void __launch_bounds__(kThreads, 1) __cluster_dims__(kCluster, 1, 1)
   number_tiles(products, x_rows, s.first_tile);
   if (threadIdx.x == 0) {
     for (int i = 0; i < T::kStages; ++i) {
-      // The copying threads and the one that expects x; every multiplying warp of the cluster.
-      hopper::mbarrier_init(&s.full[i], kWarpgroup + 1);
+      // The copying warps and the thread that expects x; every multiplying warp of the cluster.
+      hopper::mbarrier_init(&s.full[i], kWarpgroup / 32 + 1);
       hopper::mbarrier_init(&s.empty[i], kMultipliers * 4 * kCluster);
     }
     hopper::fence_mbarrier_init();
@@ -275,18 +315,17 @@ __global__ void __launch_bounds__(kThreads, 1) __cluster_dims__(kCluster, 1, 1)
   const int clusters = static_cast<int>(gridDim.x) / kCluster;
   const int first = static_cast<int>(blockIdx.x) / kCluster;
   const int tiles = s.first_tile[products.count];
-  Ring<T> ring;
   if (threadIdx.x >= kMultipliers * kWarpgroup) {
     hopper::fewer_registers<40>();
+    Copies<T> copies(s, rank);
     for (int tile = first; tile < tiles; tile += clusters) {
       const Place at = place_of(products, x_rows, s.first_tile, tile, rank);
-      copy_tile<T>(product(products, at.product), at, x_rows, rank, ring, s);
+      copies.tile(product(products, at.product), at, x_rows);
     }
+    copies.finish();
   } else {
     hopper::more_registers<232>();
-    if constexpr (T::kTurns) {
-      if (threadIdx.x >= kWarpgroup) hopper::named_arrive(1, 2 * kWarpgroup);
-    }
+    Ring<T> ring;
     for (int tile = first; tile < tiles; tile += clusters) {
       const Place at = place_of(products, x_rows, s.first_tile, tile, rank);
       const Product p = product(products, at.product);
@@ -303,9 +342,6 @@ __global__ void __launch_bounds__(kThreads, 1) __cluster_dims__(kCluster, 1, 1)
       } else {
         multiply_tile<T, 192>(p, at, round, ring, s);
       }
-    }
-    if constexpr (T::kTurns) {
-      if (threadIdx.x < kWarpgroup) hopper::named_wait(1, 2 * kWarpgroup);
     }
   }
   hopper::cluster_sync();  // a block's copies and arrivals may still be on their way to the other

@@ -13,7 +13,7 @@ namespace tamis::sm90 {
 struct Product {
   const uint16_t* x;      // its first atom
   const float* x_scales;  // of its first row, in the first block of columns
-  int64_t scale_stride;   // floats from one block of columns to the next
+  int64_t x_rows;         // from one block of columns to the next
   int64_t m, steps;       // steps of 64 columns
   Weight w;
   float* y;
@@ -32,7 +32,7 @@ __device__ inline Product product(const NativeProducts& all, int i) {
               p.y_stride};
   if (all.offsets == nullptr) return out;
   const int64_t first = all.offsets[i], begin = first_atom_row(first, i);
-  out.x += begin * p.x_stride;
+  out.x += begin * kColumns;
   out.x_scales += begin;
   out.m = all.offsets[i + 1] - first;
   out.w = all.weights[i];

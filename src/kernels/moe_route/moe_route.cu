@@ -1,0 +1,111 @@
+// moe_route on CUDA, for few tokens: one block. A warp gates each token; then a thread finds the
+// row of each pair by counting the pairs that come before it, and all copy rows. Bound by latency.
+#include "kernels/cuda/launch.cuh"
+#include "kernels/linear/linear_exact.cuh"
+#include "kernels/moe_gate/moe_gate_token.cuh"
+#include "kernels/moe_route/moe_route_impl.h"
+
+namespace tamis {
+namespace {
+
+constexpr int kWarps = 8, kThreads = kWarps * 32;
+constexpr int64_t kMostPairs = 64;
+constexpr int64_t kSharedBytes = 32 * 1024;
+constexpr int64_t kMostWeights = 16384;  // of the router
+
+// part [kStreamRows][kLanes + 1] of each warp
+template <DType T>
+__device__ void multiply(const LinearArgs& p, float* part) {
+  using namespace exact;
+  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  float* own = part + warp * kStreamRows * (kLanes + 1);
+  for (int64_t m = 0; m < p.m; ++m) {
+    for (int64_t r0 = int64_t{warp} * kStreamRows; r0 < p.w.rows; r0 += kWarps * kStreamRows) {
+      float sum[kStreamRows][1] = {};
+      stream_lane<T, 1>(p, r0, m, lane, sum);
+      for (int r = 0; r < kStreamRows; ++r) own[r * (kLanes + 1) + lane] = sum[r][0];
+      __syncwarp();
+      if (lane < kStreamRows && r0 + lane < p.w.rows) {
+        float total = 0;
+        for (int l = 0; l < kLanes; ++l) total += own[lane * (kLanes + 1) + l];
+        p.y[m * p.y_stride + r0 + lane] = total;
+      }
+      __syncwarp();
+    }
+  }
+}
+
+// Rows of the pairs, stably sorted by expert, and where each expert's begin.
+__device__ void sort_pairs(const MoePermuteArgs& a, int pairs, const int32_t* ids, int32_t* rows) {
+  for (int i = threadIdx.x; i < pairs; i += kThreads) {
+    int row = 0;
+    for (int j = 0; j < pairs; ++j) row += ids[j] < ids[i] || (ids[j] == ids[i] && j < i) ? 1 : 0;
+    rows[i] = row;
+    a.row_of[i] = row;
+  }
+  for (int e = threadIdx.x; e <= a.experts; e += kThreads) {
+    int before = 0;
+    for (int j = 0; j < pairs; ++j) before += ids[j] < e ? 1 : 0;
+    a.offsets[e] = before;
+  }
+}
+
+__device__ void copy_rows(const MoePermuteArgs& a, int pairs, const int32_t* rows) {
+  const auto both = reinterpret_cast<uintptr_t>(a.x) | reinterpret_cast<uintptr_t>(a.rows);
+  if (a.width % 4 == 0 && both % sizeof(float4) == 0) {
+    const auto each = static_cast<int>(a.width / 4), chosen = static_cast<int>(a.num_chosen);
+    for (int i = threadIdx.x; i < pairs * each; i += kThreads) {
+      const int pair = i / each, c = i % each;
+      reinterpret_cast<float4*>(a.rows)[int64_t{rows[pair]} * each + c] =
+          reinterpret_cast<const float4*>(a.x)[int64_t{pair / chosen} * each + c];
+    }
+    return;
+  }
+  for (int64_t i = threadIdx.x; i < pairs * a.width; i += kThreads) {
+    const int64_t pair = i / a.width, c = i % a.width;
+    a.rows[rows[pair] * a.width + c] = a.x[pair / a.num_chosen * a.width + c];
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) moe_route_kernel(const MoeRouteArgs a) {
+  extern __shared__ float work[];
+  __shared__ int32_t ids[kMostPairs], rows[kMostPairs];
+  __shared__ float part[kWarps * exact::kStreamRows * (exact::kLanes + 1)];
+  if (a.router.w.dtype == DType::kF32) {
+    multiply<DType::kF32>(a.router, part);
+  } else {
+    multiply<DType::kBF16>(a.router, part);
+  }
+  __syncthreads();
+  const int64_t t = threadIdx.x / 32;
+  if (t < a.gate.tokens) gate_token(a.gate, t, work + t * gate::work_floats(a.gate));
+  __syncthreads();
+  const auto pairs = static_cast<int>(a.permute.tokens * a.permute.num_chosen);
+  for (int i = threadIdx.x; i < pairs; i += kThreads) ids[i] = a.permute.ids[i];
+  __syncthreads();
+  sort_pairs(a.permute, pairs, ids, rows);
+  __syncthreads();
+  copy_rows(a.permute, pairs, rows);
+}
+
+int64_t shared_bytes(const MoeRouteArgs& a) {
+  return a.gate.tokens * gate::work_floats(a.gate) * static_cast<int64_t>(sizeof(float));
+}
+
+}  // namespace
+
+bool moe_route_cuda_supports(const MoeRouteArgs& a) {
+  const Weight& w = a.router.w;
+  if (w.dtype != DType::kF32 && w.dtype != DType::kBF16) return false;
+  return w.rows * w.cols * a.gate.tokens <= kMostWeights && a.gate.tokens > 0 &&
+         a.gate.tokens <= kWarps && a.gate.tokens * a.gate.num_chosen <= kMostPairs &&
+         shared_bytes(a) <= kSharedBytes;
+}
+
+void moe_route_cuda(KernelContext& context, const MoeRouteArgs& a) {
+  moe_route_kernel<<<dim3(1), kThreads, static_cast<size_t>(shared_bytes(a)), stream_of(context)>>>(
+      a);
+  check_launch("moe_route");
+}
+
+}  // namespace tamis
