@@ -123,10 +123,12 @@ void enter_rounded(LayerContext& c, const AttentionWeights& w, int64_t layer) {
 
 // The same in float32: keys in one launch. Leaves in act.ropes what is to be done to the queries.
 void enter_exact(LayerContext& c, const AttentionWeights& w, int64_t layer) {
-  std::vector<TokenStep> steps = {{query_norm(c, w), 0},
-                                  {latent_norm(c, w), 1},
-                                  {key_rope(c), 1},
-                                  {entry(c, layer, Entry::kLatent), 1}};
+  std::vector<TokenStep>& steps = c.act.entry_steps;  // kept: decoding allocates nothing
+  steps.clear();
+  steps.push_back({query_norm(c, w), 0});
+  steps.push_back({latent_norm(c, w), 1});
+  steps.push_back({key_rope(c), 1});
+  steps.push_back({entry(c, layer, Entry::kLatent), 1});
   if (w.indexer) {
     steps.push_back({indexer_key_norm(c, *w.indexer), 2});
     steps.push_back({indexer_key_rope(c), 2});
