@@ -8,10 +8,13 @@
 #include "kernels/embedding/embedding_backward.h"
 #include "kernels/indexer_kl/indexer_health.h"  // what the indexer's choice covers
 #include "kernels/indexer_kl/indexer_kl.h"      // what the indexer learns from
+#include "kernels/indexer_select/indexer_select_train.h"
 #include "kernels/layer_norm/layer_norm_backward.h"
 #include "kernels/matmul/matmul.h"  // every product of the backward pass, grouped ones too
 #include "kernels/mla_dense/mla_dense_backward.h"
+#include "kernels/mla_dense/mla_dense_train.h"
 #include "kernels/mla_sparse/mla_sparse_backward.h"  // gather; scatter in a fixed order
+#include "kernels/mla_sparse/mla_sparse_train.h"
 #include "kernels/moe_gate/moe_gate_backward.h"      // with the balance loss
 #include "kernels/moe_permute/moe_permute_backward.h"
 #include "kernels/rms_norm/rms_norm_backward.h"

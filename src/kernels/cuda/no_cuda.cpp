@@ -7,13 +7,16 @@
 #include "kernels/embedding/embedding_impl.h"
 #include "kernels/grouped_linear/grouped_linear_impl.h"
 #include "kernels/hadamard/hadamard_impl.h"
+#include "kernels/indexer_kl/indexer_kl_impl.h"
 #include "kernels/indexer_logits/indexer_logits_impl.h"
 #include "kernels/indexer_select/indexer_select_impl.h"
 #include "kernels/kv_append/kv_append_impl.h"
 #include "kernels/kv_gather/kv_gather_impl.h"
 #include "kernels/layer_norm/layer_norm_impl.h"
 #include "kernels/linear/linear_impl.h"
+#include "kernels/mla_dense/mla_dense_backward_impl.h"
 #include "kernels/mla_dense/mla_dense_impl.h"
+#include "kernels/mla_sparse/mla_sparse_backward_impl.h"
 #include "kernels/mla_sparse/mla_sparse_impl.h"
 #include "kernels/moe_gate/moe_gate_impl.h"
 #include "kernels/moe_permute/moe_permute_impl.h"
@@ -47,8 +50,11 @@ void grouped_linear_cuda(KernelContext&, const GroupedLinearArgs&) { refuse(); }
 void hadamard_cuda(KernelContext&, const HadamardArgs&) { refuse(); }
 bool hadamard_cuda_supports(const HadamardArgs&) { refuse(); }
 void index_query_cuda(KernelContext&, const IndexQueryArgs&) { refuse(); }
+void indexer_kl_dense_cuda(KernelContext&, const IndexerKlDenseArgs<float>&) { refuse(); }
+void indexer_kl_sparse_cuda(KernelContext&, const IndexerKlSparseArgs<float>&) { refuse(); }
 void indexer_logits_cuda(KernelContext&, const IndexerLogitsArgs&) { refuse(); }
 void indexer_select_cuda(KernelContext&, const IndexerSelectArgs&) { refuse(); }
+void indexer_select_train_cuda(KernelContext&, const IndexerSelectTrainArgs&) { refuse(); }
 void kv_append_cuda(KernelContext&, const KvAppendArgs&) { refuse(); }
 void kv_gather_cuda(KernelContext&, const KvGatherArgs&) { refuse(); }
 void layer_norm_cuda(KernelContext&, const LayerNormArgs&) { refuse(); }
@@ -56,8 +62,13 @@ void linear_fp8_cuda(KernelContext&, const LinearFp8Args&) { refuse(); }
 void linears_cuda(KernelContext&, const std::span<const LinearArgs>&) { refuse(); }
 double measure_cuda(KernelContext&, const CudaWorkload&) { refuse(); }
 CudaPeak measure_cuda_peak(KernelContext&) { refuse(); }
+void mla_dense_backward_cuda(KernelContext&, const MlaDenseBackwardArgs<float>&) { refuse(); }
+void mla_dense_train_cuda(KernelContext&, const MlaDenseTrainArgs&) { refuse(); }
 void mla_dense_cuda(KernelContext&, const MlaDenseArgs&) { refuse(); }
 bool mla_dense_cuda_supports(const MlaDenseArgs&) { return true; }
+void mla_sparse_backward_cuda(KernelContext&, const MlaSparseBackwardArgs<float>&) { refuse(); }
+void mla_sparse_target_cuda(KernelContext&, const MlaSparseTargetArgs<float>&) { refuse(); }
+void mla_sparse_train_cuda(KernelContext&, const MlaSparseTrainArgs&) { refuse(); }
 void mla_sparse_cuda(KernelContext&, const MlaSparseArgs&) { refuse(); }
 bool mla_sparse_cuda_supports(const MlaSparseArgs&) { return true; }
 void mla_sparse_mma_cuda(KernelContext&, const MlaSparseArgs&) { refuse(); }

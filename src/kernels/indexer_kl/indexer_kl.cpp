@@ -63,6 +63,7 @@ std::vector<double> mean_probabilities(const MlaSequence<T>& in, int64_t t) {
 }
 
 constexpr Implementation<IndexerKlDenseArgs<float>> kDenseFloat[] = {
+    {"cuda", [](const IndexerKlDenseArgs<float>&) { return true; }, indexer_kl_dense_cuda},
     {"simd", [](const IndexerKlDenseArgs<float>&) { return vectors_available(); },
      indexer_kl_dense_blocked},
     {"reference", [](const IndexerKlDenseArgs<float>&) { return true; },
@@ -73,6 +74,7 @@ constexpr Implementation<IndexerKlDenseArgs<double>> kDenseDouble[] = {
      indexer_kl_dense_reference<double>},
 };
 constexpr Implementation<IndexerKlSparseArgs<float>> kSparseFloat[] = {
+    {"cuda", [](const IndexerKlSparseArgs<float>&) { return true; }, indexer_kl_sparse_cuda},
     {"simd", [](const IndexerKlSparseArgs<float>&) { return vectors_available(); },
      indexer_kl_sparse_gathered},
     {"reference", [](const IndexerKlSparseArgs<float>&) { return true; },

@@ -9,6 +9,8 @@ template <typename T>
 void indexer_kl_dense_reference(KernelContext& context, const IndexerKlDenseArgs<T>& args);
 template <typename T>
 void indexer_kl_sparse_reference(KernelContext& context, const IndexerKlSparseArgs<T>& args);
+void indexer_kl_dense_cuda(KernelContext& context, const IndexerKlDenseArgs<float>& args);
+void indexer_kl_sparse_cuda(KernelContext& context, const IndexerKlSparseArgs<float>& args);
 void indexer_kl_dense_blocked(KernelContext& context, const IndexerKlDenseArgs<float>& args);
 void indexer_kl_sparse_gathered(KernelContext& context, const IndexerKlSparseArgs<float>& args);
 

@@ -40,6 +40,7 @@ void backward_query(const MlaDenseBackwardArgs<T>& a, int64_t t, int64_t h) {
 }
 
 constexpr Implementation<MlaDenseBackwardArgs<float>> kFloat[] = {
+    {"cuda", [](const MlaDenseBackwardArgs<float>&) { return true; }, mla_dense_backward_cuda},
     {"simd", [](const MlaDenseBackwardArgs<float>&) { return vectors_available(); },
      mla_dense_backward_blocked},
     {"reference", [](const MlaDenseBackwardArgs<float>&) { return true; },

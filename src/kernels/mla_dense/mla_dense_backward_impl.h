@@ -4,12 +4,15 @@
 #include <vector>
 
 #include "kernels/mla_dense/mla_dense_backward.h"
+#include "kernels/mla_dense/mla_dense_train.h"
 
 namespace tamis {
 
 template <typename T>
 void mla_dense_backward_reference(KernelContext& context, const MlaDenseBackwardArgs<T>& args);
 void mla_dense_backward_blocked(KernelContext& context, const MlaDenseBackwardArgs<float>& args);
+void mla_dense_backward_cuda(KernelContext& context, const MlaDenseBackwardArgs<float>& args);
+void mla_dense_train_cuda(KernelContext& context, const MlaDenseTrainArgs& args);
 
 // P[t,h,0..t] in double: the specification.
 template <typename T>

@@ -55,6 +55,7 @@ void backward_query(const MlaSparseBackwardArgs<T>& a, int64_t t, int64_t h) {
 }
 
 constexpr Implementation<MlaSparseBackwardArgs<float>> kFloat[] = {
+    {"cuda", [](const MlaSparseBackwardArgs<float>&) { return true; }, mla_sparse_backward_cuda},
     {"simd", [](const MlaSparseBackwardArgs<float>&) { return vectors_available(); },
      mla_sparse_backward_gathered},
     {"reference", [](const MlaSparseBackwardArgs<float>&) { return true; },
@@ -65,6 +66,7 @@ constexpr Implementation<MlaSparseBackwardArgs<double>> kDouble[] = {
      mla_sparse_backward_reference<double>},
 };
 constexpr Implementation<MlaSparseTargetArgs<float>> kTargetFloat[] = {
+    {"cuda", [](const MlaSparseTargetArgs<float>&) { return true; }, mla_sparse_target_cuda},
     {"simd", [](const MlaSparseTargetArgs<float>&) { return vectors_available(); },
      mla_sparse_target_gathered},
     {"reference", [](const MlaSparseTargetArgs<float>&) { return true; },

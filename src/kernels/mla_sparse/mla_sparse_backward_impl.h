@@ -2,16 +2,20 @@
 #pragma once
 
 #include "kernels/mla_sparse/mla_sparse_backward.h"
+#include "kernels/mla_sparse/mla_sparse_train.h"
 
 namespace tamis {
 
 template <typename T>
 void mla_sparse_backward_reference(KernelContext& context, const MlaSparseBackwardArgs<T>& args);
 void mla_sparse_backward_gathered(KernelContext& context, const MlaSparseBackwardArgs<float>& args);
+void mla_sparse_backward_cuda(KernelContext& context, const MlaSparseBackwardArgs<float>& args);
+void mla_sparse_train_cuda(KernelContext& context, const MlaSparseTrainArgs& args);
 
 template <typename T>
 void mla_sparse_target_reference(KernelContext& context, const MlaSparseTargetArgs<T>& args);
 void mla_sparse_target_gathered(KernelContext& context, const MlaSparseTargetArgs<float>& args);
+void mla_sparse_target_cuda(KernelContext& context, const MlaSparseTargetArgs<float>& args);
 
 // How many entries of a row are positions.
 inline int64_t selected_count(const int32_t* indices, int64_t k) {

@@ -1,0 +1,234 @@
+// A block a row. The scatter marks in a bit for each (position, token) that the token selected the
+// position; a block for each position then takes its tokens in order and looks up their slots.
+#include <algorithm>
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/train_rows.h"
+
+namespace tamis {
+namespace {
+
+constexpr int kThreads = 256;
+
+// The largest over the block, NaN if one is.
+__device__ float block_max(float x) {
+  __shared__ float part[kThreads / 32];
+  for (int d = 16; d > 0; d /= 2) x = ptx::max_nan(x, __shfl_xor_sync(0xFFFFFFFFu, x, d));
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = part[0];
+  for (int w = 1; w < kThreads / 32; ++w) x = ptx::max_nan(x, part[w]);
+  return x;
+}
+
+// Entries of row r that count.
+__device__ int64_t entries(const RowSet& set, int64_t r) {
+  if (set.indices == nullptr) return min(set.offset + r + 1, set.stride);
+  const int32_t* row = set.indices + r * set.stride;
+  int64_t low = 0, high = set.stride;  // the first -1
+  while (low < high) {
+    const int64_t mid = (low + high) / 2;
+    if (row[mid] >= 0) {
+      low = mid + 1;
+    } else {
+      high = mid;
+    }
+  }
+  return low;
+}
+
+__device__ int64_t row_of_block(const RowSet& set) {
+  return static_cast<int64_t>(blockIdx.y) * set.rows + blockIdx.x;
+}
+
+__global__ void __launch_bounds__(kThreads) softmax_kernel(RowSet set, float scale, float* buffer) {
+  float* x = buffer + row_of_block(set) * set.stride;
+  const int64_t n = entries(set, blockIdx.x);
+  float top = -INFINITY;
+  for (int64_t s = threadIdx.x; s < n; s += kThreads) top = ptx::max_nan(top, scale * x[s]);
+  top = block_max(top);
+  float sum = 0;
+  for (int64_t s = threadIdx.x; s < n; s += kThreads) {
+    const float e = expf(scale * x[s] - top);
+    x[s] = e;
+    sum += e;
+  }
+  const float factor = 1.0f / block_sum<kThreads>(sum);
+  for (int64_t s = threadIdx.x; s < set.stride; s += kThreads) x[s] = s < n ? x[s] * factor : 0.0f;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    softmax_backward_kernel(RowSet set, float scale, const float* probabilities, float* gradients) {
+  const float* p = probabilities + row_of_block(set) * set.stride;
+  float* dp = gradients + row_of_block(set) * set.stride;
+  const int64_t n = entries(set, blockIdx.x);
+  float sum = 0;
+  for (int64_t s = threadIdx.x; s < n; s += kThreads) sum = fmaf(p[s], dp[s], sum);
+  const float mean = block_sum<kThreads>(sum);
+  for (int64_t s = threadIdx.x; s < set.stride; s += kThreads) {
+    dp[s] = s < n ? scale * p[s] * (dp[s] - mean) : 0.0f;
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    mean_kernel(RowSet set, int64_t groups, const float* p, float* mean) {
+  const int64_t r = blockIdx.x, n = entries(set, r);
+  const float share = 1.0f / static_cast<float>(groups);
+  for (int64_t s = threadIdx.x; s < set.stride; s += kThreads) {
+    float sum = 0;
+    for (int64_t g = 0; s < n && g < groups; ++g) sum += p[(g * set.rows + r) * set.stride + s];
+    mean[r * set.stride + s] = sum * share;
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    index_kl_kernel(RowSet set, IndexRows x) {
+  const int64_t r = blockIdx.x, n = entries(set, r), head_stride = set.rows * set.stride;
+  float* a = x.a + r * set.stride;
+  const float* w = x.w + r * x.heads;
+  const float* p = x.p + r * set.stride;
+  float* score = x.score + r * set.stride;
+  float top = -INFINITY;
+  for (int64_t s = threadIdx.x; s < n; s += kThreads) {
+    float sum = 0;
+    for (int64_t j = 0; j < x.heads; ++j) sum = fmaf(w[j], fmaxf(a[j * head_stride + s], 0), sum);
+    score[s] = sum;
+    top = ptx::max_nan(top, sum);
+  }
+  top = block_max(top);
+  double sum = 0;
+  for (int64_t s = threadIdx.x; s < n; s += kThreads) {
+    sum += exp(static_cast<double>(score[s]) - top);
+  }
+  const double lse = top + log(block_sum<kThreads>(sum));
+  double kl = 0;
+  for (int64_t s = threadIdx.x; s < n; s += kThreads) {
+    const double log_q = score[s] - lse, target = p[s];
+    if (target > 0) kl += target * (log(target) - log_q);
+    score[s] = static_cast<float>(x.scale * (exp(log_q) - target));
+  }
+  kl = block_sum<kThreads>(kl);
+  if (threadIdx.x == 0) x.kl[r] = kl;
+  for (int64_t j = 0; j < x.heads; ++j) {
+    float* product = a + j * head_stride;
+    float dw = 0;
+    for (int64_t s = threadIdx.x; s < set.stride; s += kThreads) {
+      float gradient = 0;
+      if (s < n && product[s] > 0) {
+        dw = fmaf(score[s], product[s], dw);
+        gradient = score[s] * w[j];
+      }
+      product[s] = gradient;
+    }
+    dw = block_sum<kThreads>(dw);
+    if (threadIdx.x == 0) x.dw[r * x.heads + j] = dw;
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    mark_kernel(const int32_t* indices, int64_t k, int64_t words, uint32_t* marks) {
+  const int64_t t = blockIdx.x;
+  for (int64_t i = threadIdx.x; i < k; i += kThreads) {
+    const int64_t s = indices[t * k + i];
+    if (s >= 0) atomicOr(marks + s * words + t / 32, 1u << (t % 32));  // bits have no order
+  }
+}
+
+__device__ int64_t slot_of(const int32_t* row, int64_t k, int32_t position) {
+  int64_t low = 0, high = k;  // the first entry that is `position`, more, or -1
+  while (low < high) {
+    const int64_t mid = (low + high) / 2;
+    if (row[mid] >= 0 && row[mid] < position) {
+      low = mid + 1;
+    } else {
+      high = mid;
+    }
+  }
+  return low;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    scatter_kernel(const ScatterRows x, int64_t words, const uint32_t* marks) {
+  constexpr int kColumns = 4;
+  const int64_t s = blockIdx.x, column0 = static_cast<int64_t>(blockIdx.y) * kColumns * kThreads;
+  __shared__ int64_t pairs[32];
+  float sum[kColumns];
+  float* to[kColumns];
+#pragma unroll
+  for (int j = 0; j < kColumns; ++j) {
+    const int64_t c = column0 + threadIdx.x + j * kThreads;
+    to[j] = c < x.split ? x.to + s * x.split + c : x.rest + s * (x.width - x.split) + c - x.split;
+    sum[j] = c < x.width ? *to[j] : 0;
+  }
+  for (int64_t word = 0; word < words; ++word) {
+    const uint32_t bits = marks[s * words + word];
+    if (bits == 0) continue;
+    __syncthreads();
+    if (threadIdx.x < 32 && (bits >> threadIdx.x & 1) != 0) {
+      const int64_t t = word * 32 + threadIdx.x;
+      const int at = __popc(bits & ((1u << threadIdx.x) - 1));
+      pairs[at] = t * x.k + slot_of(x.indices + t * x.k, x.k, static_cast<int32_t>(s));
+    }
+    __syncthreads();
+    const int count = __popc(bits);
+#pragma unroll 4
+    for (int i = 0; i < count; ++i) {
+      const float* row = x.rows + pairs[i] * x.width + column0;
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) {
+        const int64_t c = threadIdx.x + j * kThreads;
+        if (column0 + c < x.width) sum[j] += row[c];
+      }
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < kColumns; ++j) {
+    if (column0 + threadIdx.x + j * kThreads < x.width) *to[j] = sum[j];
+  }
+}
+
+dim3 grid_of(const RowSet& set, int64_t groups) {
+  return {static_cast<unsigned>(set.rows), static_cast<unsigned>(groups)};
+}
+
+}  // namespace
+
+void softmax_rows(KernelContext& context, const RowSet& set, int64_t groups, float scale,
+                  float* x) {
+  softmax_kernel<<<grid_of(set, groups), kThreads, 0, stream_of(context)>>>(set, scale, x);
+  check_launch("softmax_rows");
+}
+
+void softmax_backward_rows(KernelContext& context, const RowSet& set, int64_t groups, float scale,
+                           const float* p, float* dp) {
+  softmax_backward_kernel<<<grid_of(set, groups), kThreads, 0, stream_of(context)>>>(set, scale, p,
+                                                                                    dp);
+  check_launch("softmax_backward_rows");
+}
+
+void mean_rows(KernelContext& context, const RowSet& set, int64_t groups, const float* p,
+               float* mean) {
+  mean_kernel<<<grid_of(set, 1), kThreads, 0, stream_of(context)>>>(set, groups, p, mean);
+  check_launch("mean_rows");
+}
+
+void index_kl_rows(KernelContext& context, const RowSet& set, const IndexRows& x) {
+  index_kl_kernel<<<grid_of(set, 1), kThreads, 0, stream_of(context)>>>(set, x);
+  check_launch("index_kl_rows");
+}
+
+void scatter_rows(KernelContext& context, const ScatterRows& x) {
+  const int64_t words = (x.tokens + 31) / 32, bytes = x.positions * words * 4;
+  auto* marks = static_cast<uint32_t*>(device_scratch(context, 7, bytes));
+  context.device()->fill(marks, 0, bytes);
+  mark_kernel<<<static_cast<unsigned>(x.tokens), kThreads, 0, stream_of(context)>>>(
+      x.indices, x.k, words, marks);
+  check_launch("mark_rows");
+  const dim3 grid(static_cast<unsigned>(x.positions), static_cast<unsigned>((x.width + 1023) / 1024));
+  scatter_kernel<<<grid, kThreads, 0, stream_of(context)>>>(x, words, marks);
+  check_launch("scatter_rows");
+}
+
+}  // namespace tamis

@@ -1,0 +1,57 @@
+// Row by row work of the training operations of attention and of the indexer on CUDA, on buffers of
+// scores [groups][rows][stride]; and the scatter of gathered rows. Sums run in an order that
+// depends on a row's length alone; nothing is added by atomics.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/context.h"
+
+namespace tamis {
+
+// Which entries of a row count. Causal: row r holds keys 0 .. offset + r. Else row r of `indices`
+// [rows, stride] has its positions first and then -1. Entries that do not count are set to 0.
+struct RowSet {
+  int64_t rows = 0, stride = 0;
+  int64_t offset = 0;
+  const int32_t* indices = nullptr;
+};
+
+// x [groups][rows][stride] <- softmax(scale x). A row without entries becomes 0.
+void softmax_rows(KernelContext& context, const RowSet& set, int64_t groups, float scale, float* x);
+// dp <- scale p (dp - sum p dp)
+void softmax_backward_rows(KernelContext& context, const RowSet& set, int64_t groups, float scale,
+                           const float* p, float* dp);
+// mean [rows][stride] <- sum over groups in order / groups. mean may be p.
+void mean_rows(KernelContext& context, const RowSet& set, int64_t groups, const float* p,
+               float* mean);
+
+// The indexer of the rows: a [heads][rows][stride] holds q_j . k[s], w and dw [rows, heads], p and
+// the scratch `score` [rows][stride], kl [rows]. As indexer_kl.h has it; a becomes the gradient of
+// the products.
+struct IndexRows {
+  float* a = nullptr;
+  const float* w = nullptr;
+  int64_t heads = 0;
+  const float* p = nullptr;
+  float* score = nullptr;
+  double scale = 1;
+  double* kl = nullptr;
+  float* dw = nullptr;
+};
+void index_kl_rows(KernelContext& context, const RowSet& set, const IndexRows& x);
+
+// to[s] += sum over the pairs (t, slot) with indices[t, slot] = s, t ascending, of rows[t, slot].
+// indices [tokens, k] ascending and then -1, all below `positions`; rows [tokens, k, width], of which
+// columns [0, split) go to `to` [positions, split] and the others to `rest` [positions, width -
+// split]. Uses slot 7 of the device's scratch memory.
+struct ScatterRows {
+  const int32_t* indices = nullptr;
+  int64_t tokens = 0, k = 0, positions = 0;
+  const float* rows = nullptr;
+  int64_t width = 0, split = 0;
+  float *to = nullptr, *rest = nullptr;
+};
+void scatter_rows(KernelContext& context, const ScatterRows& s);
+
+}  // namespace tamis

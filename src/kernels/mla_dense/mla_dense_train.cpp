@@ -1,0 +1,43 @@
+#include "kernels/mla_dense/mla_dense_train.h"
+
+#include <numeric>
+#include <vector>
+
+#include "kernels/mla_dense/mla_dense.h"
+#include "kernels/mla_dense/mla_dense_backward_impl.h"
+
+namespace tamis {
+namespace {
+
+// mla_dense chooses again among its own implementations.
+void serve(KernelContext& context, const MlaDenseTrainArgs& args) {
+  const MlaSequence<float>& in = args.in;
+  std::vector<int32_t> position(static_cast<size_t>(in.tokens));
+  std::iota(position.begin(), position.end(), 0);
+  MlaDenseArgs a;
+  a.q = in.q;
+  a.tokens = in.tokens;
+  a.heads = in.heads;
+  a.nope = in.nope;
+  a.rope = in.rope;
+  a.v_dim = in.v_dim;
+  a.position = position.data();
+  a.kv = in.kv;
+  a.k_pe = in.k_pe;
+  a.softmax_scale = in.softmax_scale;
+  a.out = args.out;
+  mla_dense(context, a);
+}
+
+constexpr Implementation<MlaDenseTrainArgs> kList[] = {
+    {"cuda", [](const MlaDenseTrainArgs&) { return true; }, mla_dense_train_cuda},
+    {"reference", [](const MlaDenseTrainArgs&) { return true; }, serve},
+};
+
+}  // namespace
+
+void mla_dense_train(KernelContext& context, const MlaDenseTrainArgs& args) {
+  dispatch<MlaDenseTrainArgs>(context, "mla_dense_train", kList, args);
+}
+
+}  // namespace tamis

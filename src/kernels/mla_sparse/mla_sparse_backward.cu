@@ -1,0 +1,173 @@
+// mla_sparse in training on CUDA by blocks of tokens, as on CPUs: scores [heads, block, k] against
+// gathered rows, their softmax, a product of each token, and the gradients of the gathered rows
+// [block, k, kv_lora + rope], at most about 1 GiB, added back token by token.
+#include <algorithm>
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/train_products.h"
+#include "kernels/cuda/train_rows.h"
+#include "kernels/mla_sparse/mla_sparse_backward_impl.h"
+
+namespace tamis {
+namespace {
+
+using Args = MlaSparseBackwardArgs<float>;
+
+constexpr int kP = 0, kDs = 1, kRows = 2;  // slots of scratch memory; scatter_rows has 7
+
+class Block {
+ public:
+  Block(KernelContext& context, const Args& args, int64_t begin, int64_t count)
+      : context_(context), a_(args), begin_(begin), count_(count), p_(scores(kP)) {}
+
+  static int64_t tokens_at_once(const Args& a) {
+    constexpr int64_t kFloats = int64_t{1} << 28, kMost = 32768;  // of a grid's third side
+    return std::clamp<int64_t>(kFloats / (a.k * (a.kv_lora + a.rope + 2 * a.heads)), 1, kMost);
+  }
+
+  void forward(float* out) {
+    probabilities();
+    Products x = of_tokens(a_.heads, a_.kv_lora);
+    x.term[0] = {per_token(p_), latents(), a_.k, 1};
+    x.c = out + latent_at();
+    x.c_row = a_.kv_lora;
+    x.c_z = a_.heads * a_.kv_lora;
+    products_m_k(context_, x);
+  }
+
+  void target(float* p) {
+    probabilities();
+    mean_rows(context_, set(), a_.heads, p_, p + begin_ * a_.k);
+  }
+
+  void backward() {
+    ds_ = scores(kDs);
+    probabilities();
+    score_gradients();
+    query_gradients();
+    row_gradients();
+  }
+
+ private:
+  float* scores(int slot) {
+    return static_cast<float*>(
+        device_scratch(context_, slot, count_ * a_.heads * a_.k * int64_t{4}));
+  }
+  int64_t latent_at() const { return begin_ * a_.heads * a_.kv_lora; }
+  int64_t pe_at() const { return begin_ * a_.heads * a_.q_pe_stride; }
+  const int32_t* indices() const { return a_.indices + begin_ * a_.k; }
+  RowSet set() const { return {count_, a_.k, 0, indices()}; }
+
+  Products of_tokens(int64_t m, int64_t n) const {
+    Products p;
+    p.m = m;
+    p.n = n;
+    p.batch = count_;
+    return p;
+  }
+  // Rows of a token, by head: of scores, of what has the shape of q_latent, of q_pe.
+  ProductOperand per_token(const float* p) const { return {p, count_ * a_.k, a_.k, 0, nullptr, 0}; }
+  ProductOperand per_latent(const float* x) const {
+    return {x + latent_at(), a_.kv_lora, a_.heads * a_.kv_lora, 0, nullptr, 0};
+  }
+  ProductOperand per_pe(const float* x) const {
+    return {x + pe_at(), a_.q_pe_stride, a_.heads * a_.q_pe_stride, 0, nullptr, 0};
+  }
+  // Gathered rows of a token.
+  ProductOperand latents() const { return {a_.c_kv, a_.kv_lora, 0, 0, indices(), a_.k}; }
+  ProductOperand ropes() const { return {a_.k_pe, a_.rope, 0, 0, indices(), a_.k}; }
+
+  void to_scores(Products* x, float* p) const {
+    x->c = p;
+    x->c_row = count_ * a_.k;
+    x->c_z = a_.k;
+  }
+
+  void probabilities() {
+    Products x = of_tokens(a_.heads, a_.k);
+    x.terms = 2;
+    x.term[0] = {per_latent(a_.q_latent), latents(), a_.kv_lora, 1};
+    x.term[1] = {per_pe(a_.q_pe), ropes(), a_.rope, 1};
+    to_scores(&x, p_);
+    products_m_n(context_, x);
+    softmax_rows(context_, set(), a_.heads, a_.softmax_scale, p_);
+  }
+
+  void score_gradients() {
+    Products x = of_tokens(a_.heads, a_.k);
+    x.term[0] = {per_latent(a_.d_out), latents(), a_.kv_lora, 1};
+    to_scores(&x, ds_);
+    products_m_n(context_, x);
+    softmax_backward_rows(context_, set(), a_.heads, a_.softmax_scale, p_, ds_);
+  }
+
+  void query_gradients() {
+    Products x = of_tokens(a_.heads, a_.kv_lora);
+    x.term[0] = {per_token(ds_), latents(), a_.k, 1};
+    x.c = a_.dq_latent + latent_at();
+    x.c_row = a_.kv_lora;
+    x.c_z = a_.heads * a_.kv_lora;
+    products_m_k(context_, x);
+    x.n = a_.rope;
+    x.term[0].b = ropes();
+    x.c = a_.dq_pe + pe_at();
+    x.c_row = a_.q_pe_stride;
+    x.c_z = a_.heads * a_.q_pe_stride;
+    products_m_k(context_, x);
+  }
+
+  void row_gradients() {
+    const int64_t width = a_.kv_lora + a_.rope;
+    auto* rows =
+        static_cast<float*>(device_scratch(context_, kRows, count_ * a_.k * width * int64_t{4}));
+    Products x = of_tokens(a_.k, a_.kv_lora);
+    x.terms = 2;
+    x.term[0] = {per_token(ds_), per_latent(a_.q_latent), a_.heads, 1};
+    x.term[1] = {per_token(p_), per_latent(a_.d_out), a_.heads, 1};
+    x.c = rows;
+    x.c_row = width;
+    x.c_z = a_.k * width;
+    products_k_k(context_, x);
+    x.terms = 1;
+    x.n = a_.rope;
+    x.term[0].b = per_pe(a_.q_pe);
+    x.c = rows + a_.kv_lora;
+    products_k_k(context_, x);
+    scatter_rows(context_, {indices(), count_, a_.k, begin_ + count_, rows, width, a_.kv_lora,
+                            a_.dc_kv, a_.dk_pe});
+  }
+
+  KernelContext& context_;
+  const Args& a_;
+  int64_t begin_, count_;
+  float *p_ = nullptr, *ds_ = nullptr;
+};
+
+// Calls run(Block) for blocks of tokens, in order.
+template <typename Run>
+void in_blocks(KernelContext& context, const Args& a, const Run& run) {
+  const int64_t size = Block::tokens_at_once(a);
+  for (int64_t begin = 0; begin < a.tokens; begin += size) {
+    Block block(context, a, begin, std::min(size, a.tokens - begin));
+    run(block);
+  }
+}
+
+}  // namespace
+
+void mla_sparse_train_cuda(KernelContext& context, const MlaSparseTrainArgs& args) {
+  in_blocks(context, args.in, [&](Block& block) { block.forward(args.out); });
+}
+
+void mla_sparse_backward_cuda(KernelContext& context, const Args& a) {
+  if (a.tokens == 0) return;
+  context.device()->fill(a.dc_kv, 0, a.tokens * a.kv_lora * 4);
+  context.device()->fill(a.dk_pe, 0, a.tokens * a.rope * 4);
+  in_blocks(context, a, [](Block& block) { block.backward(); });
+}
+
+void mla_sparse_target_cuda(KernelContext& context, const MlaSparseTargetArgs<float>& args) {
+  in_blocks(context, args.in, [&](Block& block) { block.target(args.p); });
+}
+
+}  // namespace tamis
