@@ -112,21 +112,31 @@ void sparse_block(KernelContext& context, const IndexerKlSparseArgs<float>& args
 
 void indexer_kl_dense_cuda(KernelContext& context, const IndexerKlDenseArgs<float>& args) {
   const Indexer& x = args.indexer;
+  indexer_kl_dense_cuda_by(context, args,
+                           cuda_query_block(x.tokens, std::max(x.heads, args.attention.heads)));
+}
+
+void indexer_kl_dense_cuda_by(KernelContext& context, const IndexerKlDenseArgs<float>& args,
+                              int64_t size) {
+  const Indexer& x = args.indexer;
   if (x.tokens == 0) return;
   context.device()->fill(x.dk, 0, x.tokens * x.dim * 4);
-  const int64_t size = cuda_query_block(x.tokens, std::max(x.heads, args.attention.heads));
   for (int64_t begin = 0; begin < x.tokens; begin += size) {
     dense_block(context, args, {begin, std::min(begin + size, x.tokens)});
   }
 }
 
 void indexer_kl_sparse_cuda(KernelContext& context, const IndexerKlSparseArgs<float>& args) {
+  constexpr int64_t kFloats = int64_t{1} << 26, kMost = 32768;  // of a grid's third side
+  const int64_t token = args.count * (args.indexer.dim + args.indexer.heads);
+  indexer_kl_sparse_cuda_by(context, args, std::clamp<int64_t>(kFloats / token, 1, kMost));
+}
+
+void indexer_kl_sparse_cuda_by(KernelContext& context, const IndexerKlSparseArgs<float>& args,
+                               int64_t size) {
   const Indexer& x = args.indexer;
   if (x.tokens == 0) return;
-  constexpr int64_t kFloats = int64_t{1} << 26, kMost = 32768;  // of a grid's third side
   context.device()->fill(x.dk, 0, x.tokens * x.dim * 4);
-  const int64_t size =
-      std::clamp<int64_t>(kFloats / (args.count * (x.dim + x.heads)), 1, kMost);
   for (int64_t begin = 0; begin < x.tokens; begin += size) {
     sparse_block(context, args, begin, std::min(size, x.tokens - begin));
   }

@@ -11,6 +11,11 @@ template <typename T>
 void indexer_kl_sparse_reference(KernelContext& context, const IndexerKlSparseArgs<T>& args);
 void indexer_kl_dense_cuda(KernelContext& context, const IndexerKlDenseArgs<float>& args);
 void indexer_kl_sparse_cuda(KernelContext& context, const IndexerKlSparseArgs<float>& args);
+// The same with `size` queries a block.
+void indexer_kl_dense_cuda_by(KernelContext& context, const IndexerKlDenseArgs<float>& args,
+                              int64_t size);
+void indexer_kl_sparse_cuda_by(KernelContext& context, const IndexerKlSparseArgs<float>& args,
+                               int64_t size);
 void indexer_kl_dense_blocked(KernelContext& context, const IndexerKlDenseArgs<float>& args);
 void indexer_kl_sparse_gathered(KernelContext& context, const IndexerKlSparseArgs<float>& args);
 

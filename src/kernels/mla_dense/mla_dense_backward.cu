@@ -162,11 +162,15 @@ void mla_dense_train_cuda(KernelContext& context, const MlaDenseTrainArgs& a) {
 }
 
 void mla_dense_backward_cuda(KernelContext& context, const MlaDenseBackwardArgs<float>& a) {
+  mla_dense_backward_cuda_by(context, a, cuda_query_block(a.in.tokens, a.in.heads));
+}
+
+void mla_dense_backward_cuda_by(KernelContext& context, const MlaDenseBackwardArgs<float>& a,
+                                int64_t size) {
   const Sequence& in = a.in;
   if (in.tokens == 0) return;
   context.device()->fill(a.dkv, 0, in.tokens * key_row(in) * 4);
   context.device()->fill(a.dk_pe, 0, in.tokens * in.rope * 4);
-  const int64_t size = cuda_query_block(in.tokens, in.heads);
   for (int64_t begin = 0; begin < in.tokens; begin += size) {
     const QueryBlock block{begin, std::min(begin + size, in.tokens)};
     float* p = score_scratch(context, kP, block, in.heads);

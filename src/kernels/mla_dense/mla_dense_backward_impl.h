@@ -12,6 +12,9 @@ template <typename T>
 void mla_dense_backward_reference(KernelContext& context, const MlaDenseBackwardArgs<T>& args);
 void mla_dense_backward_blocked(KernelContext& context, const MlaDenseBackwardArgs<float>& args);
 void mla_dense_backward_cuda(KernelContext& context, const MlaDenseBackwardArgs<float>& args);
+// The same with `size` queries a block.
+void mla_dense_backward_cuda_by(KernelContext& context, const MlaDenseBackwardArgs<float>& args,
+                                int64_t size);
 void mla_dense_train_cuda(KernelContext& context, const MlaDenseTrainArgs& args);
 
 // P[t,h,0..t] in double: the specification.

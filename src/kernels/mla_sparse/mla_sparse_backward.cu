@@ -145,8 +145,7 @@ class Block {
 
 // Calls run(Block) for blocks of tokens, in order.
 template <typename Run>
-void in_blocks(KernelContext& context, const Args& a, const Run& run) {
-  const int64_t size = Block::tokens_at_once(a);
+void in_blocks(KernelContext& context, const Args& a, int64_t size, const Run& run) {
   for (int64_t begin = 0; begin < a.tokens; begin += size) {
     Block block(context, a, begin, std::min(size, a.tokens - begin));
     run(block);
@@ -156,18 +155,24 @@ void in_blocks(KernelContext& context, const Args& a, const Run& run) {
 }  // namespace
 
 void mla_sparse_train_cuda(KernelContext& context, const MlaSparseTrainArgs& args) {
-  in_blocks(context, args.in, [&](Block& block) { block.forward(args.out); });
+  in_blocks(context, args.in, Block::tokens_at_once(args.in),
+            [&](Block& block) { block.forward(args.out); });
 }
 
 void mla_sparse_backward_cuda(KernelContext& context, const Args& a) {
+  mla_sparse_backward_cuda_by(context, a, Block::tokens_at_once(a));
+}
+
+void mla_sparse_backward_cuda_by(KernelContext& context, const Args& a, int64_t size) {
   if (a.tokens == 0) return;
   context.device()->fill(a.dc_kv, 0, a.tokens * a.kv_lora * 4);
   context.device()->fill(a.dk_pe, 0, a.tokens * a.rope * 4);
-  in_blocks(context, a, [](Block& block) { block.backward(); });
+  in_blocks(context, a, size, [](Block& block) { block.backward(); });
 }
 
 void mla_sparse_target_cuda(KernelContext& context, const MlaSparseTargetArgs<float>& args) {
-  in_blocks(context, args.in, [&](Block& block) { block.target(args.p); });
+  in_blocks(context, args.in, Block::tokens_at_once(args.in),
+            [&](Block& block) { block.target(args.p); });
 }
 
 }  // namespace tamis
