@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/cross_entropy/cross_entropy_backward_impl.h"
+
 namespace tamis {
 namespace {
 
@@ -32,6 +34,12 @@ void reference(KernelContext& context, const CrossEntropyBackwardArgs<T>& a) {
 template <typename T>
 constexpr Implementation<CrossEntropyBackwardArgs<T>> kList[] = {
     {"reference", [](const CrossEntropyBackwardArgs<T>&) { return true; }, reference<T>},
+};
+template <>
+constexpr Implementation<CrossEntropyBackwardArgs<float>> kList<float>[] = {
+    {"cuda", [](const CrossEntropyBackwardArgs<float>&) { return true; },
+     cross_entropy_backward_cuda},
+    {"reference", [](const CrossEntropyBackwardArgs<float>&) { return true; }, reference<float>},
 };
 
 }  // namespace

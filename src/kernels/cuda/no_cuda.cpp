@@ -1,9 +1,13 @@
 // The x_cuda functions of a build without CUDA. They are never reached: a context of back end kCuda
 // cannot be made in such a build, and no other may run them.
 #include "base/error.h"
+#include "kernels/adamw/adamw_impl.h"
+#include "kernels/array_ops/array_ops_impl.h"
+#include "kernels/cross_entropy/cross_entropy_backward_impl.h"
 #include "kernels/cross_entropy/cross_entropy_impl.h"
 #include "kernels/cuda/device_code.h"
 #include "kernels/elementwise/elementwise_impl.h"
+#include "kernels/embedding/embedding_backward_impl.h"
 #include "kernels/embedding/embedding_impl.h"
 #include "kernels/grouped_linear/grouped_linear_impl.h"
 #include "kernels/hadamard/hadamard_impl.h"
@@ -12,18 +16,25 @@
 #include "kernels/indexer_select/indexer_select_impl.h"
 #include "kernels/kv_append/kv_append_impl.h"
 #include "kernels/kv_gather/kv_gather_impl.h"
+#include "kernels/layer_norm/layer_norm_backward_impl.h"
 #include "kernels/layer_norm/layer_norm_impl.h"
 #include "kernels/linear/linear_impl.h"
+#include "kernels/matmul/matmul_impl.h"
 #include "kernels/mla_dense/mla_dense_backward_impl.h"
 #include "kernels/mla_dense/mla_dense_impl.h"
 #include "kernels/mla_sparse/mla_sparse_backward_impl.h"
 #include "kernels/mla_sparse/mla_sparse_impl.h"
+#include "kernels/moe_gate/moe_gate_backward_impl.h"
 #include "kernels/moe_gate/moe_gate_impl.h"
+#include "kernels/moe_permute/moe_permute_backward_impl.h"
 #include "kernels/moe_permute/moe_permute_impl.h"
 #include "kernels/moe_route/moe_route_impl.h"
 #include "kernels/per_head_linear/per_head_linear_impl.h"
+#include "kernels/rms_norm/rms_norm_backward_impl.h"
 #include "kernels/rms_norm/rms_norm_impl.h"
+#include "kernels/rope/rope_backward_impl.h"
 #include "kernels/rope/rope_impl.h"
+#include "kernels/swiglu/swiglu_backward_impl.h"
 #include "kernels/swiglu/swiglu_impl.h"
 #include "kernels/token_ops/token_ops_impl.h"
 #include "kernels/topk/topk_impl.h"
@@ -38,14 +49,21 @@ namespace {
 
 }  // namespace
 
+void adamw_cuda(KernelContext&, const AdamwArgs&) { refuse(); }
+void add_experts_cuda(KernelContext&, const AddExpertsArgs<float>&) { refuse(); }
+void add_values_cuda(KernelContext&, const float*, int64_t, float*) { refuse(); }
 void check_device_code(const DeviceContext&) { refuse(); }
 void check_finite_cuda(KernelContext&, const CheckFiniteArgs&) { refuse(); }
 void check_flags_cuda(KernelContext&, const CheckFlagsArgs&) { refuse(); }
+void copy_columns_cuda(KernelContext&, const CopyColumnsArgs<float>&) { refuse(); }
 void cross_entropy_cuda(KernelContext&, const CrossEntropyArgs&) { refuse(); }
 std::vector<CudaWorkload> cuda_workloads() { refuse(); }
 void embedding_cuda(KernelContext&, const EmbeddingArgs&) { refuse(); }
 void fill_cuda(KernelContext&, const FillArgs&) { refuse(); }
 void gather_rows_cuda(KernelContext&, const GatherRowsArgs&) { refuse(); }
+void grouped_matmuls_cuda(KernelContext&, std::span<const GroupedMatmulArgs<float>>, bool) {
+  refuse();
+}
 void grouped_linear_cuda(KernelContext&, const GroupedLinearArgs&) { refuse(); }
 void hadamard_cuda(KernelContext&, const HadamardArgs&) { refuse(); }
 bool hadamard_cuda_supports(const HadamardArgs&) { refuse(); }
@@ -57,9 +75,12 @@ void indexer_select_cuda(KernelContext&, const IndexerSelectArgs&) { refuse(); }
 void indexer_select_train_cuda(KernelContext&, const IndexerSelectTrainArgs&) { refuse(); }
 void kv_append_cuda(KernelContext&, const KvAppendArgs&) { refuse(); }
 void kv_gather_cuda(KernelContext&, const KvGatherArgs&) { refuse(); }
+void largest_columns_cuda(KernelContext&, const LargestColumnsArgs<float>&) { refuse(); }
 void layer_norm_cuda(KernelContext&, const LayerNormArgs&) { refuse(); }
 void linear_fp8_cuda(KernelContext&, const LinearFp8Args&) { refuse(); }
 void linears_cuda(KernelContext&, const std::span<const LinearArgs>&) { refuse(); }
+void matmuls_bf16_cuda(KernelContext&, const std::span<const MatmulArgs<float>>&) { refuse(); }
+void matmuls_cuda(KernelContext&, const std::span<const MatmulArgs<float>>&) { refuse(); }
 double measure_cuda(KernelContext&, const CudaWorkload&) { refuse(); }
 CudaPeak measure_cuda_peak(KernelContext&) { refuse(); }
 void mla_dense_backward_cuda(KernelContext&, const MlaDenseBackwardArgs<float>&) { refuse(); }
@@ -81,16 +102,36 @@ bool moe_permute_cuda_supports(const MoePermuteArgs&) { refuse(); }
 void moe_route_cuda(KernelContext&, const MoeRouteArgs&) { refuse(); }
 bool moe_route_cuda_supports(const MoeRouteArgs&) { return true; }
 void per_head_linear_cuda(KernelContext&, const PerHeadLinearArgs&) { refuse(); }
+void pick_rows_cuda(KernelContext&, const PickRowsArgs<float>&) { refuse(); }
 void projections_cuda(KernelContext&, std::span<const LinearArgs>, bool) { refuse(); }
+void return_rows_cuda(KernelContext&, const ReturnRowsArgs<float>&) { refuse(); }
 void rms_norms_cuda(KernelContext&, std::span<const RmsNormArgs>) { refuse(); }
 void rms_norm_cuda(KernelContext&, const RmsNormArgs&) { refuse(); }
 void ropes_cuda(KernelContext&, std::span<const RopeArgs>) { refuse(); }
 void token_ops_cuda(KernelContext&, int64_t, std::span<const TokenStep>) { refuse(); }
 void rope_cuda(KernelContext&, const RopeArgs&) { refuse(); }
 void round_rows_cuda(KernelContext&, const RoundRowsArgs&) { refuse(); }
+void scale_values_cuda(KernelContext&, float*, int64_t, float) { refuse(); }
 void select_window_cuda(KernelContext&, const SelectWindowArgs&) { refuse(); }
 void swiglus_cuda(KernelContext&, std::span<const SwigluArgs>) { refuse(); }
 void swiglu_cuda(KernelContext&, const SwigluArgs&) { refuse(); }
 void topk_cuda(KernelContext&, const TopkArgs&) { refuse(); }
+
+// Training.
+void cross_entropy_backward_cuda(KernelContext&, const CrossEntropyBackwardArgs<float>&) {
+  refuse();
+}
+void embedding_backward_cuda(KernelContext&, const EmbeddingBackwardArgs<float>&) { refuse(); }
+void layer_norm_backward_cuda(KernelContext&, const LayerNormBackwardArgs<float>&) { refuse(); }
+void moe_combine_backward_cuda(KernelContext&, const MoeCombineBackwardArgs<float>&) { refuse(); }
+void moe_gate_backward_cuda(KernelContext&, const MoeGateBackwardArgs<float>&) { refuse(); }
+void moe_gate_backwards_cuda(KernelContext&, std::span<const MoeGateBackwardArgs<float>>) {
+  refuse();
+}
+void moe_permute_backward_cuda(KernelContext&, const MoePermuteBackwardArgs<float>&) { refuse(); }
+void rms_norm_backward_cuda(KernelContext&, const RmsNormBackwardArgs<float>&) { refuse(); }
+void rope_turn_cuda(KernelContext&, const RopeTurnArgs<float>&) { refuse(); }
+std::vector<double> squares_by_block_cuda(KernelContext&, const float*, int64_t) { refuse(); }
+void swiglu_backward_cuda(KernelContext&, const SwigluBackwardArgs<float>&) { refuse(); }
 
 }  // namespace tamis

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kernels/embedding/embedding_backward_impl.h"
+
 namespace tamis {
 namespace {
 
@@ -22,6 +24,11 @@ void reference(KernelContext& context, const EmbeddingBackwardArgs<T>& a) {
 template <typename T>
 constexpr Implementation<EmbeddingBackwardArgs<T>> kList[] = {
     {"reference", [](const EmbeddingBackwardArgs<T>&) { return true; }, reference<T>},
+};
+template <>
+constexpr Implementation<EmbeddingBackwardArgs<float>> kList<float>[] = {
+    {"cuda", [](const EmbeddingBackwardArgs<float>&) { return true; }, embedding_backward_cuda},
+    {"reference", [](const EmbeddingBackwardArgs<float>&) { return true; }, reference<float>},
 };
 
 }  // namespace

@@ -3,6 +3,8 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/layer_norm/layer_norm_backward_impl.h"
+
 namespace tamis {
 namespace {
 
@@ -54,6 +56,11 @@ void reference(KernelContext&, const LayerNormBackwardArgs<T>& a) {
 template <typename T>
 constexpr Implementation<LayerNormBackwardArgs<T>> kList[] = {
     {"reference", [](const LayerNormBackwardArgs<T>&) { return true; }, reference<T>},
+};
+template <>
+constexpr Implementation<LayerNormBackwardArgs<float>> kList<float>[] = {
+    {"cuda", [](const LayerNormBackwardArgs<float>&) { return true; }, layer_norm_backward_cuda},
+    {"reference", [](const LayerNormBackwardArgs<float>&) { return true; }, reference<float>},
 };
 
 }  // namespace

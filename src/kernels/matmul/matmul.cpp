@@ -10,6 +10,9 @@ template <typename T>
 using Batch = std::span<const MatmulArgs<T>>;
 
 constexpr Implementation<Batch<float>> kFloat[] = {
+    {"cuda", [](const Batch<float>&) { return true; }, matmuls_cuda},
+    // Rounds the factors: runs where it is asked for by name.
+    {"cuda_bf16", [](const Batch<float>&) { return true; }, matmuls_bf16_cuda},
     {"simd", [](const Batch<float>&) { return vectors_available(); }, matmuls_simd},
     {"reference", [](const Batch<float>&) { return true; }, matmuls_reference<float>},
 };

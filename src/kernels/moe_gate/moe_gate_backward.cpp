@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <vector>
+
+#include "kernels/moe_gate/moe_gate_backward_impl.h"
 
 namespace tamis {
 namespace {
@@ -75,6 +78,11 @@ template <typename T>
 constexpr Implementation<MoeGateBackwardArgs<T>> kList[] = {
     {"reference", [](const MoeGateBackwardArgs<T>&) { return true; }, reference<T>},
 };
+template <>
+constexpr Implementation<MoeGateBackwardArgs<float>> kList<float>[] = {
+    {"cuda", [](const MoeGateBackwardArgs<float>&) { return true; }, moe_gate_backward_cuda},
+    {"reference", [](const MoeGateBackwardArgs<float>&) { return true; }, reference<float>},
+};
 
 }  // namespace
 
@@ -83,7 +91,20 @@ void moe_gate_backward(KernelContext& context, const MoeGateBackwardArgs<T>& arg
   dispatch<MoeGateBackwardArgs<T>>(context, "moe_gate_backward", kList<T>, args);
 }
 
+template <typename T>
+void moe_gate_backwards(KernelContext& context, std::span<const MoeGateBackwardArgs<T>> args) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (context.backend() == Backend::kCuda) {
+      context.note("moe_gate_backward", "cuda");
+      return moe_gate_backwards_cuda(context, args);
+    }
+  }
+  for (const MoeGateBackwardArgs<T>& a : args) moe_gate_backward(context, a);
+}
+
 template void moe_gate_backward(KernelContext&, const MoeGateBackwardArgs<float>&);
 template void moe_gate_backward(KernelContext&, const MoeGateBackwardArgs<double>&);
+template void moe_gate_backwards(KernelContext&, std::span<const MoeGateBackwardArgs<float>>);
+template void moe_gate_backwards(KernelContext&, std::span<const MoeGateBackwardArgs<double>>);
 
 }  // namespace tamis

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "kernels/context.h"
 
@@ -32,5 +33,8 @@ struct MoeGateBackwardArgs {
 
 template <typename T>
 void moe_gate_backward(KernelContext& context, const MoeGateBackwardArgs<T>& args);
+// Of several sequences.
+template <typename T>
+void moe_gate_backwards(KernelContext& context, std::span<const MoeGateBackwardArgs<T>> args);
 
 }  // namespace tamis

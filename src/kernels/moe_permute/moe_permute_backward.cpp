@@ -1,5 +1,7 @@
 #include "kernels/moe_permute/moe_permute_backward.h"
 
+#include "kernels/moe_permute/moe_permute_backward_impl.h"
+
 namespace tamis {
 namespace {
 
@@ -36,9 +38,21 @@ template <typename T>
 constexpr Implementation<MoeCombineBackwardArgs<T>> kCombine[] = {
     {"reference", [](const MoeCombineBackwardArgs<T>&) { return true; }, combine_reference<T>},
 };
+template <>
+constexpr Implementation<MoeCombineBackwardArgs<float>> kCombine<float>[] = {
+    {"cuda", [](const MoeCombineBackwardArgs<float>&) { return true; }, moe_combine_backward_cuda},
+    {"reference", [](const MoeCombineBackwardArgs<float>&) { return true; },
+     combine_reference<float>},
+};
 template <typename T>
 constexpr Implementation<MoePermuteBackwardArgs<T>> kPermute[] = {
     {"reference", [](const MoePermuteBackwardArgs<T>&) { return true; }, permute_reference<T>},
+};
+template <>
+constexpr Implementation<MoePermuteBackwardArgs<float>> kPermute<float>[] = {
+    {"cuda", [](const MoePermuteBackwardArgs<float>&) { return true; }, moe_permute_backward_cuda},
+    {"reference", [](const MoePermuteBackwardArgs<float>&) { return true; },
+     permute_reference<float>},
 };
 
 }  // namespace

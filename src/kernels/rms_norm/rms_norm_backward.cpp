@@ -4,6 +4,8 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/rms_norm/rms_norm_backward_impl.h"
+
 namespace tamis {
 namespace {
 
@@ -50,6 +52,11 @@ void reference(KernelContext& context, const RmsNormBackwardArgs<T>& a) {
 template <typename T>
 constexpr Implementation<RmsNormBackwardArgs<T>> kList[] = {
     {"reference", [](const RmsNormBackwardArgs<T>&) { return true; }, reference<T>},
+};
+template <>
+constexpr Implementation<RmsNormBackwardArgs<float>> kList<float>[] = {
+    {"cuda", [](const RmsNormBackwardArgs<float>&) { return true; }, rms_norm_backward_cuda},
+    {"reference", [](const RmsNormBackwardArgs<float>&) { return true; }, reference<float>},
 };
 
 }  // namespace

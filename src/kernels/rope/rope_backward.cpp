@@ -1,5 +1,7 @@
 #include "kernels/rope/rope_backward.h"
 
+#include "kernels/rope/rope_backward_impl.h"
+
 namespace tamis {
 namespace {
 
@@ -29,6 +31,11 @@ void reference(KernelContext& context, const RopeTurnArgs<T>& a) {
 template <typename T>
 constexpr Implementation<RopeTurnArgs<T>> kList[] = {
     {"reference", [](const RopeTurnArgs<T>&) { return true; }, reference<T>},
+};
+template <>
+constexpr Implementation<RopeTurnArgs<float>> kList<float>[] = {
+    {"cuda", [](const RopeTurnArgs<float>&) { return true; }, rope_turn_cuda},
+    {"reference", [](const RopeTurnArgs<float>&) { return true; }, reference<float>},
 };
 
 }  // namespace

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "kernels/swiglu/swiglu_backward_impl.h"
+
 namespace tamis {
 namespace {
 
@@ -20,6 +22,11 @@ void reference(KernelContext& context, const SwigluBackwardArgs<T>& a) {
 template <typename T>
 constexpr Implementation<SwigluBackwardArgs<T>> kList[] = {
     {"reference", [](const SwigluBackwardArgs<T>&) { return true; }, reference<T>},
+};
+template <>
+constexpr Implementation<SwigluBackwardArgs<float>> kList<float>[] = {
+    {"cuda", [](const SwigluBackwardArgs<float>&) { return true; }, swiglu_backward_cuda},
+    {"reference", [](const SwigluBackwardArgs<float>&) { return true; }, reference<float>},
 };
 
 }  // namespace

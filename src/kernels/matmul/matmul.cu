@@ -1,0 +1,232 @@
+// matmul and grouped_matmul on CUDA cores, float32, fma in float32: many products a launch.
+//
+// A block of 256 threads computes a tile of 128x128 or 64x64 of C, 8x8 or 4x4 a thread, 16 inner
+// indices in shared memory at a time while the next ones are on their way in registers. The strides
+// are used up in the copies to shared memory: lines there lie along the inner index, whichever way
+// A and B lie. Bound by fma: 2 m n inner flops. matmul_parts.cuh has the rest.
+#include <algorithm>
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/matmul/matmul_impl.h"
+#include "kernels/matmul/matmul_parts.cuh"
+
+namespace tamis {
+namespace tiled {
+namespace {
+
+constexpr int kStep = 16;  // inner indices in shared memory at a time
+
+template <int kTile>
+using Stage = float[kStep][kTile + 4];
+
+template <int kTile>
+__device__ inline void store_quad(bool along, int q, const float4& v, Stage<kTile>& to) {
+  if (along) {
+    const int line = q / (kStep / 4), k = q % (kStep / 4) * 4;
+    to[k][line] = v.x, to[k + 1][line] = v.y, to[k + 2][line] = v.z, to[k + 3][line] = v.w;
+  } else {
+    *reinterpret_cast<float4*>(&to[q / (kTile / 4)][q % (kTile / 4) * 4]) = v;
+  }
+}
+
+// ---- the tile
+
+template <int kEach>
+__device__ inline void read_lines(const float* from, int thread, float (&v)[kEach]) {
+#pragma unroll
+  for (int i = 0; i < kEach; i += 4) {
+    const float4 q = *reinterpret_cast<const float4*>(from + i * 16 + thread * 4);
+    v[i] = q.x, v[i + 1] = q.y, v[i + 2] = q.z, v[i + 3] = q.w;
+  }
+}
+
+template <int kEach>
+__device__ inline void multiply(const Stage<kEach * 16>& a, const Stage<kEach * 16>& b, int ty,
+                                int tx, float (&sum)[kEach][kEach]) {
+#pragma unroll
+  for (int k = 0; k < kStep; ++k) {
+    float x[kEach], y[kEach];
+    read_lines(a[k], ty, x);
+    read_lines(b[k], tx, y);
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+#pragma unroll
+      for (int j = 0; j < kEach; ++j) sum[i][j] = fmaf(x[i], y[j], sum[i][j]);
+    }
+  }
+}
+
+template <int kEach>
+__device__ inline void write_tile(const Work& w, int ty, int tx, const float (&sum)[kEach][kEach]) {
+  const MatmulArgs<float>& p = w.p;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int64_t row = w.row + i / 4 * 64 + ty * 4 + i % 4;
+    if (row >= p.m) continue;
+#pragma unroll
+    for (int j = 0; j < kEach; j += 4) {
+      const int64_t col = w.col + j * 16 + tx * 4;
+      float* c = p.c + row * p.c_row + col;
+      if (col + 4 <= p.n && reinterpret_cast<uintptr_t>(c) % sizeof(float4) == 0) {
+        auto* quad = reinterpret_cast<float4*>(c);
+        float4 v = make_float4(sum[i][j], sum[i][j + 1], sum[i][j + 2], sum[i][j + 3]);
+        if (p.accumulate) {
+          const float4 old = *quad;
+          v = make_float4(old.x + v.x, old.y + v.y, old.z + v.z, old.w + v.w);
+        }
+        *quad = v;
+        continue;
+      }
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        if (col + e < p.n) c[e] = p.accumulate ? c[e] + sum[i][j + e] : sum[i][j + e];
+      }
+    }
+  }
+}
+
+template <int kEach>
+__global__ void __launch_bounds__(kThreads, 2)
+    matmul_kernel(const __grid_constant__ Products products) {
+  constexpr int kTile = kEach * 16, kQuads = kTile * kStep / 4 / kThreads;
+  __shared__ __align__(16) Stage<kTile> stages[2][2];
+  Work w;
+  if (!find_work<kTile>(products, w)) return;
+  const MatmulArgs<float>& p = w.p;
+  const Side a = side_of(p.a, p.a_row, p.a_col, w.row, p.m, p.inner);
+  const Side b = side_of(p.b, p.b_col, p.b_row, w.col, p.n, p.inner);
+  const int tx = static_cast<int>(threadIdx.x % 16), ty = static_cast<int>(threadIdx.x / 16);
+  float4 next_a[kQuads], next_b[kQuads];
+  const auto load = [&](int64_t k) {
+#pragma unroll
+    for (int i = 0; i < kQuads; ++i) {
+      const int q = static_cast<int>(threadIdx.x) + i * kThreads;
+      next_a[i] = load_quad<kTile, kStep>(a, a.step == 1, q, k);
+      next_b[i] = load_quad<kTile, kStep>(b, b.step == 1, q, k);
+    }
+  };
+  const auto store = [&](int stage) {
+#pragma unroll
+    for (int i = 0; i < kQuads; ++i) {
+      const int q = static_cast<int>(threadIdx.x) + i * kThreads;
+      store_quad<kTile>(a.step == 1, q, next_a[i], stages[stage][0]);
+      store_quad<kTile>(b.step == 1, q, next_b[i], stages[stage][1]);
+    }
+  };
+  float sum[kEach][kEach] = {};
+  load(0);
+  store(0);
+  __syncthreads();
+  int stage = 0;
+  for (int64_t k = 0; k < p.inner; k += kStep, stage ^= 1) {
+    const bool more = k + kStep < p.inner;
+    if (more) load(k + kStep);
+    multiply<kEach>(stages[stage][0], stages[stage][1], ty, tx, sum);
+    if (more) store(stage ^ 1);
+    __syncthreads();
+  }
+  write_tile<kEach>(w, ty, tx, sum);
+}
+
+// C = or += the sum of a product's pieces, in their order. blockIdx.y is the product, blockIdx.z
+// the group.
+__global__ void __launch_bounds__(kThreads)
+    add_pieces_kernel(const __grid_constant__ Products products) {
+  const Product& product = products.list[blockIdx.y];
+  const GroupedMatmulArgs<float>& a = product.args;
+  if (product.partial < 0 || blockIdx.z >= max(a.groups, int64_t{1})) return;
+  int64_t first = 0, pieces = product.pieces;
+  float* c = a.all.c;
+  if (a.groups > 0) {
+    const int64_t group = blockIdx.z;
+    for (int64_t g = 0; g < group; ++g) {
+      first += tiles(a.offsets[g + 1] - a.offsets[g], product.chunk);
+    }
+    pieces = tiles(a.offsets[group + 1] - a.offsets[group], product.chunk);
+    c += group * a.group_stride;
+  }
+  const int64_t values = a.all.m * a.all.n;
+  const float* from = products.scratch + product.partial + first * values;
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < values;
+       i += int64_t{gridDim.x} * kThreads) {
+    float& to = c[i / a.all.n * a.all.c_row + i % a.all.n];
+    float sum = a.all.accumulate ? to : 0.0f;
+    for (int64_t k = 0; k < pieces; ++k) sum += from[k * values + i];
+    to = sum;
+  }
+}
+
+}  // namespace
+
+void add_pieces(KernelContext& context, const Products& products) {
+  int64_t values = 0, groups = 1;
+  for (int i = 0; i < products.count; ++i) {
+    if (products.list[i].partial < 0) continue;
+    const GroupedMatmulArgs<float>& a = products.list[i].args;
+    values = std::max(values, a.all.m * a.all.n);
+    groups = std::max(groups, a.groups);
+  }
+  const dim3 grid(static_cast<unsigned>(std::min<int64_t>(tiles(values, kThreads), 1024)),
+                  static_cast<unsigned>(products.count), static_cast<unsigned>(groups));
+  add_pieces_kernel<<<grid, kThreads, 0, stream_of(context)>>>(products);
+  check_launch("matmul (pieces)");
+}
+
+namespace {
+
+// Which kernel a product runs on: 0 and 1, CUDA cores with tiles of 64 and 128; from 2 on, bf16 by
+// the layouts of A and B.
+constexpr int kKinds = 6;
+
+int kind_of(const MatmulArgs<float>& p, bool bf16) {
+  if (p.m <= 64 || p.n <= 64) return 0;
+  const bool a_along = p.a_col == 1, b_along = p.b_row == 1;
+  const bool a_lines = p.a_row == 1, b_lines = p.b_col == 1;
+  if (!bf16 || !(a_along || a_lines) || !(b_along || b_lines)) return 1;
+  return 2 + (a_along ? 1 : 0) + (b_along ? 2 : 0);
+}
+
+void launch_kind(KernelContext& context, int kind, Products& products) {
+  if (kind == 0) return launch<64>(context, products, matmul_kernel<4>);
+  if (kind == 1) return launch<128>(context, products, matmul_kernel<8>);
+  launch_bf16(context, products, (kind - 2) % 2 == 1, (kind - 2) / 2 == 1);
+}
+
+// Products of a kind go into one launch, up to kMost of them.
+void run(KernelContext& context, std::span<const GroupedMatmulArgs<float>> args, bool bf16) {
+  for (int kind = 0; kind < kKinds; ++kind) {
+    Products products;
+    for (const GroupedMatmulArgs<float>& a : args) {
+      if (a.all.m == 0 || a.all.n == 0 || kind_of(a.all, bf16) != kind) continue;
+      products.list[products.count++] = {a};
+      if (products.count < kMost) continue;
+      launch_kind(context, kind, products);
+      products.count = 0;
+    }
+    if (products.count > 0) launch_kind(context, kind, products);
+  }
+}
+
+void run(KernelContext& context, std::span<const MatmulArgs<float>> args, bool bf16) {
+  std::vector<GroupedMatmulArgs<float>> list;
+  for (const MatmulArgs<float>& p : args) list.push_back({p});
+  run(context, list, bf16);
+}
+
+}  // namespace
+}  // namespace tiled
+
+void matmuls_cuda(KernelContext& context, const std::span<const MatmulArgs<float>>& args) {
+  tiled::run(context, args, false);
+}
+
+void matmuls_bf16_cuda(KernelContext& context, const std::span<const MatmulArgs<float>>& args) {
+  tiled::run(context, args, true);
+}
+
+void grouped_matmuls_cuda(KernelContext& context, std::span<const GroupedMatmulArgs<float>> args,
+                          bool bf16) {
+  tiled::run(context, args, bf16);
+}
+
+}  // namespace tamis
