@@ -15,6 +15,7 @@
 #include "cli/support.h"
 #include "comm/group.h"
 #include "kernels/machine_peak.h"
+#include "kernels/workloads/cuda_workloads.h"
 #include "train/trainer.h"
 
 namespace tamis::cli {
@@ -26,7 +27,7 @@ struct TrainFlags {
   int64_t steps = std::numeric_limits<int64_t>::max();
   int threads = 0;
   bool dry_run = false;
-  std::string backend = "cpu";
+  std::string backend, precision;  // empty: the recipe's
 };
 
 std::string time_text(double seconds) {
@@ -81,21 +82,33 @@ class StepLines {
   double peak_;
 };
 
+// What the peak was measured on.
+std::string machine_text(KernelContext& context, int ranks) {
+  if (context.device() != nullptr) {
+    return fmt::format("{} (bf16 products)", context.device()->info().name);
+  }
+  return fmt::format("{} threads", context.pool().num_threads() * ranks);
+}
+
 int run_train(const TrainFlags& flags) {
-  const Backend backend = backend_from_name(flags.backend);
-  if (backend == Backend::kCuda) throw UsageError("train: there is no CUDA training yet");
+  std::vector<std::string> settings = flags.settings;
+  if (!flags.precision.empty()) settings.push_back("run.precision=\"" + flags.precision + "\"");
+  Recipe recipe = Recipe::load(flags.config, settings);
+  const Backend backend = backend_from_name(flags.backend.empty() ? recipe.backend : flags.backend);
   const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   const std::unique_ptr<Group> world = world_group();
   const int own = std::max(1, cores / world->size());
   KernelContext context(flags.threads > 0 ? flags.threads : own, backend);
-  Trainer trainer(Recipe::load(flags.config, flags.settings), context, *world);
-  const double peak = measure_peak(context).flops * world->size();
+  Trainer trainer(std::move(recipe), context, *world);
+  const bool cuda = backend == Backend::kCuda;
+  const double peak =
+      cuda ? measure_cuda_peak(context).flops : measure_peak(context).flops * world->size();
   if (flags.dry_run) {
     write_stdout(trainer.plan() +
                  fmt::format("time        at least {}: this machine does at most {:.0f} GFLOP/s on "
-                             "{} threads\n",
+                             "{}\n",
                              time_text(trainer.flops() / peak), peak / 1e9,
-                             context.pool().num_threads() * world->size()));
+                             machine_text(context, world->size())));
     return 0;
   }
   if (trainer.position().step > 0 && world->rank() == 0) {
@@ -108,7 +121,14 @@ int run_train(const TrainFlags& flags) {
     if (r.stage != stage) {
       stage = r.stage;
       const std::string ranks = world->size() > 1 ? fmt::format("; {} ranks", world->size()) : "";
-      std::fprintf(stderr, "%s%s\nkernels: %s\n", trainer.stage_line(stage).c_str(), ranks.c_str(),
+      const std::string device =
+          cuda ? fmt::format(
+                     "; {} on {}",
+                     trainer.recipe().precision == "bf16" ? "products of bf16 factors" : "float32",
+                     context.device()->info().name)
+               : "";
+      std::fprintf(stderr, "%s%s%s\nkernels: %s\n", trainer.stage_line(stage).c_str(),
+                   ranks.c_str(), device.c_str(),
                    fmt::format("{}", fmt::join(context.explain(), ", ")).c_str());
     }
     lines.show(r);
@@ -130,7 +150,11 @@ void add_train(CLI::App& app, CommandBody& chosen) {
       ->check(CLI::PositiveNumber);
   command->add_option("--threads", flags->threads,
                       "Threads of a rank; all cores, shared by the ranks, unless given");
-  command->add_option("--backend", flags->backend, "cpu or reference")->capture_default_str();
+  command->add_option("--backend", flags->backend,
+                      "cpu, cuda (one GPU) or reference; run.backend of the recipe unless given");
+  command->add_option("--precision", flags->precision,
+                      "f32 or bf16, what products round their factors to on CUDA; run.precision of "
+                      "the recipe unless given");
   command->add_flag("--dry-run", flags->dry_run, "Print what the run needs, and stop");
   command->footer(
       "A run that was stopped or killed goes on where its last checkpoint was: give the same "
@@ -138,6 +162,7 @@ void add_train(CLI::App& app, CommandBody& chosen) {
       "Examples:\n"
       "  tamis train -c train.toml --dry-run\n"
       "  tamis train -c train.toml\n"
+      "  tamis train -c train.toml --backend cuda\n"
       "  mpirun -n 4 tamis train -c train.toml      (the same bits as one process)\n"
       "  tamis generate -m runs/tiny/sparse --prompt 'The '");
   command->callback([flags, &chosen] { chosen = [flags] { return run_train(*flags); }; });

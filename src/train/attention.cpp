@@ -1,6 +1,5 @@
 // Multi-head latent attention and the lightning indexer, forward and backward (src/model/mla.cpp,
 // indexer.cpp).
-#include <algorithm>
 #include <cmath>
 
 #include "train/pass.h"
@@ -22,12 +21,6 @@ void turn_forward(KernelContext& context, const RopeTurnArgs<float>& a) {
 }
 void turn_forward(KernelContext& context, const RopeTurnArgs<double>& a) { rope_turn(context, a); }
 
-// Columns [first, first + count) of x [rows, width] side by side in `to`, and back.
-template <typename T>
-void copy_columns(const T* x, int64_t rows, int64_t width, int64_t count, T* to, int64_t to_width) {
-  for (int64_t r = 0; r < rows; ++r) std::copy_n(x + r * width, count, to + r * to_width);
-}
-
 // q_a and kv_a of layer l from h = work.normed.
 template <typename T>
 void down_projections(Pass<T>& p, int64_t l) {
@@ -37,8 +30,8 @@ void down_projections(Pass<T>& p, int64_t l) {
   const int64_t n = p.tokens(), width = m.kv_lora + m.rope;
   const T* h = p.state.work.normed.data();
   const Product<T> down[] = {
-      {h, m.hidden_size, n, p.w + s.q_a, m.q_lora, m.hidden_size, sized(a.q_a, n * m.q_lora)},
-      {h, m.hidden_size, n, p.w + s.kv_a, width, m.hidden_size, sized(a.kv_a, n * width)}};
+      {h, m.hidden_size, n, p.w + s.q_a, m.q_lora, m.hidden_size, sized(p, a.q_a, n * m.q_lora)},
+      {h, m.hidden_size, n, p.w + s.kv_a, width, m.hidden_size, sized(p, a.kv_a, n * width)}};
   ForwardOps<T>::products(p.kernels, down);
 }
 
@@ -52,20 +45,21 @@ void queries_and_latents(Pass<T>& p, int64_t l) {
   const int64_t n = p.tokens(), width = m.kv_lora + m.rope, qk = m.qk_head();
   const auto eps = static_cast<T>(m.lora_norm_eps);
   F::rms_norm(p.kernels, a.q_a.data(), m.q_lora, p.w + s.q_a_norm, n, m.q_lora, eps,
-              sized(a.q_lora, n * m.q_lora));
+              sized(p, a.q_lora, n * m.q_lora));
   F::rms_norm(p.kernels, a.kv_a.data(), width, p.w + s.kv_a_norm, n, m.kv_lora, eps,
-              sized(a.c_kv, n * m.kv_lora));
+              sized(p, a.c_kv, n * m.kv_lora));
   const Product<T> up{a.q_lora.data(),
                       m.q_lora,
                       n,
                       p.w + s.q_b,
                       m.num_heads * qk,
                       m.q_lora,
-                      sized(a.q, n * m.num_heads * qk)};
+                      sized(p, a.q, n * m.num_heads * qk)};
   F::products(p.kernels, {&up, 1});
   turn_forward(p.kernels, turn(p, a.q.data() + m.nope, m.num_heads * qk, qk, m.num_heads,
                                RopeLayout::kInterleaved, false));
-  copy_columns(a.kv_a.data() + m.kv_lora, n, width, m.rope, sized(a.k_pe, n * m.rope), m.rope);
+  copy_columns<T>(p.kernels, {a.kv_a.data() + m.kv_lora, width, n, m.rope,
+                              sized(p, a.k_pe, n * m.rope), m.rope});
   turn_forward(p.kernels, turn(p, a.k_pe.data(), m.rope, 0, 1, RopeLayout::kInterleaved, false));
 }
 
@@ -85,20 +79,19 @@ void index_forward(Pass<T>& p, int64_t l) {
   Workspace<T>& work = p.state.work;
   const int64_t n = p.tokens(), width = m.index_heads * m.index_dim;
   const T* h = work.normed.data();
-  const Product<T> list[] = {
-      {a.q_lora.data(), m.q_lora, n, p.w + s.wq_b, width, m.q_lora, sized(work.index_q, n * width)},
-      {h, m.hidden_size, n, p.w + s.wk, m.index_dim, m.hidden_size,
-       sized(work.index_k_raw, n * m.index_dim)},
-      {h, m.hidden_size, n, p.w + s.weights_proj, m.index_heads, m.hidden_size,
-       sized(work.index_w, n * m.index_heads)}};
+  const Product<T> list[] = {{a.q_lora.data(), m.q_lora, n, p.w + s.wq_b, width, m.q_lora,
+                              sized(p, work.index_q, n * width)},
+                             {h, m.hidden_size, n, p.w + s.wk, m.index_dim, m.hidden_size,
+                              sized(p, work.index_k_raw, n * m.index_dim)},
+                             {h, m.hidden_size, n, p.w + s.weights_proj, m.index_heads,
+                              m.hidden_size, sized(p, work.index_w, n * m.index_heads)}};
   F::products(p.kernels, list);
   F::layer_norm(p.kernels, work.index_k_raw.data(), p.w + s.k_norm_w, p.w + s.k_norm_b, n,
-                m.index_dim, static_cast<T>(1e-6F), sized(work.index_k, n * m.index_dim));
+                m.index_dim, static_cast<T>(1e-6F), sized(p, work.index_k, n * m.index_dim));
   turn_forward(p.kernels, turn(p, work.index_q.data(), width, m.index_dim, m.index_heads,
                                m.index_rope, false));
   turn_forward(p.kernels, turn(p, work.index_k.data(), m.index_dim, 0, 1, m.index_rope, false));
-  const auto scale = static_cast<T>(index_scale(m));
-  for (T& w : work.index_w) w *= scale;
+  scale_values(p.kernels, work.index_w.data(), work.index_w.size(), static_cast<T>(index_scale(m)));
 }
 
 // Gradients of the indexer's tensors from those of its q, k and w. Its inputs get none.
@@ -115,8 +108,7 @@ void index_backward(Pass<T>& p, int64_t l) {
   layer_norm_backward<T>(p.kernels,
                          {work.index_k_raw.data(), p.w + s.k_norm_w, dk, n, m.index_dim,
                           static_cast<T>(1e-6F), dk, p.grad + s.k_norm_w, p.grad + s.k_norm_b});
-  const auto scale = static_cast<T>(index_scale(m));
-  for (T& v : work.d_index_w) v *= scale;
+  scale_values(p.kernels, dw, work.d_index_w.size(), static_cast<T>(index_scale(m)));
   const T* h = work.normed.data();
   const ProductBackward<T> list[] = {
       {dq, width, a.q_lora.data(), m.q_lora, n, p.w + s.wq_b, width, m.q_lora, nullptr, false,
@@ -133,7 +125,7 @@ void select(Pass<T>& p, int64_t l) {
   const ModelConfig& m = p.config;
   const Workspace<T>& work = p.state.work;
   const int64_t k = p.objective.topk, width = m.index_heads * m.index_dim;
-  int32_t* indices = sized(p.layer(l).indices, p.tokens() * k);
+  int32_t* indices = sized(p, p.layer(l).indices, p.tokens() * k);
   for (int64_t i = 0; i < p.batch.sequences(); ++i) {
     const int64_t b = p.batch.begins[static_cast<size_t>(i)];
     const int64_t n = p.batch.begins[static_cast<size_t>(i) + 1] - b;
@@ -192,7 +184,7 @@ void for_each_sequence(const Pass<T>& p, const Body& body) {
 }
 
 template <typename T>
-IndexerSequence<T> index_sequence(Pass<T>& p, int64_t begin, int64_t count) {
+IndexerSequence<T> index_sequence(Pass<T>& p, int64_t l, int64_t begin, int64_t count) {
   const ModelConfig& m = p.config;
   Workspace<T>& work = p.state.work;
   const int64_t width = m.index_heads * m.index_dim;
@@ -203,7 +195,7 @@ IndexerSequence<T> index_sequence(Pass<T>& p, int64_t begin, int64_t count) {
           m.index_heads,
           m.index_dim,
           p.objective.kl_scale,
-          work.rows.data() + begin,
+          p.state.kl.data() + l * p.tokens() + begin,
           work.d_index_q.data() + begin * width,
           work.d_index_w.data() + begin * m.index_heads,
           work.d_index_k.data() + begin * m.index_dim};
@@ -215,25 +207,20 @@ void learn_indexer(Pass<T>& p, int64_t l) {
   const ModelConfig& m = p.config;
   Workspace<T>& work = p.state.work;
   const int64_t n = p.tokens(), k = p.objective.topk;
-  sized(work.rows, n);
-  sized(work.d_index_q, n * m.index_heads * m.index_dim);
-  sized(work.d_index_w, n * m.index_heads);
-  sized(work.d_index_k, n * m.index_dim);
+  sized(p, work.d_index_q, n * m.index_heads * m.index_dim);
+  sized(p, work.d_index_w, n * m.index_heads);
+  sized(p, work.d_index_k, n * m.index_dim);
   for_each_sequence(p, [&](int64_t begin, int64_t count) {
-    const IndexerSequence<T> indexer = index_sequence(p, begin, count);
+    const IndexerSequence<T> indexer = index_sequence(p, l, begin, count);
     if (!p.sparse()) {
       return indexer_kl_dense<T>(p.kernels, {indexer, dense_sequence(p, l, begin, count)});
     }
     const MlaSparseBackwardArgs<T> attention = sparse_sequence(p, l, begin, count);
-    T* target = sized(work.target, count * k);
+    T* target = sized(p, work.target, count * k);
     mla_sparse_target<T>(p.kernels, {attention, target});
     indexer_kl_sparse<T>(p.kernels, {indexer, attention.indices, target, k});
   });
   index_backward(p, l);
-  double sum = 0;
-  for (const double kl : work.rows) sum += kl;
-  p.result.kl[static_cast<size_t>(l)] += sum;
-  p.result.kl_rows[static_cast<size_t>(l)] = work.rows;
 }
 
 // kv of every head from c_kv.
@@ -242,17 +229,46 @@ void expand(Pass<T>& p, int64_t l) {
   const ModelConfig& m = p.config;
   LayerState<T>& a = p.layer(l);
   const int64_t n = p.tokens(), kv = m.num_heads * (m.nope + m.v_head);
-  const Product<T> up{a.c_kv.data(), m.kv_lora,          n, p.w + p.slots(l).kv_b, kv,
-                      m.kv_lora,     sized(a.kv, n * kv)};
+  const Product<T> up{a.c_kv.data(),         m.kv_lora, n, p.w + p.slots(l).kv_b, kv, m.kv_lora,
+                      sized(p, a.kv, n * kv)};
   ForwardOps<T>::products(p.kernels, {&up, 1});
+}
+
+// The same for a device's arrays, whose copies a CPU measures.
+template <typename T>
+void measure_on_host(Pass<T>& p, int64_t l) {
+  const ModelConfig& m = p.config;
+  const Workspace<T>& work = p.state.work;
+  const LayerState<T>& a = p.layer(l);
+  const auto copy = [&](const Buffer<T>& from) { return fetched(p, from.data(), from.size()); };
+  const std::vector<T> index_q = copy(work.index_q), index_w = copy(work.index_w);
+  const std::vector<T> index_k = copy(work.index_k), q = copy(a.q), kv = copy(a.kv);
+  const std::vector<T> k_pe = copy(a.k_pe);
+  KernelContext host(p.kernels.pool().num_threads());
+  for_each_sequence(p, [&](int64_t begin, int64_t count) {
+    IndexerSequence<T> x;
+    x.q = index_q.data() + begin * m.index_heads * m.index_dim;
+    x.w = index_w.data() + begin * m.index_heads;
+    x.k = index_k.data() + begin * m.index_dim;
+    x.tokens = count;
+    x.heads = m.index_heads;
+    x.dim = m.index_dim;
+    MlaSequence<T> attention = dense_sequence(p, l, begin, count);
+    attention.q = q.data() + begin * m.num_heads * m.qk_head();
+    attention.kv = kv.data() + begin * m.num_heads * (m.nope + m.v_head);
+    attention.k_pe = k_pe.data() + begin * m.rope;
+    indexer_health<T>(
+        host, {x, attention, p.objective.measure_topk, &p.result.health[static_cast<size_t>(l)]});
+  });
 }
 
 // Compares the indexer's choice with dense attention.
 template <typename T>
 void measure_indexer(Pass<T>& p, int64_t l) {
+  if (p.sparse()) expand(p, l);
+  if (p.kernels.device() != nullptr) return measure_on_host(p, l);
   const ModelConfig& m = p.config;
   const Workspace<T>& work = p.state.work;
-  if (p.sparse()) expand(p, l);
   for_each_sequence(p, [&](int64_t begin, int64_t count) {
     IndexerSequence<T> x;
     x.q = work.index_q.data() + begin * m.index_heads * m.index_dim;
@@ -273,7 +289,7 @@ void attend_dense(Pass<T>& p, int64_t l) {
   LayerState<T>& a = p.layer(l);
   const int64_t n = p.tokens();
   expand(p, l);
-  sized(a.o, n * m.num_heads * m.v_head);
+  sized(p, a.o, n * m.num_heads * m.v_head);
   for_each_sequence(p, [&](int64_t begin, int64_t count) {
     ForwardOps<T>::attend_dense(p.kernels, dense_sequence(p, l, begin, count),
                                 a.o.data() + begin * m.num_heads * m.v_head);
@@ -293,7 +309,7 @@ void absorb(Pass<T>& p, int64_t l) {
   LayerState<T>& a = p.layer(l);
   const int64_t n = p.tokens(), heads = m.num_heads, q = heads * m.qk_head();
   const int64_t latent = heads * m.kv_lora;
-  sized(a.q_latent, n * latent);
+  sized(p, a.q_latent, n * latent);
   std::vector<MatmulArgs<T>> list;
   for (int64_t h = 0; h < heads; ++h) {
     const T* w = head_rows(p.w + p.slots(l).kv_b, m, h);
@@ -311,8 +327,8 @@ void attend_sparse(Pass<T>& p, int64_t l) {
   const int64_t n = p.tokens(), heads = m.num_heads;
   const int64_t latent = heads * m.kv_lora, v = heads * m.v_head;
   absorb(p, l);
-  sized(a.o_latent, n * latent);
-  sized(a.o, n * v);
+  sized(p, a.o_latent, n * latent);
+  sized(p, a.o, n * v);
   std::vector<MatmulArgs<T>> values;
   for (int64_t h = 0; h < heads; ++h) {
     const T* w = head_rows(p.w + p.slots(l).kv_b, m, h);
@@ -333,7 +349,7 @@ void attend_dense_backward(Pass<T>& p, int64_t l) {
   LayerState<T>& a = p.layer(l);
   Workspace<T>& work = p.state.work;
   const int64_t n = p.tokens(), kv = m.num_heads * (m.nope + m.v_head);
-  sized(work.dkv, n * kv);
+  sized(p, work.dkv, n * kv);
   for_each_sequence(p, [&](int64_t begin, int64_t count) {
     mla_dense_backward<T>(
         p.kernels,
@@ -353,8 +369,8 @@ void attend_sparse_backward(Pass<T>& p, int64_t l) {
   Workspace<T>& work = p.state.work;
   const int64_t n = p.tokens(), heads = m.num_heads, qk = m.qk_head(), q = heads * qk;
   const int64_t latent = heads * m.kv_lora, v = heads * m.v_head, c = m.kv_lora;
-  sized(work.do_latent, n * latent);
-  sized(work.dq_latent, n * latent);
+  sized(p, work.do_latent, n * latent);
+  sized(p, work.dq_latent, n * latent);
   std::vector<MatmulArgs<T>> values, keys;
   for (int64_t h = 0; h < heads; ++h) {
     const T* w = head_rows(p.w + p.slots(l).kv_b, m, h);
@@ -401,7 +417,7 @@ void attention_forward(Pass<T>& p, int64_t l) {
   LayerState<T>& a = p.layer(l);
   const int64_t n = p.tokens(), d = m.hidden_size, v = m.num_heads * m.v_head;
   F::rms_norm(p.kernels, a.x.data(), d, p.w + p.slots(l).input_norm, n, d,
-              static_cast<T>(m.norm_eps), sized(p.state.work.normed, n * d));
+              static_cast<T>(m.norm_eps), sized(p, p.state.work.normed, n * d));
   p.trade_expanded(l);
   down_projections(p, l);
   queries_and_latents(p, l);
@@ -416,9 +432,9 @@ void attention_forward(Pass<T>& p, int64_t l) {
   if (own && p.objective.train_indexer) learn_indexer(p, l);
   if (own && p.measures()) measure_indexer(p, l);
   p.trade_expanded(l);
-  const Product<T> out{a.o.data(), v, n, p.w + p.slots(l).o, d, v, sized(a.x_mid, n * d)};
+  const Product<T> out{a.o.data(), v, n, p.w + p.slots(l).o, d, v, sized(p, a.x_mid, n * d)};
   F::products(p.kernels, {&out, 1});
-  for (size_t i = 0; i < a.x_mid.size(); ++i) a.x_mid[i] += a.x[i];
+  add_values(p.kernels, a.x.data(), n * d, a.x_mid.data());
 }
 
 template <typename T>
@@ -429,13 +445,13 @@ void attention_backward(Pass<T>& p, int64_t l, T* dx) {
   Workspace<T>& work = p.state.work;
   const int64_t n = p.tokens(), d = m.hidden_size, qk = m.qk_head(), width = m.kv_lora + m.rope;
   const int64_t v = m.num_heads * m.v_head, q = m.num_heads * qk;
-  products_backward<T>(p.kernels, {dx, d, a.o.data(), v, n, p.w + s.o, d, v, sized(work.d_o, n * v),
-                                   false, p.grad + s.o});
+  products_backward<T>(p.kernels, {dx, d, a.o.data(), v, n, p.w + s.o, d, v,
+                                   sized(p, work.d_o, n * v), false, p.grad + s.o});
   p.trade_expanded(l);
   if (p.objective.recompute) recompute_expanded(p, l);
-  sized(work.dq, n * q);
-  sized(work.dc_kv, n * m.kv_lora);
-  sized(work.dk_pe, n * m.rope);
+  sized(p, work.dq, n * q);
+  sized(p, work.dc_kv, n * m.kv_lora);
+  sized(p, work.dk_pe, n * m.rope);
   if (a.indices.empty()) {
     attend_dense_backward(p, l);
   } else {
@@ -446,20 +462,21 @@ void attention_backward(Pass<T>& p, int64_t l, T* dx) {
   rope_turn(p.kernels, turn(p, work.dk_pe.data(), m.rope, 0, 1, RopeLayout::kInterleaved, true));
   products_backward<T>(p.kernels,
                        {work.dq.data(), q, a.q_lora.data(), m.q_lora, n, p.w + s.q_b, q, m.q_lora,
-                        sized(work.dq_lora, n * m.q_lora), false, p.grad + s.q_b});
+                        sized(p, work.dq_lora, n * m.q_lora), false, p.grad + s.q_b});
   p.trade_expanded(l);
   const auto eps = static_cast<T>(m.lora_norm_eps);
   rms_norm_backward<T>(
       p.kernels, {a.q_a.data(), m.q_lora, p.w + s.q_a_norm, work.dq_lora.data(), n, m.q_lora, eps,
-                  zeroed(work.dq_a, n * m.q_lora), m.q_lora, p.grad + s.q_a_norm});
+                  zeroed(p, work.dq_a, n * m.q_lora), m.q_lora, p.grad + s.q_a_norm});
   rms_norm_backward<T>(
       p.kernels, {a.kv_a.data(), width, p.w + s.kv_a_norm, work.dc_kv.data(), n, m.kv_lora, eps,
-                  zeroed(work.dkv_a, n * width), width, p.grad + s.kv_a_norm});
-  copy_columns(work.dk_pe.data(), n, m.rope, m.rope, work.dkv_a.data() + m.kv_lora, width);
+                  zeroed(p, work.dkv_a, n * width), width, p.grad + s.kv_a_norm});
+  copy_columns<T>(p.kernels,
+                  {work.dk_pe.data(), m.rope, n, m.rope, work.dkv_a.data() + m.kv_lora, width});
   const auto norm_eps = static_cast<T>(m.norm_eps);
-  T* h = sized(work.normed, n * d);
+  T* h = sized(p, work.normed, n * d);
   ForwardOps<T>::rms_norm(p.kernels, a.x.data(), d, p.w + s.input_norm, n, d, norm_eps, h);
-  T* dh = sized(work.dnormed, n * d);
+  T* dh = sized(p, work.dnormed, n * d);
   products_backward<T>(p.kernels, {work.dq_a.data(), m.q_lora, h, d, n, p.w + s.q_a, m.q_lora, d,
                                    dh, false, p.grad + s.q_a});
   products_backward<T>(p.kernels, {work.dkv_a.data(), width, h, d, n, p.w + s.kv_a, width, d, dh,

@@ -1,6 +1,4 @@
 // The MLP and the mixture of experts, forward and backward (src/model/moe.cpp).
-#include <algorithm>
-
 #include "train/pass.h"
 
 namespace tamis {
@@ -31,10 +29,10 @@ void mlp_forward(Pass<T>& p, int64_t l, T* y) {
   const MlpSlots& s = p.slots(l).mlp;
   const int64_t n = p.tokens(), d = p.config.hidden_size, width = mlp_width(p, l);
   const T* g = work.normed.data();
-  const Product<T> list[] = {linear_of(g, n, p.w + s.gate, width, d, sized(a.gate, n * width)),
-                             linear_of(g, n, p.w + s.up, width, d, sized(a.up, n * width))};
+  const Product<T> list[] = {linear_of(g, n, p.w + s.gate, width, d, sized(p, a.gate, n * width)),
+                             linear_of(g, n, p.w + s.up, width, d, sized(p, a.up, n * width))};
   ForwardOps<T>::products(p.kernels, list);
-  T* act = sized(work.act, n * width);
+  T* act = sized(p, work.act, n * width);
   ForwardOps<T>::swiglu(p.kernels, a.gate.data(), a.up.data(), n * width, act);
   const Product<T> down = linear_of<T>(act, n, p.w + s.down, d, width, y);
   ForwardOps<T>::products(p.kernels, {&down, 1});
@@ -47,11 +45,11 @@ void mlp_backward(Pass<T>& p, int64_t l, const T* dy, T* dg, bool add) {
   Workspace<T>& work = p.state.work;
   const MlpSlots& s = p.slots(l).mlp;
   const int64_t n = p.tokens(), d = p.config.hidden_size, width = mlp_width(p, l);
-  T* act = sized(work.act, n * width);
+  T* act = sized(p, work.act, n * width);
   ForwardOps<T>::swiglu(p.kernels, a.gate.data(), a.up.data(), n * width, act);
   products_backward<T>(p.kernels, {dy, d, act, width, n, p.w + s.down, d, width,
-                                   sized(work.dact, n * width), false, p.grad + s.down});
-  T *dgate = sized(work.dgate, n * width), *dup = sized(work.dup, n * width);
+                                   sized(p, work.dact, n * width), false, p.grad + s.down});
+  T *dgate = sized(p, work.dgate, n * width), *dup = sized(p, work.dup, n * width);
   swiglu_backward<T>(p.kernels,
                      {a.gate.data(), a.up.data(), work.dact.data(), n, width, dgate, dup});
   const T* g = work.normed.data();
@@ -71,13 +69,18 @@ void route(Pass<T>& p, int64_t l) {
   const int64_t n = p.tokens(), pairs = n * m.experts_per_token;
   const Product<T> logits =
       linear_of<T>(p.state.work.normed.data(), n, p.w + s.router, m.num_experts, m.hidden_size,
-                   sized(a.router, n * m.num_experts));
+                   sized(p, a.router, n * m.num_experts));
   ForwardOps<T>::products(p.kernels, {&logits, 1});
   ForwardOps<T>::moe_gate(p.kernels, m, a.router.data(), p.w + s.router_bias, n,
-                          sized(a.expert_ids, pairs), sized(a.expert_weights, pairs));
-  for (const int32_t id : a.expert_ids) {
-    ++p.result.load[static_cast<size_t>(l)][static_cast<size_t>(id)];
-  }
+                          sized(p, a.expert_ids, pairs), sized(p, a.expert_weights, pairs));
+}
+
+// The rows of layer l's experts.
+template <typename T>
+ExpertRows expert_rows(const Pass<T>& p, int64_t l) {
+  const int64_t experts = p.config.num_experts;
+  return {p.state.expert_offsets.data() + l * (experts + 1), experts,
+          p.tokens() * p.config.experts_per_token};
 }
 
 // Rows sorted by expert, tokens ascending within one.
@@ -86,68 +89,66 @@ void permute(Pass<T>& p, int64_t l) {
   const ModelConfig& m = p.config;
   LayerState<T>& a = p.layer(l);
   const int64_t d = m.hidden_size, pairs = p.tokens() * m.experts_per_token;
-  int64_t* offsets = zeroed(a.expert_offsets, m.num_experts + 1);
-  for (int64_t i = 0; i < pairs; ++i) ++offsets[a.expert_ids[static_cast<size_t>(i)] + 1];
-  for (int64_t e = 0; e < m.num_experts; ++e) offsets[e + 1] += offsets[e];
-  std::vector<int64_t> next(offsets, offsets + m.num_experts);
-  sized(a.expert_row_of, pairs);
-  sized(a.expert_rows, pairs * d);
-  for (int64_t i = 0; i < pairs; ++i) {
-    const auto at = static_cast<size_t>(i);
-    const int64_t row = next[static_cast<size_t>(a.expert_ids[at])]++;
-    a.expert_row_of[at] = static_cast<int32_t>(row);
-    std::copy_n(p.state.work.normed.data() + i / m.experts_per_token * d, d,
-                a.expert_rows.data() + row * d);
-  }
+  ForwardOps<T>::permute(p.kernels, m, a.expert_ids.data(), p.state.work.normed.data(), p.tokens(),
+                         sized(p, a.expert_row_of, pairs),
+                         p.state.expert_offsets.data() + l * (m.num_experts + 1),
+                         sized(p, a.expert_rows, pairs * d));
 }
 
-// body(slots, first row, rows) for each expert that has rows.
-template <typename T, typename Body>
-void for_each_expert(const Pass<T>& p, int64_t l, const Body& body) {
-  const std::vector<int64_t>& offsets = p.layer(l).expert_offsets;
-  for (size_t e = 0; e + 1 < offsets.size(); ++e) {
-    const int64_t rows = offsets[e + 1] - offsets[e];
-    if (rows > 0) body(p.slots(l).experts[e], offsets[e], rows);
-  }
+// Values from one expert's matrices to the next one's.
+template <typename T>
+int64_t expert_stride(const Pass<T>& p, int64_t l) {
+  const std::vector<MlpSlots>& experts = p.slots(l).experts;
+  return experts.size() > 1 ? experts[1].gate - experts[0].gate : 0;
 }
 
 template <typename T>
 void experts_forward(Pass<T>& p, int64_t l) {
   const ModelConfig& m = p.config;
   LayerState<T>& a = p.layer(l);
-  const int64_t d = m.hidden_size, width = m.moe_intermediate;
+  const int64_t d = m.hidden_size, width = m.moe_intermediate, stride = expert_stride(p, l);
   const int64_t pairs = p.tokens() * m.experts_per_token;
-  sized(a.expert_gate, pairs * width);
-  sized(a.expert_up, pairs * width);
-  sized(a.expert_down, pairs * d);
-  T* act = sized(p.state.work.act, pairs * width);
-  std::vector<Product<T>> in, out;
-  for_each_expert(p, l, [&](const MlpSlots& s, int64_t first, int64_t rows) {
-    const T* x = a.expert_rows.data() + first * d;
-    in.push_back(linear_of<T>(x, rows, p.w + s.gate, width, d,
-                              &a.expert_gate[static_cast<size_t>(first * width)]));
-    in.push_back(linear_of<T>(x, rows, p.w + s.up, width, d,
-                              &a.expert_up[static_cast<size_t>(first * width)]));
-    out.push_back(linear_of<T>(act + first * width, rows, p.w + s.down, d, width,
-                               &a.expert_down[static_cast<size_t>(first * d)]));
-  });
-  ForwardOps<T>::products(p.kernels, in);
+  const MlpSlots& s = p.slots(l).experts[0];
+  T* act = sized(p, p.state.work.act, pairs * width);
+  const T* x = a.expert_rows.data();
+  const ExpertProduct<T> in[] = {
+      {x, p.w + s.gate, stride, width, d, sized(p, a.expert_gate, pairs * width)},
+      {x, p.w + s.up, stride, width, d, sized(p, a.expert_up, pairs * width)}};
+  const ExpertProduct<T> out{act, p.w + s.down, stride,
+                             d,   width,        sized(p, a.expert_down, pairs * d)};
+  const ExpertRows rows = expert_rows(p, l);
+  ForwardOps<T>::expert_products(p.kernels, rows, in);
   ForwardOps<T>::swiglu(p.kernels, a.expert_gate.data(), a.expert_up.data(), pairs * width, act);
-  ForwardOps<T>::products(p.kernels, out);
+  ForwardOps<T>::expert_products(p.kernels, rows, {&out, 1});
 }
 
-// out += sum over slots of weight * the expert's row, slots in order.
+// y = x W^T of every expert forward: dx = or += dy W, dw += dy^T x.
 template <typename T>
-void add_experts(Pass<T>& p, int64_t l, T* out) {
-  const LayerState<T>& a = p.layer(l);
-  const int64_t d = p.config.hidden_size, chosen = p.config.experts_per_token;
-  p.kernels.pool().run(p.tokens(), [&](int64_t t, int) {
-    for (int64_t pair = t * chosen; pair < (t + 1) * chosen; ++pair) {
-      const T* row = a.expert_down.data() + a.expert_row_of[static_cast<size_t>(pair)] * d;
-      const T weight = a.expert_weights[static_cast<size_t>(pair)];
-      for (int64_t i = 0; i < d; ++i) out[t * d + i] += weight * row[i];
-    }
-  });
+struct ExpertBackward {
+  const T *dy = nullptr, *x = nullptr;  // [pairs, rows], [pairs, cols]
+  int64_t w = 0, rows = 0, cols = 0;    // the first expert's matrix, a place in the table
+  T* dx = nullptr;
+  bool add_dx = false;
+};
+
+template <typename T>
+void expert_backward(Pass<T>& p, int64_t l, const ExpertBackward<T>& e) {
+  const ExpertRows rows = expert_rows(p, l);
+  const int64_t stride = expert_stride(p, l), all = rows.all;
+  GroupedMatmulArgs<T> dx{
+      {e.dy, e.rows, 1, p.w + e.w, e.cols, 1, e.dx, e.cols, all, e.cols, e.rows, e.add_dx},
+      GroupedOver::kRows,
+      stride,
+      rows.offsets,
+      rows.experts};
+  GroupedMatmulArgs<T> dw{
+      {e.dy, 1, e.rows, e.x, e.cols, 1, p.grad + e.w, e.cols, e.rows, e.cols, all, true},
+      GroupedOver::kInner,
+      stride,
+      rows.offsets,
+      rows.experts};
+  const GroupedMatmulArgs<T> list[] = {dx, dw};
+  grouped_matmuls<T>(p.kernels, list);
 }
 
 // From work.ddown: the gradients of the experts' matrices, and drows.
@@ -158,26 +159,16 @@ void experts_backward(Pass<T>& p, int64_t l) {
   Workspace<T>& work = p.state.work;
   const int64_t d = m.hidden_size, width = m.moe_intermediate;
   const int64_t pairs = p.tokens() * m.experts_per_token;
-  T *act = sized(work.act, pairs * width), *dact = sized(work.dact, pairs * width);
-  T *dgate = sized(work.dgate, pairs * width), *dup = sized(work.dup, pairs * width);
-  T* drows = sized(work.drows, pairs * d);
+  const MlpSlots& s = p.slots(l).experts[0];
+  T *act = sized(p, work.act, pairs * width), *dact = sized(p, work.dact, pairs * width);
+  T *dgate = sized(p, work.dgate, pairs * width), *dup = sized(p, work.dup, pairs * width);
+  T *drows = sized(p, work.drows, pairs * d), *x = a.expert_rows.data();
   ForwardOps<T>::swiglu(p.kernels, a.expert_gate.data(), a.expert_up.data(), pairs * width, act);
-  std::vector<ProductBackward<T>> down, gate, up;
-  for_each_expert(p, l, [&](const MlpSlots& s, int64_t first, int64_t rows) {
-    const int64_t hidden = first * width, wide = first * d;
-    const T* x = a.expert_rows.data() + wide;
-    down.push_back({work.ddown.data() + wide, d, act + hidden, width, rows, p.w + s.down, d, width,
-                    dact + hidden, false, p.grad + s.down});
-    gate.push_back({dgate + hidden, width, x, d, rows, p.w + s.gate, width, d, drows + wide, false,
-                    p.grad + s.gate});
-    up.push_back(
-        {dup + hidden, width, x, d, rows, p.w + s.up, width, d, drows + wide, true, p.grad + s.up});
-  });
-  products_backward<T>(p.kernels, down);
+  expert_backward<T>(p, l, {work.ddown.data(), act, s.down, d, width, dact, false});
   swiglu_backward<T>(p.kernels,
                      {a.expert_gate.data(), a.expert_up.data(), dact, pairs, width, dgate, dup});
-  products_backward<T>(p.kernels, gate);
-  products_backward<T>(p.kernels, up);
+  expert_backward<T>(p, l, {dgate, x, s.gate, width, d, drows, false});
+  expert_backward<T>(p, l, {dup, x, s.up, width, d, drows, true});
 }
 
 // From the gradients of the experts' weights, and the balance loss: dg += that of g.
@@ -187,17 +178,18 @@ void router_backward(Pass<T>& p, int64_t l, T* dg) {
   LayerState<T>& a = p.layer(l);
   Workspace<T>& work = p.state.work;
   const int64_t n = p.tokens(), chosen = m.experts_per_token;
-  sized(work.drouter, n * m.num_experts);
+  sized(p, work.drouter, n * m.num_experts);
+  std::vector<MoeGateBackwardArgs<T>> sequences;
+  double* balance = p.state.balance.data() + l * p.batch.sequences();
   for (size_t i = 0; i + 1 < p.batch.begins.size(); ++i) {
     const int64_t b = p.batch.begins[i];
-    double balance = 0;
-    moe_gate_backward<T>(
-        p.kernels, {a.router.data() + b * m.num_experts, a.expert_ids.data() + b * chosen,
-                    work.dexpert_weights.data() + b * chosen, p.batch.begins[i + 1] - b,
-                    m.num_experts, chosen, m.norm_topk_prob, m.routed_scaling_factor,
-                    p.objective.balance_scale, work.drouter.data() + b * m.num_experts, &balance});
-    p.result.balance[static_cast<size_t>(l)] += balance;
+    sequences.push_back({a.router.data() + b * m.num_experts, a.expert_ids.data() + b * chosen,
+                         work.dexpert_weights.data() + b * chosen, p.batch.begins[i + 1] - b,
+                         m.num_experts, chosen, m.norm_topk_prob, m.routed_scaling_factor,
+                         p.objective.balance_scale, work.drouter.data() + b * m.num_experts,
+                         balance + i});
   }
+  moe_gate_backwards<T>(p.kernels, sequences);
   const int64_t router = p.slots(l).router;
   products_backward<T>(p.kernels,
                        {work.drouter.data(), m.num_experts, work.normed.data(), m.hidden_size, n,
@@ -209,7 +201,7 @@ void norm_input(Pass<T>& p, int64_t l) {
   const int64_t n = p.tokens(), d = p.config.hidden_size;
   ForwardOps<T>::rms_norm(p.kernels, p.layer(l).x_mid.data(), d,
                           p.w + p.slots(l).post_attention_norm, n, d,
-                          static_cast<T>(p.config.norm_eps), sized(p.state.work.normed, n * d));
+                          static_cast<T>(p.config.norm_eps), sized(p, p.state.work.normed, n * d));
 }
 
 }  // namespace
@@ -227,10 +219,14 @@ void ffn_forward(Pass<T>& p, int64_t l, T* out) {
   if (mlp_width(p, l) > 0) {
     mlp_forward(p, l, out);
   } else {
-    std::fill_n(out, values, T{0});
+    zero(p.kernels, out, values * static_cast<int64_t>(sizeof(T)));
   }
-  if (is_moe(p, l)) add_experts(p, l, out);
-  for (int64_t i = 0; i < values; ++i) out[i] += a.x_mid[static_cast<size_t>(i)];
+  if (is_moe(p, l)) {
+    add_experts<T>(p.kernels,
+                   {a.expert_down.data(), a.expert_row_of.data(), a.expert_weights.data(),
+                    p.tokens(), p.config.experts_per_token, p.config.hidden_size, out});
+  }
+  add_values(p.kernels, a.x_mid.data(), values, out);
 }
 
 template <typename T>
@@ -240,13 +236,13 @@ void ffn_backward(Pass<T>& p, int64_t l, T* dx) {
   Workspace<T>& work = p.state.work;
   const int64_t n = p.tokens(), d = m.hidden_size, pairs = n * m.experts_per_token;
   norm_input(p, l);
-  T* dg = zeroed(work.dnormed, n * d);
+  T* dg = zeroed(p, work.dnormed, n * d);
   if (mlp_width(p, l) > 0) mlp_backward<T>(p, l, dx, dg, false);
   if (is_moe(p, l)) {
     moe_combine_backward<T>(
-        p.kernels,
-        {a.expert_down.data(), a.expert_row_of.data(), a.expert_weights.data(), dx, n,
-         m.experts_per_token, d, sized(work.ddown, pairs * d), sized(work.dexpert_weights, pairs)});
+        p.kernels, {a.expert_down.data(), a.expert_row_of.data(), a.expert_weights.data(), dx, n,
+                    m.experts_per_token, d, sized(p, work.ddown, pairs * d),
+                    sized(p, work.dexpert_weights, pairs)});
     experts_backward(p, l);
     moe_permute_backward<T>(
         p.kernels, {work.drows.data(), a.expert_row_of.data(), n, m.experts_per_token, d, dg});

@@ -25,6 +25,21 @@ struct Product {
   T* y = nullptr;  // [m, rows], rows side by side
 };
 
+// The rows of a layer's experts: expert e has offsets[e] .. offsets[e+1] of `all`.
+struct ExpertRows {
+  const int64_t* offsets = nullptr;  // [experts + 1]
+  int64_t experts = 0, all = 0;
+};
+
+// y = x W_e^T on the rows of every expert e, W_e [rows, cols] at w + e * w_stride.
+template <typename T>
+struct ExpertProduct {
+  const T* x = nullptr;  // [all, cols]
+  const T* w = nullptr;
+  int64_t w_stride = 0, rows = 0, cols = 0;
+  T* y = nullptr;  // [all, rows]
+};
+
 template <typename T>
 struct ForwardOps {
   static void products(KernelContext& context, std::span<const Product<T>> list);
@@ -35,10 +50,15 @@ struct ForwardOps {
                          int64_t width, T eps, T* y);
   static void swiglu(KernelContext& context, const T* gate, const T* up, int64_t count, T* y);
   static void embedding(KernelContext& context, const T* table, const ModelConfig& config,
-                        std::span<const int32_t> ids, T* y);
+                        const int32_t* ids, int64_t tokens, T* y);
   // ids, weights [tokens, experts_per_token]
   static void moe_gate(KernelContext& context, const ModelConfig& config, const T* logits,
                        const T* bias, int64_t tokens, int32_t* ids, T* weights);
+  // x [tokens, hidden] by expert, as moe_permute.
+  static void permute(KernelContext& context, const ModelConfig& config, const int32_t* ids,
+                      const T* x, int64_t tokens, int32_t* row_of, int64_t* offsets, T* rows);
+  static void expert_products(KernelContext& context, const ExpertRows& rows,
+                              std::span<const ExpertProduct<T>> list);
   // Attention of one sequence over everything earlier -> out [tokens, heads, v_dim].
   static void attend_dense(KernelContext& context, const MlaSequence<T>& in, T* out);
   // The indexer's selection for one sequence: q [tokens, heads, dim], w [tokens, heads], keys

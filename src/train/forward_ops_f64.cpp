@@ -3,7 +3,7 @@
 #include <limits>
 #include <numeric>
 
-#include "kernels/matmul/matmul.h"
+#include "kernels/matmul/grouped_matmul.h"
 #include "kernels/plain_rows.h"
 #include "train/forward_ops.h"
 
@@ -93,9 +93,38 @@ void ForwardOps<double>::swiglu(KernelContext&, const double* gate, const double
 
 template <>
 void ForwardOps<double>::embedding(KernelContext&, const double* table, const ModelConfig& config,
-                                   std::span<const int32_t> ids, double* y) {
-  for (const int32_t id : ids) {
-    y = std::copy_n(table + id * config.hidden_size, config.hidden_size, y);
+                                   const int32_t* ids, int64_t tokens, double* y) {
+  for (int64_t t = 0; t < tokens; ++t) {
+    y = std::copy_n(table + ids[t] * config.hidden_size, config.hidden_size, y);
+  }
+}
+
+template <>
+void ForwardOps<double>::permute(KernelContext&, const ModelConfig& c, const int32_t* ids,
+                                 const double* x, int64_t tokens, int32_t* row_of, int64_t* offsets,
+                                 double* rows) {
+  const int64_t pairs = tokens * c.experts_per_token, d = c.hidden_size;
+  std::vector<int64_t> next(static_cast<size_t>(c.num_experts + 1));
+  for (int64_t i = 0; i < pairs; ++i) ++next[static_cast<size_t>(ids[i]) + 1];
+  std::partial_sum(next.begin(), next.end(), next.begin());
+  std::copy(next.begin(), next.end(), offsets);
+  for (int64_t i = 0; i < pairs; ++i) {
+    row_of[i] = static_cast<int32_t>(next[static_cast<size_t>(ids[i])]++);
+    std::copy_n(x + i / c.experts_per_token * d, d, rows + row_of[i] * d);
+  }
+}
+
+template <>
+void ForwardOps<double>::expert_products(KernelContext& context, const ExpertRows& rows,
+                                         std::span<const ExpertProduct<double>> list) {
+  for (const ExpertProduct<double>& p : list) {
+    const GroupedMatmulArgs<double> args{
+        {p.x, p.cols, 1, p.w, 1, p.cols, p.y, p.rows, rows.all, p.rows, p.cols},
+        GroupedOver::kRows,
+        p.w_stride,
+        rows.offsets,
+        rows.experts};
+    grouped_matmuls<double>(context, {&args, 1});
   }
 }
 

@@ -9,7 +9,9 @@
 namespace tamis {
 namespace {
 
-constexpr int64_t kHeadBlock = 256;  // tokens whose logits exist at the same time
+// Tokens whose logits exist at the same time: on a CPU those that stay in its cache, on a device
+// those of kHeadBytes.
+constexpr int64_t kHeadBlock = 256, kHeadBytes = int64_t{256} << 20;
 
 void check(const ModelConfig& config, const MicroBatch& batch, const Objective& objective) {
   for (const int32_t id : batch.ids) {
@@ -33,21 +35,82 @@ void check(const ModelConfig& config, const MicroBatch& batch, const Objective& 
 
 }  // namespace
 
+namespace {
+
+// cos and sin of at least `count` positions, for the configuration of p.
 template <typename T>
-void position_tables(Pass<T>& p) {
+void make_rope_rows(Pass<T>& p, int64_t count) {
   const ModelConfig& m = p.config;
-  std::vector<int32_t> positions;
-  for (size_t i = 0; i + 1 < p.batch.begins.size(); ++i) {
-    for (int64_t t = p.batch.begins[i]; t < p.batch.begins[i + 1]; ++t) {
-      positions.push_back(static_cast<int32_t>(t - p.batch.begins[i]));
-    }
-  }
+  RopeRows<T>& rows = p.state.rope;
   const std::vector<float> freq = rope_inv_freq(m.rope, m.rope_theta, m.yarn_or_null());
   const auto scaling = static_cast<float>(rope_attention_scaling(m.yarn_or_null()));
+  if (rows.count >= count && rows.freq == freq && rows.scaling == scaling) return;
+  std::vector<int32_t> positions(static_cast<size_t>(count));
+  for (size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<int32_t>(i);
   std::vector<float> cos(positions.size() * freq.size()), sin(cos.size());
-  rope_tables(p.kernels, freq, scaling, positions.data(), p.tokens(), cos.data(), sin.data());
-  p.state.cos.assign(cos.begin(), cos.end());
-  p.state.sin.assign(sin.begin(), sin.end());
+  rope_tables(p.kernels, freq, scaling, positions.data(), count, cos.data(), sin.data());
+  placed(p, rows.cos, std::vector<T>(cos.begin(), cos.end()));
+  placed(p, rows.sin, std::vector<T>(sin.begin(), sin.end()));
+  rows.freq = freq;
+  rows.scaling = scaling;
+  rows.count = count;
+}
+
+}  // namespace
+
+template <typename T>
+void place_batch(Pass<T>& p) {
+  TrainState<T>& s = p.state;
+  std::vector<int32_t> positions;
+  int64_t longest = 0;
+  for (size_t i = 0; i + 1 < p.batch.begins.size(); ++i) {
+    const int64_t count = p.batch.begins[i + 1] - p.batch.begins[i];
+    for (int64_t t = 0; t < count; ++t) positions.push_back(static_cast<int32_t>(t));
+    longest = std::max(longest, count);
+  }
+  placed(p, s.ids, p.batch.ids);
+  placed(p, s.targets, p.batch.targets);
+  placed(p, s.position, positions);
+  make_rope_rows(p, longest);
+  const int64_t n = p.tokens(), half = p.config.rope / 2;
+  const auto layers = static_cast<int64_t>(p.table.layers().size());
+  pick_rows<T>(p.kernels,
+               {s.rope.cos.data(), s.position.data(), n, half, sized(p, s.cos, n * half)});
+  pick_rows<T>(p.kernels,
+               {s.rope.sin.data(), s.position.data(), n, half, sized(p, s.sin, n * half)});
+  sized(p, s.kl, layers * n);
+  sized(p, s.balance, layers * p.batch.sequences());
+  sized(p, s.expert_offsets, layers * (p.config.num_experts + 1));
+}
+
+template <typename T>
+void collect_layers(Pass<T>& p, int64_t first, int64_t last) {
+  const TrainState<T>& s = p.state;
+  const int64_t n = p.tokens(), sequences = p.batch.sequences(), experts = p.config.num_experts;
+  for (int64_t l = first; l < last; ++l) {
+    const auto at = static_cast<size_t>(l);
+    if (p.objective.train_indexer) {
+      p.result.kl_rows[at] = fetched(p, s.kl.data() + l * n, n);
+      for (const double kl : p.result.kl_rows[at]) p.result.kl[at] += kl;
+    }
+    if (p.layer_config(l).ffn != FfnKind::kMoe) continue;
+    const std::vector<int64_t> offsets =
+        fetched(p, s.expert_offsets.data() + l * (experts + 1), experts + 1);
+    for (size_t e = 0; e + 1 < offsets.size(); ++e) {
+      p.result.load[at][e] += offsets[e + 1] - offsets[e];
+    }
+    if (!p.objective.train_model) continue;
+    for (const double b : fetched(p, s.balance.data() + l * sequences, sequences)) {
+      p.result.balance[at] += b;
+    }
+  }
+}
+
+template <typename T>
+double sum_of_losses(Pass<T>& p) {
+  double sum = 0;
+  for (const double loss : fetched(p, p.state.losses.data(), p.tokens())) sum += loss;
+  return sum;
 }
 
 namespace {
@@ -56,12 +119,12 @@ template <typename T>
 void forward(Pass<T>& p) {
   const ModelConfig& m = p.config;
   const int64_t values = p.tokens() * m.hidden_size, layers = m.num_layers();
-  ForwardOps<T>::embedding(p.kernels, p.w + p.table.embed(), m, p.batch.ids,
-                           sized(p.layer(0).x, values));
+  ForwardOps<T>::embedding(p.kernels, p.w + p.table.embed(), m, p.state.ids.data(), p.tokens(),
+                           sized(p, p.layer(0).x, values));
   for (int64_t l = 0; l < layers; ++l) {
     attention_forward(p, l);
-    std::vector<T>& next = l + 1 < layers ? p.layer(l + 1).x : p.state.work.final_x;
-    ffn_forward(p, l, sized(next, values));
+    Buffer<T>& next = l + 1 < layers ? p.layer(l + 1).x : p.state.work.final_x;
+    ffn_forward(p, l, sized(p, next, values));
   }
 }
 
@@ -70,7 +133,7 @@ void final_norm(Pass<T>& p, int64_t norm) {
   const int64_t n = p.tokens(), d = p.config.hidden_size;
   Workspace<T>& work = p.state.work;
   ForwardOps<T>::rms_norm(p.kernels, work.final_x.data(), d, p.w + norm, n, d,
-                          static_cast<T>(p.config.norm_eps), sized(work.final_normed, n * d));
+                          static_cast<T>(p.config.norm_eps), sized(p, work.final_normed, n * d));
 }
 
 // The losses; dx gets the gradient of the last layer's output.
@@ -78,8 +141,8 @@ template <typename T>
 void head(Pass<T>& p, MtpState<T>* mtp, T* dx) {
   const int64_t n = p.tokens(), d = p.config.hidden_size;
   Workspace<T>& work = p.state.work;
-  T* dy = sized(work.dnormed, n * d);
-  p.result.lm_loss += head_forward_backward(p, p.table.norm(), p.objective.lm_scale, dy);
+  T* dy = sized(p, work.dnormed, n * d);
+  head_forward_backward(p, p.table.norm(), p.objective.lm_scale, dy);
   for (const int32_t target : p.batch.targets) p.result.targets += target >= 0 ? 1 : 0;
   if (mtp != nullptr) mtp_forward_backward(p, *mtp, dy);
   rms_norm_backward<T>(p.kernels,
@@ -87,68 +150,71 @@ void head(Pass<T>& p, MtpState<T>* mtp, T* dx) {
                         static_cast<T>(p.config.norm_eps), dx, d, p.grad + p.table.norm()});
 }
 
-// The losses alone, by blocks of tokens.
+template <typename T>
+int64_t head_block(const Pass<T>& p) {
+  if (p.kernels.device() == nullptr) return kHeadBlock;
+  const int64_t fit = kHeadBytes / (p.config.vocab_size * static_cast<int64_t>(sizeof(T)));
+  return std::max(kHeadBlock, fit / kHeadBlock * kHeadBlock);
+}
+
+// The losses alone, by blocks of tokens, and the most likely ones.
 template <typename T>
 void evaluate_head(Pass<T>& p) {
   const ModelConfig& m = p.config;
   Workspace<T>& work = p.state.work;
-  const int64_t n = p.tokens(), d = m.hidden_size, vocab = m.vocab_size;
+  const int64_t n = p.tokens(), d = m.hidden_size, vocab = m.vocab_size, most = head_block(p);
   final_norm(p, p.table.norm());
   const T* y = work.final_normed.data();
-  T* logits = sized(work.logits, std::min(kHeadBlock, n) * vocab);
-  sized(work.rows, n);
-  for (int64_t begin = 0; begin < n; begin += kHeadBlock) {
-    const int64_t count = std::min(kHeadBlock, n - begin);
-    const int32_t* targets = p.batch.targets.data() + begin;
+  T* logits = sized(p, work.logits, std::min(most, n) * vocab);
+  double* losses = sized(p, p.state.losses, n);
+  int32_t* likeliest = sized(p, p.state.likeliest, n);
+  for (int64_t begin = 0; begin < n; begin += most) {
+    const int64_t count = std::min(most, n - begin);
     const Product<T> product{y + begin * d, d, count, p.w + p.table.head(), vocab, d, logits};
     ForwardOps<T>::products(p.kernels, {&product, 1});
-    for (int64_t i = 0; i < count; ++i) {
-      const T* row = logits + i * vocab;
-      if (targets[i] >= 0 && std::max_element(row, row + vocab) - row == targets[i]) {
-        ++p.result.right;
-      }
-    }
-    cross_entropy_backward<T>(p.kernels,
-                              {logits, targets, count, vocab, 1, work.rows.data() + begin});
+    largest_columns<T>(p.kernels, {logits, count, vocab, likeliest + begin});
+    cross_entropy_backward<T>(
+        p.kernels, {logits, p.state.targets.data() + begin, count, vocab, 1, losses + begin});
   }
-  for (const double loss : work.rows) p.result.lm_loss += loss;
-  for (const int32_t target : p.batch.targets) p.result.targets += target >= 0 ? 1 : 0;
+  p.result.lm_loss += sum_of_losses(p);
+  const std::vector<int32_t> best = fetched(p, p.state.likeliest.data(), n);
+  for (size_t i = 0; i < best.size(); ++i) {
+    p.result.targets += p.batch.targets[i] >= 0 ? 1 : 0;
+    p.result.right += best[i] == p.batch.targets[i] ? 1 : 0;
+  }
 }
 
 template <typename T>
-int64_t bytes_of(const std::vector<T>& v) {
-  return static_cast<int64_t>(v.capacity() * sizeof(T));
+int64_t bytes_of(const Buffer<T>& b) {
+  return b.bytes();
 }
 
 }  // namespace
 
 template <typename T>
-double head_forward_backward(Pass<T>& p, int64_t norm, double scale, T* d_normed) {
+void head_forward_backward(Pass<T>& p, int64_t norm, double scale, T* d_normed) {
   const ModelConfig& m = p.config;
   Workspace<T>& work = p.state.work;
-  const int64_t n = p.tokens(), d = m.hidden_size, vocab = m.vocab_size;
+  const int64_t n = p.tokens(), d = m.hidden_size, vocab = m.vocab_size, most = head_block(p);
   final_norm(p, norm);
   const T* y = work.final_normed.data();
-  T* logits = sized(work.logits, std::min(kHeadBlock, n) * vocab);
-  sized(work.rows, n);
-  for (int64_t begin = 0; begin < n; begin += kHeadBlock) {
-    const int64_t count = std::min(kHeadBlock, n - begin), at = begin * d;
+  T* logits = sized(p, work.logits, std::min(most, n) * vocab);
+  double* losses = sized(p, p.state.losses, n);
+  for (int64_t begin = 0; begin < n; begin += most) {
+    const int64_t count = std::min(most, n - begin), at = begin * d;
     const Product<T> product{y + at, d, count, p.w + p.table.head(), vocab, d, logits};
     ForwardOps<T>::products(p.kernels, {&product, 1});
-    cross_entropy_backward<T>(p.kernels, {logits, p.batch.targets.data() + begin, count, vocab,
-                                          scale, work.rows.data() + begin});
+    cross_entropy_backward<T>(
+        p.kernels, {logits, p.state.targets.data() + begin, count, vocab, scale, losses + begin});
     products_backward<T>(p.kernels, {logits, vocab, y + at, d, count, p.w + p.table.head(), vocab,
                                      d, d_normed + at, false, p.grad + p.table.head()});
   }
-  double sum = 0;
-  for (const double loss : work.rows) sum += loss;
-  return sum;
 }
 
-template double head_forward_backward(Pass<float>&, int64_t, double, float*);
-template double head_forward_backward(Pass<double>&, int64_t, double, double*);
-template void position_tables(Pass<float>&);
-template void position_tables(Pass<double>&);
+template void head_forward_backward(Pass<float>&, int64_t, double, float*);
+template void head_forward_backward(Pass<double>&, int64_t, double, double*);
+template void place_batch(Pass<float>&);
+template void place_batch(Pass<double>&);
 
 template <typename T>
 TrainModel<T>::TrainModel(const ModelConfig& config, const ParameterTable& table)
@@ -178,24 +244,32 @@ StepResult TrainModel<T>::run(KernelContext& context, const Values& values, cons
   Pass<T> p{context, config_,   table_,  values.weights, values.gradients,
             batch,   objective, *state_, result};
   for (LayerState<T>& layer : state_->layers) layer.indices.clear();
-  position_tables(p);
+  place_batch(p);
   forward(p);
   if (objective.evaluate) evaluate_head(p);
-  if (!objective.train_model) {
-    if (mtp_ && objective.train_indexer) {
-      final_norm(p, table_.norm());
-      mtp_forward_backward<T>(p, *mtp_, nullptr);
+  MtpState<T>* mtp = nullptr;
+  if (objective.train_model && objective.mtp_scale > 0) mtp = mtp_.get();
+  if (!objective.train_model && objective.train_indexer) mtp = mtp_.get();
+  if (objective.train_model) {
+    T* dx = zeroed(p, state_->work.dx, batch.tokens() * config_.hidden_size);
+    head(p, mtp, dx);
+    for (int64_t l = config_.num_layers() - 1; l >= 0; --l) {
+      ffn_backward(p, l, dx);
+      attention_backward(p, l, dx);
     }
-    return result;
+    embedding_backward<T>(context, {state_->ids.data(), dx, batch.tokens(), config_.hidden_size,
+                                    values.gradients + table_.embed()});
+    result.lm_loss += sum_of_losses(p);
+  } else if (mtp != nullptr) {
+    final_norm(p, table_.norm());
+    mtp_forward_backward<T>(p, *mtp, nullptr);
   }
-  T* dx = zeroed(state_->work.dx, batch.tokens() * config_.hidden_size);
-  head(p, objective.mtp_scale > 0 ? mtp_.get() : nullptr, dx);
-  for (int64_t l = config_.num_layers() - 1; l >= 0; --l) {
-    ffn_backward(p, l, dx);
-    attention_backward(p, l, dx);
+  collect_layers(p, 0, config_.num_layers());
+  if (mtp != nullptr && mtp->batch.tokens() > 0) {
+    Pass<T> q = mtp_pass(p, *mtp);
+    collect_layers(q, config_.num_layers(), config_.num_layers() + 1);
+    if (objective.train_model) result.mtp_loss += sum_of_losses(q);
   }
-  embedding_backward<T>(context, {batch.ids.data(), dx, batch.tokens(), config_.hidden_size,
-                                  values.gradients + table_.embed()});
   return result;
 }
 

@@ -1,7 +1,5 @@
 // The module of multi-token prediction, forward and backward (src/model/transformer.cpp,
 // forward_mtp).
-#include <algorithm>
-
 #include "train/pass.h"
 
 namespace tamis {
@@ -16,7 +14,7 @@ void make_batch(const MicroBatch& batch, MtpState<T>& mtp) {
   for (size_t s = 0; s + 1 < batch.begins.size(); ++s) {
     for (int64_t t = batch.begins[s]; t + 1 < batch.begins[s + 1]; ++t) {
       const auto next = static_cast<size_t>(t) + 1;
-      mtp.row_of.push_back(t);
+      mtp.row_of.push_back(static_cast<int32_t>(t));
       mtp.batch.ids.push_back(batch.ids[next]);
       mtp.batch.targets.push_back(batch.targets[next]);
     }
@@ -26,12 +24,6 @@ void make_batch(const MicroBatch& batch, MtpState<T>& mtp) {
   }
 }
 
-template <typename T>
-void copy_block(const T* from, int64_t rows, int64_t width, int64_t from_stride, T* to,
-                int64_t to_stride) {
-  for (int64_t r = 0; r < rows; ++r) std::copy_n(from + r * from_stride, width, to + r * to_stride);
-}
-
 // x of the module's layer: W_eh [enorm(E[next]) ; hnorm(h)].
 template <typename T>
 void join(Pass<T>& q, const T* normed, MtpState<T>& mtp, int64_t l) {
@@ -39,17 +31,16 @@ void join(Pass<T>& q, const T* normed, MtpState<T>& mtp, int64_t l) {
   const int64_t n = q.tokens(), d = q.config.hidden_size;
   const MtpSlots& s = q.table.mtp();
   const auto eps = static_cast<T>(q.config.norm_eps);
-  F::embedding(q.kernels, q.w + q.table.embed(), q.config, q.batch.ids, sized(mtp.e, n * d));
-  T* h = sized(mtp.h, n * d);
-  for (int64_t r = 0; r < n; ++r) {
-    std::copy_n(normed + mtp.row_of[static_cast<size_t>(r)] * d, d, h + r * d);
-  }
-  T *half = sized(q.state.work.normed, n * d), *z = sized(mtp.joined, 2 * n * d);
+  F::embedding(q.kernels, q.w + q.table.embed(), q.config, q.state.ids.data(), n,
+               sized(q, mtp.e, n * d));
+  T* h = sized(q, mtp.h, n * d);
+  pick_rows<T>(q.kernels, {normed, placed(q, mtp.rows, mtp.row_of), n, d, h});
+  T *half = sized(q, q.state.work.normed, n * d), *z = sized(q, mtp.joined, 2 * n * d);
   F::rms_norm(q.kernels, mtp.e.data(), d, q.w + s.enorm, n, d, eps, half);
-  copy_block(half, n, d, d, z, 2 * d);
+  copy_columns<T>(q.kernels, {half, d, n, d, z, 2 * d});
   F::rms_norm(q.kernels, h, d, q.w + s.hnorm, n, d, eps, half);
-  copy_block(half, n, d, d, z + d, 2 * d);
-  const Product<T> product{z, 2 * d, n, q.w + s.eh_proj, d, 2 * d, sized(q.layer(l).x, n * d)};
+  copy_columns<T>(q.kernels, {half, d, n, d, z + d, 2 * d});
+  const Product<T> product{z, 2 * d, n, q.w + s.eh_proj, d, 2 * d, sized(q, q.layer(l).x, n * d)};
   F::products(q.kernels, {&product, 1});
 }
 
@@ -59,23 +50,19 @@ void join_backward(Pass<T>& q, const T* dx, MtpState<T>& mtp, T* d_normed) {
   const int64_t n = q.tokens(), d = q.config.hidden_size;
   const MtpSlots& s = q.table.mtp();
   const auto eps = static_cast<T>(q.config.norm_eps);
-  std::vector<T> dz(static_cast<size_t>(2 * n * d)), half(static_cast<size_t>(n * d));
+  T *dz = sized(q, mtp.djoined, 2 * n * d), *half = sized(q, mtp.half, n * d);
   products_backward<T>(q.kernels, {dx, d, mtp.joined.data(), 2 * d, n, q.w + s.eh_proj, d, 2 * d,
-                                   dz.data(), false, q.grad + s.eh_proj});
-  std::vector<T> back(half.size());
-  copy_block(dz.data(), n, d, 2 * d, half.data(), d);
-  rms_norm_backward<T>(q.kernels, {mtp.e.data(), d, q.w + s.enorm, half.data(), n, d, eps,
-                                   back.data(), d, q.grad + s.enorm});
-  embedding_backward<T>(q.kernels,
-                        {q.batch.ids.data(), back.data(), n, d, q.grad + q.table.embed()});
-  copy_block(dz.data() + d, n, d, 2 * d, half.data(), d);
-  std::fill(back.begin(), back.end(), T{0});
-  rms_norm_backward<T>(q.kernels, {mtp.h.data(), d, q.w + s.hnorm, half.data(), n, d, eps,
-                                   back.data(), d, q.grad + s.hnorm});
-  for (int64_t r = 0; r < n; ++r) {
-    T* to = d_normed + mtp.row_of[static_cast<size_t>(r)] * d;
-    for (int64_t i = 0; i < d; ++i) to[i] += back[static_cast<size_t>(r * d + i)];
-  }
+                                   dz, false, q.grad + s.eh_proj});
+  T* back = zeroed(q, mtp.back, n * d);
+  copy_columns<T>(q.kernels, {dz, 2 * d, n, d, half, d});
+  rms_norm_backward<T>(
+      q.kernels, {mtp.e.data(), d, q.w + s.enorm, half, n, d, eps, back, d, q.grad + s.enorm});
+  embedding_backward<T>(q.kernels, {q.state.ids.data(), back, n, d, q.grad + q.table.embed()});
+  copy_columns<T>(q.kernels, {dz + d, 2 * d, n, d, half, d});
+  zeroed(q, mtp.back, n * d);
+  rms_norm_backward<T>(
+      q.kernels, {mtp.h.data(), d, q.w + s.hnorm, half, n, d, eps, back, d, q.grad + s.hnorm});
+  return_rows<T>(q.kernels, {back, mtp.rows.data(), n, d, d_normed});
 }
 
 }  // namespace
@@ -95,19 +82,19 @@ void mtp_forward_backward(Pass<T>& p, MtpState<T>& mtp, T* d_normed) {
   make_batch(p.batch, mtp);
   const int64_t n = mtp.batch.tokens(), d = p.config.hidden_size, l = p.config.num_layers();
   if (n == 0) return;
-  Pass<T> q{p.kernels, p.config, p.table, p.w, p.grad, mtp.batch, p.objective, mtp.state, p.result};
+  Pass<T> q = mtp_pass(p, mtp);
   for (LayerState<T>& layer : mtp.state.layers) layer.indices.clear();
-  position_tables(q);
+  place_batch(q);
   join(q, p.state.work.final_normed.data(), mtp, l);
   attention_forward(q, l);
-  ffn_forward(q, l, sized(q.state.work.final_x, n * d));
+  ffn_forward(q, l, sized(q, q.state.work.final_x, n * d));
   if (d_normed == nullptr) return;
   Workspace<T>& work = q.state.work;
-  T* dy = sized(work.dnormed, n * d);
+  T* dy = sized(q, work.dnormed, n * d);
   const int64_t norm = p.table.mtp().norm;
-  p.result.mtp_loss += head_forward_backward(q, norm, p.objective.mtp_scale, dy);
+  head_forward_backward(q, norm, p.objective.mtp_scale, dy);
   p.result.mtp_targets += mtp_targets(p.batch);
-  T* dx = zeroed(work.dx, n * d);
+  T* dx = zeroed(q, work.dx, n * d);
   rms_norm_backward<T>(q.kernels, {work.final_x.data(), d, p.w + norm, dy, n, d,
                                    static_cast<T>(p.config.norm_eps), dx, d, p.grad + norm});
   ffn_backward(q, l, dx);

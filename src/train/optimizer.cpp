@@ -3,18 +3,21 @@
 #include <cmath>
 
 #include "kernels/adamw/adamw.h"
+#include "kernels/memory.h"
 
 namespace tamis {
 
-Optimizer::Optimizer(const ParameterTable& table)
-    : Optimizer(Parts{table.range(ParameterGroup::kModel), table.range(ParameterGroup::kIndexer),
+Optimizer::Optimizer(KernelContext& context, const ParameterTable& table)
+    : Optimizer(context,
+                Parts{table.range(ParameterGroup::kModel), table.range(ParameterGroup::kIndexer),
                       table.range(ParameterGroup::kBias)}) {}
 
-Optimizer::Optimizer(const Parts& parts) {
+Optimizer::Optimizer(KernelContext& context, const Parts& parts) {
   for (const ParameterGroup group : {ParameterGroup::kModel, ParameterGroup::kIndexer}) {
-    const auto size = static_cast<size_t>(parts[static_cast<size_t>(group)].size());
-    first(group).resize(size);
-    second(group).resize(size);
+    const int64_t size = parts[static_cast<size_t>(group)].size();
+    for (Buffer<float>* moments : {&first(group), &second(group)}) {
+      zero(context, moments->resize(context, size), size * static_cast<int64_t>(sizeof(float)));
+    }
   }
 }
 
@@ -26,7 +29,7 @@ void Optimizer::step(KernelContext& context, ParameterGroup group, const AdamwSe
   a.g = g;
   a.m = first(group).data();
   a.v = second(group).data();
-  a.n = static_cast<int64_t>(first(group).size());
+  a.n = first(group).size();
   a.step = ++clock(group);
   a.learning_rate = settings.learning_rate;
   a.beta1 = settings.beta1;
@@ -37,9 +40,13 @@ void Optimizer::step(KernelContext& context, ParameterGroup group, const AdamwSe
   adamw(context, a);
 }
 
-void update_router_biases(const ParameterTable& table,
+void update_router_biases(KernelContext& context, const ParameterTable& table,
                           const std::vector<std::vector<int64_t>>& load, double gamma,
                           float* weights) {
+  const ParameterTable::Range range = table.range(ParameterGroup::kBias);
+  std::vector<float> biases(static_cast<size_t>(range.size()));
+  const int64_t bytes = range.size() * static_cast<int64_t>(sizeof(float));
+  get(context, biases.data(), weights + range.begin, bytes);
   for (size_t l = 0; l < table.layers().size(); ++l) {
     const LayerSlots& s = table.layers()[l];
     if (s.router_bias < 0) continue;
@@ -51,9 +58,11 @@ void update_router_biases(const ParameterTable& table,
       // Compared as integers: mean = total / experts.
       const int64_t above = total - own[e] * experts;
       const double sign = above > 0 ? 1 : above < 0 ? -1 : 0;
-      weights[s.router_bias + static_cast<int64_t>(e)] += static_cast<float>(gamma * sign);
+      biases[static_cast<size_t>(s.router_bias - range.begin) + e] +=
+          static_cast<float>(gamma * sign);
     }
   }
+  put(context, weights + range.begin, biases.data(), bytes);
 }
 
 }  // namespace tamis

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/buffer.h"
 #include "kernels/context.h"
 #include "train/parameters.h"
 
@@ -18,9 +19,9 @@ struct AdamwSettings {
 
 class Optimizer {
  public:
-  using Parts = std::array<ParameterTable::Range, 3>;  // of each group
-  explicit Optimizer(const ParameterTable& table);     // of all of each group
-  explicit Optimizer(const Parts& parts);
+  using Parts = std::array<ParameterTable::Range, 3>;              // of each group
+  Optimizer(KernelContext& context, const ParameterTable& table);  // of all of each group
+  Optimizer(KernelContext& context, const Parts& parts);
 
   // Moves the part of `group` by one step: w, g [part]; norm is of the whole group's gradient. One
   // that is not finite moves nothing, moments and clock included.
@@ -28,18 +29,18 @@ class Optimizer {
             double norm, float* w, const float* g);
 
   // Moments [part], and the steps that a group has made: what a checkpoint keeps.
-  std::vector<float>& first(ParameterGroup group) { return first_[static_cast<size_t>(group)]; }
-  std::vector<float>& second(ParameterGroup group) { return second_[static_cast<size_t>(group)]; }
+  Buffer<float>& first(ParameterGroup group) { return first_[static_cast<size_t>(group)]; }
+  Buffer<float>& second(ParameterGroup group) { return second_[static_cast<size_t>(group)]; }
   int64_t& clock(ParameterGroup group) { return clocks_[static_cast<size_t>(group)]; }
 
  private:
-  std::vector<float> first_[3], second_[3];
+  Buffer<float> first_[3], second_[3];
   int64_t clocks_[3] = {};
 };
 
 // bias_e += gamma sign(mean(load) - load_e) for every layer with experts (DeepSeek-V3
 // report, 2.1.2); load [layers][experts] counts tokens.
-void update_router_biases(const ParameterTable& table,
+void update_router_biases(KernelContext& context, const ParameterTable& table,
                           const std::vector<std::vector<int64_t>>& load, double gamma,
                           float* weights);
 

@@ -4,6 +4,8 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/buffer.h"
+#include "kernels/memory.h"
 #include "kernels/train_ops.h"
 #include "train/forward_ops.h"
 #include "train/model.h"
@@ -13,36 +15,43 @@ namespace tamis {
 // What attention expands from a layer's latents; recomputed for the backward pass on demand.
 template <typename T>
 struct ExpandedState {
-  std::vector<T> q_lora, q, c_kv, k_pe;  // q and k_pe after RoPE
-  std::vector<T> kv;                     // dense: keys and values of every head
-  std::vector<T> q_latent;               // sparse
+  Buffer<T> q_lora, q, c_kv, k_pe;  // q and k_pe after RoPE
+  Buffer<T> kv;                     // dense: keys and values of every head
+  Buffer<T> q_latent;               // sparse
 };
 
 template <typename T>
 struct LayerState : ExpandedState<T> {
-  std::vector<T> x;  // [tokens, hidden]: the residual stream that enters the layer
+  Buffer<T> x;  // [tokens, hidden]: the residual stream that enters the layer
   // Attention, names of the paper.
-  std::vector<T> q_a, kv_a;
-  std::vector<T> o_latent;       // sparse
-  std::vector<int32_t> indices;  // sparse: [tokens, topk], positions within the sequence
-  std::vector<T> o;              // [tokens, heads, v_head]
-  std::vector<T> x_mid;          // the stream between the half-blocks
+  Buffer<T> q_a, kv_a;
+  Buffer<T> o_latent;       // sparse
+  Buffer<int32_t> indices;  // sparse: [tokens, topk], positions within the sequence
+  Buffer<T> o;              // [tokens, heads, v_head]
+  Buffer<T> x_mid;          // the stream between the half-blocks
   // FFN: of the dense MLP or the shared expert, then of the routed ones.
-  std::vector<T> gate, up;
-  std::vector<T> router, expert_weights, expert_rows, expert_gate, expert_up, expert_down;
-  std::vector<int32_t> expert_ids, expert_row_of;
-  std::vector<int64_t> expert_offsets;
+  Buffer<T> gate, up;
+  Buffer<T> router, expert_weights, expert_rows, expert_gate, expert_up, expert_down;
+  Buffer<int32_t> expert_ids, expert_row_of;
 };
 
 // Reused by every layer in turn.
 template <typename T>
 struct Workspace {
-  std::vector<T> normed, delta, dnormed, dx;
-  std::vector<T> d_o, dq, dkv, dc_kv, dk_pe, dkv_a, dq_a, dq_lora, dq_latent, do_latent;
-  std::vector<T> index_q, index_k_raw, index_k, index_w, d_index_q, d_index_k, d_index_w, target;
-  std::vector<T> act, dact, dgate, dup, shared, drouter, dexpert_weights, drows, ddown;
-  std::vector<T> final_x, final_normed, logits;
-  std::vector<double> rows;
+  Buffer<T> normed, delta, dnormed, dx;
+  Buffer<T> d_o, dq, dkv, dc_kv, dk_pe, dkv_a, dq_a, dq_lora, dq_latent, do_latent;
+  Buffer<T> index_q, index_k_raw, index_k, index_w, d_index_q, d_index_k, d_index_w, target;
+  Buffer<T> act, dact, dgate, dup, shared, drouter, dexpert_weights, drows, ddown;
+  Buffer<T> final_x, final_normed, logits;
+};
+
+// cos and sin of positions 0, 1, .., made once for the frequencies of a configuration.
+template <typename T>
+struct RopeRows {
+  std::vector<float> freq;
+  float scaling = 0;
+  int64_t count = 0;
+  Buffer<T> cos, sin;  // [count, rope / 2]
 };
 
 template <typename T>
@@ -50,7 +59,16 @@ struct TrainState {
   std::vector<LayerState<T>> layers;
   ExpandedState<T> expanded;  // of the layer at work, if they are recomputed
   Workspace<T> work;
-  std::vector<T> cos, sin;  // [tokens, rope / 2]
+  Buffer<T> cos, sin;                      // [tokens, rope / 2]
+  Buffer<int32_t> ids, targets, position;  // of the batch; positions count within a sequence
+  RopeRows<T> rope;
+  // What the pass tells, read when all of it is on its way. Rows of layers count that of
+  // multi-token prediction.
+  Buffer<double> losses;           // [tokens]
+  Buffer<int32_t> likeliest;       // [tokens]: evaluate
+  Buffer<double> kl;               // [layers, tokens]
+  Buffer<double> balance;          // [layers, sequences]
+  Buffer<int64_t> expert_offsets;  // [layers, experts + 1]
 };
 
 // The module of multi-token prediction (DeepSeek-V3 report, 2.2): token i of a sequence, with the
@@ -58,9 +76,11 @@ struct TrainState {
 template <typename T>
 struct MtpState {
   MicroBatch batch;             // ids: of the next tokens
-  std::vector<int64_t> row_of;  // [rows]: the token of the model's batch
+  std::vector<int32_t> row_of;  // [rows]: the token of the model's batch
+  Buffer<int32_t> rows;         // the same, where the operations work
   TrainState<T> state;          // of its layer, the last of state.layers
-  std::vector<T> e, h, joined;  // [rows, hidden] before their norms; [rows, 2 hidden] after
+  Buffer<T> e, h, joined;       // [rows, hidden] before their norms; [rows, 2 hidden] after
+  Buffer<T> djoined, half, back;
 };
 
 template <typename T>
@@ -98,16 +118,33 @@ struct Pass {
 };
 
 // n values of a buffer; what it held is lost.
-template <typename T>
-T* sized(std::vector<T>& buffer, int64_t n) {
-  buffer.resize(static_cast<size_t>(n));
-  return buffer.data();
+template <typename T, typename V>
+V* sized(Pass<T>& p, Buffer<V>& buffer, int64_t n) {
+  return buffer.resize(p.kernels, n);
 }
 
-template <typename T>
-T* zeroed(std::vector<T>& buffer, int64_t n) {
-  buffer.assign(static_cast<size_t>(n), T{0});
-  return buffer.data();
+template <typename T, typename V>
+V* zeroed(Pass<T>& p, Buffer<V>& buffer, int64_t n) {
+  V* values = sized(p, buffer, n);
+  zero(p.kernels, values, n * static_cast<int64_t>(sizeof(V)));
+  return values;
+}
+
+// A copy of host values where the operations work.
+template <typename T, typename V>
+V* placed(Pass<T>& p, Buffer<V>& buffer, const std::vector<V>& values) {
+  const auto n = static_cast<int64_t>(values.size());
+  V* to = sized(p, buffer, n);
+  put(p.kernels, to, values.data(), n * static_cast<int64_t>(sizeof(V)));
+  return to;
+}
+
+// `n` values from there.
+template <typename T, typename V>
+std::vector<V> fetched(Pass<T>& p, const V* from, int64_t n) {
+  std::vector<V> values(static_cast<size_t>(n));
+  get(p.kernels, values.data(), from, n * static_cast<int64_t>(sizeof(V)));
+  return values;
 }
 
 // y = x W^T forward: dx = or += dy W, dw += dy^T x.
@@ -148,15 +185,28 @@ void products_backward(KernelContext& context, const ProductBackward<T>& p) {
 // trained, goes back: d_normed [tokens, hidden] += its gradient.
 template <typename T>
 void mtp_forward_backward(Pass<T>& p, MtpState<T>& mtp, T* d_normed);
-
-// cos and sin of p.state for the positions of p.batch, each sequence from 0.
+// The pass over the module's batch within that of the model.
 template <typename T>
-void position_tables(Pass<T>& p);
+Pass<T> mtp_pass(Pass<T>& p, MtpState<T>& mtp) {
+  return {p.kernels, p.config, p.table, p.w, p.grad, mtp.batch, p.objective, mtp.state, p.result};
+}
 
-// The loss of p.batch from the last layer's output final_x, by blocks of tokens: the gradient of
-// final_normed into d_normed, of the head's matrix added. Returns the sum of losses.
+// Puts p.batch into p.state: ids, targets, and cos and sin of positions, each sequence from 0; and
+// makes room for what the pass tells.
 template <typename T>
-double head_forward_backward(Pass<T>& p, int64_t norm, double scale, T* d_normed);
+void place_batch(Pass<T>& p);
+
+// Reads what the layers [first, last) told into p.result.
+template <typename T>
+void collect_layers(Pass<T>& p, int64_t first, int64_t last);
+
+// The loss of p.batch from the last layer's output final_x, by blocks of tokens, into
+// p.state.losses: the gradient of final_normed into d_normed, of the head's matrix added.
+template <typename T>
+void head_forward_backward(Pass<T>& p, int64_t norm, double scale, T* d_normed);
+// The sum of p.state.losses, tokens in order.
+template <typename T>
+double sum_of_losses(Pass<T>& p);
 
 // Adds Attn(norm(x)) of layer l to x (x_mid of the state), and the indexer's gradients.
 template <typename T>

@@ -305,9 +305,14 @@ void read_run(Recipe& r, const toml::table& root, const std::string& where) {
   run.get("spike_factor", r.spike_factor, 0, kMost);
   run.get("max_skips", r.max_skips, 1, kMost);
   run.get("export", r.export_dtype);
+  run.get("backend", r.backend);
+  run.get("precision", r.precision);
   run.finish();
   if (r.export_dtype != "bf16" && r.export_dtype != "f32") {
     throw InputError(where + ": run.export: want bf16 or f32");
+  }
+  if (r.precision != "bf16" && r.precision != "f32") {
+    throw InputError(where + ": run.precision: want f32 or bf16");
   }
 }
 
@@ -367,6 +372,8 @@ Recipe Recipe::load(const std::string& path, const std::vector<std::string>& set
   Recipe r;
   read_stages(r, root, path);
   read_run(r, root, path);
+  // A run may go on with another back end.
+  if (toml::table* run = root["run"].as_table()) run->erase("backend");
   std::ostringstream text;
   text << toml::json_formatter(root);
   r.text = text.str();

@@ -64,7 +64,10 @@ struct Recipe {
   double spike_factor = 0;
   std::string export_dtype = "bf16";  // or f32
   std::vector<Stage> stages;
-  std::string text;  // the whole recipe, canonical: a run goes on only with the one it began with
+  std::string backend = "cpu";    // or cuda, reference
+  std::string precision = "f32";  // or bf16: what products round their factors to (CUDA)
+  // The whole recipe but the back end, canonical: a run goes on only with the one it began with.
+  std::string text;
 
   int64_t total_steps() const;
 

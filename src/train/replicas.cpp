@@ -2,7 +2,10 @@
 
 #include <cmath>
 
+#include "base/error.h"
 #include "kernels/adamw/adamw.h"
+#include "kernels/array_ops/array_ops.h"
+#include "kernels/memory.h"
 
 namespace tamis {
 namespace {
@@ -22,7 +25,14 @@ int64_t blocks(int64_t values) { return (values + kSquaresBlock - 1) / kSquaresB
 
 }  // namespace
 
-Replicas::Replicas(const ParameterTable& table, Group& group) : table_(table), group_(group) {}
+Replicas::Replicas(KernelContext& context, const ParameterTable& table, Group& group)
+    : context_(context), table_(table), group_(group) {
+  if (context.device() != nullptr && group.size() > 1) {
+    throw UsageError(
+        "train: --backend cuda trains on one GPU, in one process; start it without mpirun, or take "
+        "--backend cpu for several ranks");
+  }
+}
 
 Range Replicas::part(ParameterGroup group, int rank) const {
   const Range all = table_.range(group);
@@ -40,6 +50,7 @@ std::array<Range, 3> Replicas::own_parts() const {
 
 void Replicas::add_gradients(ParameterGroup group, float* gradients, int count, float* sum) {
   const Range own = part(group, rank());
+  if (size() == 1) return add_values(context_, gradients + own.begin, own.size(), sum);
   received_.resize(static_cast<size_t>(own.size() * (size() - 1)));
   std::vector<std::span<const std::byte>> to;
   std::vector<std::span<std::byte>> from;
@@ -60,8 +71,8 @@ void Replicas::add_gradients(ParameterGroup group, float* gradients, int count, 
   }
 }
 
-double Replicas::norm(KernelContext& context, ParameterGroup group, const float* sum) {
-  std::vector<double> squares = squares_by_block(context, sum, part(group, rank()).size());
+double Replicas::norm(ParameterGroup group, const float* sum) {
+  std::vector<double> squares = squares_by_block(context_, sum, part(group, rank()).size());
   std::vector<double> all(static_cast<size_t>(blocks(table_.range(group).size())));
   std::vector<std::span<const std::byte>> to(
       static_cast<size_t>(size()), bytes_of(squares.data(), static_cast<int64_t>(squares.size())));
@@ -79,6 +90,7 @@ double Replicas::norm(KernelContext& context, ParameterGroup group, const float*
 }
 
 void Replicas::share(ParameterGroup group, float* values) {
+  if (size() == 1) return;
   const Range own = part(group, rank());
   const std::vector<std::span<const std::byte>> to(static_cast<size_t>(size()),
                                                    bytes_of(values + own.begin, own.size()));
@@ -91,6 +103,10 @@ void Replicas::share(ParameterGroup group, float* values) {
 }
 
 void Replicas::gather(ParameterGroup group, const float* own, float* whole) {
+  if (size() == 1) {
+    const Range all = part(group, 0);
+    return get(context_, whole + all.begin, own, all.size() * static_cast<int64_t>(sizeof(float)));
+  }
   std::vector<std::span<const std::byte>> to(static_cast<size_t>(size()));
   std::vector<std::span<std::byte>> from(static_cast<size_t>(size()));
   to[0] = bytes_of(own, part(group, rank()).size());

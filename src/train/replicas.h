@@ -19,7 +19,9 @@ namespace tamis {
 
 class Replicas {
  public:
-  Replicas(const ParameterTable& table, Group& group);  // kept by reference
+  // All kept by reference. Values lie where the context's operations work; several ranks work on
+  // CPUs alone: UsageError otherwise.
+  Replicas(KernelContext& context, const ParameterTable& table, Group& group);
 
   int rank() const { return group_.rank(); }
   int size() const { return group_.size(); }
@@ -30,16 +32,18 @@ class Replicas {
   // Collective. sum [own part] += gradients [table] of rank 0, 1, ... count - 1.
   void add_gradients(ParameterGroup group, float* gradients, int count, float* sum);
   // Collective. The norm of the whole group's gradient, of which each rank has sum [own part].
-  double norm(KernelContext& context, ParameterGroup group, const float* sum);
+  double norm(ParameterGroup group, const float* sum);
   // Collective. values [table]: each rank's own part to all.
   void share(ParameterGroup group, float* values);
-  // Collective. own [own part] of every rank to `whole` [table] of rank 0; unused elsewhere.
+  // Collective. own [own part] of every rank to `whole` [table] of rank 0, on the host; unused
+  // elsewhere.
   void gather(ParameterGroup group, const float* own, float* whole);
   // Collective. The numbers of all ranks, each with as many, rank after rank.
   std::vector<double> all(const std::vector<double>& own);
   void barrier() { group_.barrier(); }
 
  private:
+  KernelContext& context_;
   const ParameterTable& table_;
   Group& group_;
   std::vector<float> received_;

@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "kernels/memory.h"
 #include "train/cost.h"
 #include "train/export.h"
 #include "train/train_log.h"
@@ -130,6 +131,12 @@ Trainer::Trainer(Recipe recipe, KernelContext& context, Group& group)
 
 Trainer::Trainer(Recipe recipe, KernelContext& context, std::unique_ptr<Group> own, Group* group)
     : own_group_(std::move(own)), recipe_(std::move(recipe)), context_(context) {
+  if (recipe_.precision == "bf16") {
+    if (context_.device() == nullptr) {
+      throw UsageError("train: precision bf16 needs --backend cuda; a CPU trains in f32");
+    }
+    context_.force("matmul", "cuda_bf16");
+  }
   const std::string config =
       recipe_.config.empty() ? recipe_.from + "/config.json" : recipe_.config;
   config_text_ = read_text_file(config, kMaxConfig);
@@ -141,19 +148,21 @@ Trainer::Trainer(Recipe recipe, KernelContext& context, std::unique_ptr<Group> o
   if (!recipe_.validation.empty()) {
     held_out_.emplace(recipe_.validation, recipe_.tokenizer, shards_);
   }
-  weights_.resize(static_cast<size_t>(table_->size()));
-  gradients_.resize(weights_.size());
-  replicas_ = std::make_unique<Replicas>(*table_, group != nullptr ? *group : *own_group_);
-  optimizer_ = std::make_unique<Optimizer>(replicas_->own_parts());
+  gradients_.resize(context_, table_->size());
+  replicas_ =
+      std::make_unique<Replicas>(context_, *table_, group != nullptr ? *group : *own_group_);
+  optimizer_ = std::make_unique<Optimizer>(context_, replicas_->own_parts());
   for (const ParameterGroup g : {ParameterGroup::kModel, ParameterGroup::kIndexer}) {
-    sums_[static_cast<size_t>(g)].resize(optimizer_->first(g).size());
+    sums_[static_cast<size_t>(g)].resize(context_, optimizer_->first(g).size());
   }
   model_ = std::make_unique<TrainModel<float>>(config_, *table_);
-  draw_values(*table_, recipe_.seed, deviation_of(config_text_), weights_.data());
+  std::vector<float> values(static_cast<size_t>(table_->size()));
+  draw_values(*table_, recipe_.seed, deviation_of(config_text_), values.data());
   if (!recipe_.from.empty()) {
-    const int64_t missing = load_values(Checkpoint::open(recipe_.from), *table_, weights_.data());
+    const int64_t missing = load_values(Checkpoint::open(recipe_.from), *table_, values.data());
     indexer_at_start_ = config_.has_indexer() && missing == 0;
   }
+  place(values.data(), table_->size(), weights_);
   check();
   position_.recipe = recipe_.text;
   position_.data = checksum_of(data_);
@@ -199,11 +208,11 @@ void Trainer::restore() {
       throw InputError(*newest + ": began with other data; its text or its tasks have changed");
     }
     position_ = found.position;
-    weights_ = std::move(found.weights);
+    place(found.weights.data(), table_->size(), weights_);
     for (const ParameterGroup g : {ParameterGroup::kModel, ParameterGroup::kIndexer}) {
       const ParameterTable::Range part = replicas_->part(g, replicas_->rank());
-      std::copy_n(found.first.data() + part.begin, part.size(), optimizer_->first(g).data());
-      std::copy_n(found.second.data() + part.begin, part.size(), optimizer_->second(g).data());
+      place(found.first.data() + part.begin, part.size(), optimizer_->first(g));
+      place(found.second.data() + part.begin, part.size(), optimizer_->second(g));
     }
     optimizer_->clock(ParameterGroup::kModel) = found.clock_model;
     optimizer_->clock(ParameterGroup::kIndexer) = found.clock_indexer;
@@ -217,6 +226,18 @@ void Trainer::restore() {
 }
 
 Trainer::~Trainer() = default;
+
+void Trainer::place(const float* values, int64_t count, Buffer<float>& to) {
+  const int64_t bytes = count * static_cast<int64_t>(sizeof(float));
+  put(context_, to.resize(context_, count), values, bytes);
+}
+
+std::vector<float> Trainer::weights() const {
+  std::vector<float> values(static_cast<size_t>(weights_.size()));
+  get(context_, values.data(), weights_.data(),
+      weights_.size() * static_cast<int64_t>(sizeof(float)));
+  return values;
+}
 
 void Trainer::check() const {
   bool indexer_ready = indexer_at_start_;
@@ -354,17 +375,19 @@ std::string Trainer::plan() const {
   return out;
 }
 
-MicroBatch Trainer::micro_batch(const Stage& stage, int64_t first, int64_t count) const {
-  // Sequences are numbered over the whole run, so two recipes that agree up to here see the same.
-  int64_t number = position_.stage_step * stage.batch + first;
-  for (int64_t i = 0; i < position_.stage; ++i) {
+// Sequences `first` of the stage and those after it. They are numbered over the whole run, so two
+// recipes that agree up to here see the same.
+MicroBatch Trainer::micro_batch(int64_t stage, int64_t first, int64_t count) const {
+  const Stage& s = recipe_.stages[static_cast<size_t>(stage)];
+  int64_t number = first;
+  for (int64_t i = 0; i < stage; ++i) {
     const Stage& earlier = recipe_.stages[static_cast<size_t>(i)];
     number += earlier.steps * earlier.batch;
   }
   MicroBatch batch;
-  const Mixture& data = data_[static_cast<size_t>(position_.stage)];
+  const Mixture& data = data_[static_cast<size_t>(stage)];
   for (int64_t i = 0; i < count; ++i) {
-    data.append(recipe_.seed, number + i, stage.length, stage.answers_only(), batch);
+    data.append(recipe_.seed, number + i, s.length, s.answers_only(), batch);
   }
   return batch;
 }
@@ -376,12 +399,32 @@ std::vector<ParameterGroup> Trainer::trained_groups(const Stage& stage) const {
   return groups;
 }
 
-std::vector<MicroBatch> Trainer::micro_batches(const Stage& stage) const {
+std::vector<MicroBatch> Trainer::draw_step(int64_t stage, int64_t stage_step) const {
+  const Stage& s = recipe_.stages[static_cast<size_t>(stage)];
   std::vector<MicroBatch> batches;
-  for (int64_t first = 0; first < stage.batch; first += stage.micro_batch) {
-    batches.push_back(micro_batch(stage, first, std::min(stage.micro_batch, stage.batch - first)));
+  for (int64_t first = 0; first < s.batch; first += s.micro_batch) {
+    batches.push_back(
+        micro_batch(stage, stage_step * s.batch + first, std::min(s.micro_batch, s.batch - first)));
   }
   return batches;
+}
+
+// The batches of the step at hand; those of the stage's next step are drawn meanwhile.
+std::vector<MicroBatch> Trainer::take_step() {
+  const int64_t stage = position_.stage, step = position_.stage_step;
+  const bool drawn = ahead_.valid() && ahead_step_ == step;
+  std::vector<MicroBatch> batches = drawn ? ahead_.get() : draw_step(stage, step);
+  ahead_ = {};
+  if (step + 1 < recipe_.stages[static_cast<size_t>(stage)].steps) {
+    ahead_step_ = step + 1;
+    ahead_ =
+        std::async(std::launch::async, [this, stage, step] { return draw_step(stage, step + 1); });
+  }
+  return batches;
+}
+
+void Trainer::clear_values(Buffer<float>& values) {
+  zero(context_, values.data(), values.size() * static_cast<int64_t>(sizeof(float)));
 }
 
 // The sums of gradients over all micro-batches, in their order, and what each of them lost, as
@@ -390,13 +433,13 @@ std::vector<double> Trainer::compute(const Stage& stage, const std::vector<Micro
                                      const Objective& objective) {
   const auto count = static_cast<int64_t>(batches.size());
   const int ranks = replicas_->size();
-  for (std::vector<float>& sum : sums_) std::fill(sum.begin(), sum.end(), 0.0F);
+  for (Buffer<float>& sum : sums_) clear_values(sum);
   std::vector<double> numbers;
   for (int64_t first = 0; first < count; first += ranks) {
     const int64_t mine = first + replicas_->rank();
     StepResult r = no_result(config_, table_->layers().size());
     if (mine < count) {
-      std::fill(gradients_.begin(), gradients_.end(), 0.0F);
+      clear_values(gradients_);
       r = model_->run(context_, {weights_.data(), gradients_.data()},
                       batches[static_cast<size_t>(mine)], objective);
     }
@@ -413,7 +456,7 @@ std::vector<double> Trainer::compute(const Stage& stage, const std::vector<Micro
 
 // Losses and gradients of a whole step.
 void Trainer::accumulate(const Stage& stage, StepReport& report) {
-  const std::vector<MicroBatch> batches = micro_batches(stage);
+  const std::vector<MicroBatch> batches = take_step();
   const BatchCounts n = counts_of(batches);
   report.tokens = n.tokens;
   const std::vector<double> numbers = compute(stage, batches, objective_of(stage, n));
@@ -469,7 +512,7 @@ void Trainer::move(const Stage& stage, StepReport& report) {
     }
   }
   for (Move& m : moves) {
-    *m.norm = replicas_->norm(context_, m.group, sums_[static_cast<size_t>(m.group)].data());
+    *m.norm = replicas_->norm(m.group, sums_[static_cast<size_t>(m.group)].data());
     *m.rate = m.settings.learning_rate *= factor;
     report.skipped = report.skipped || !std::isfinite(*m.norm) || is_spike(m.group, *m.norm);
   }
@@ -482,7 +525,7 @@ void Trainer::move(const Stage& stage, StepReport& report) {
     remember_norm(m.group, *m.norm);
   }
   if (stage.trains_model()) {
-    update_router_biases(*table_, load_, stage.bias_speed, weights_.data());
+    update_router_biases(context_, *table_, load_, stage.bias_speed, weights_.data());
   }
   position_.indexer_trained = position_.indexer_trained || stage.trains_indexer();
 }
@@ -508,9 +551,9 @@ TrainingState Trainer::state() {
   s.clock_model = optimizer_->clock(ParameterGroup::kModel);
   s.clock_indexer = optimizer_->clock(ParameterGroup::kIndexer);
   if (replicas_->rank() == 0) {
-    s.weights = weights_;
-    s.first.resize(weights_.size());
-    s.second.resize(weights_.size());
+    s.weights = weights();
+    s.first.resize(s.weights.size());
+    s.second.resize(s.weights.size());
   }
   for (const ParameterGroup g : {ParameterGroup::kModel, ParameterGroup::kIndexer}) {
     replicas_->gather(g, optimizer_->first(g).data(), s.first.data());
@@ -542,7 +585,7 @@ void Trainer::end_stage() {
       o.max_position = config_.max_position;
       o.rope_theta = config_.rope_theta;
     }
-    export_model(o, *table_, weights_);
+    export_model(o, *table_, weights());
   }
   ++position_.stage;
   position_.stage_step = 0;

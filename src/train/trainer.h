@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <future>
 #include <memory>
 #include <optional>
 #include <string>
@@ -13,6 +14,7 @@
 
 #include "base/function_ref.h"
 #include "comm/group.h"
+#include "kernels/buffer.h"
 #include "kernels/context.h"
 #include "train/mixture.h"
 #include "train/model.h"
@@ -48,8 +50,9 @@ class Trainer {
   // model or the data allow, an indexer that the model lacks, a sparse stage whose indexer is
   // fresh, a checkpoint of another recipe or of other data.
   Trainer(Recipe recipe, KernelContext& context);
-  // One of several ranks, which all have the same recipe and see the same files: they compute the
-  // micro-batches of a step in turn. The bits are those of one rank; rank 0 alone writes.
+  // One of several ranks (on CPUs; UsageError for several on CUDA), which all have the same recipe
+  // and see the same files: they compute the micro-batches of a step in turn. The bits are those of
+  // one rank; rank 0 alone writes.
   Trainer(Recipe recipe, KernelContext& context, Group& group);
   ~Trainer();
 
@@ -61,7 +64,7 @@ class Trainer {
 
   const Recipe& recipe() const { return recipe_; }
   const RunPosition& position() const { return position_; }
-  const std::vector<float>& weights() const { return weights_; }
+  std::vector<float> weights() const;  // a copy
 
   // Runs until the end, or until `last_step` steps are done in all, and leaves a checkpoint.
   // DeviceError if max_skips steps in a row had no finite gradient.
@@ -69,11 +72,14 @@ class Trainer {
 
  private:
   void check() const;
+  void place(const float* values, int64_t count, Buffer<float>& to);
+  void clear_values(Buffer<float>& values);
   void check_stage(int64_t index, bool indexer_ready) const;
   StepReport step();
-  MicroBatch micro_batch(const Stage& stage, int64_t first, int64_t count) const;
+  MicroBatch micro_batch(int64_t stage, int64_t first, int64_t count) const;
   std::vector<ParameterGroup> trained_groups(const Stage& stage) const;
-  std::vector<MicroBatch> micro_batches(const Stage& stage) const;
+  std::vector<MicroBatch> draw_step(int64_t stage, int64_t stage_step) const;
+  std::vector<MicroBatch> take_step();
   std::vector<double> compute(const Stage& stage, const std::vector<MicroBatch>& batches,
                               const Objective& objective);
   void accumulate(const Stage& stage, StepReport& report);
@@ -102,14 +108,18 @@ class Trainer {
   std::vector<Mixture> data_;  // of each stage
   std::optional<Mixture> held_out_;
   std::unique_ptr<Replicas> replicas_;
-  std::vector<float> weights_, gradients_;  // gradients: of the micro-batch at work
-  std::vector<float> sums_[2];              // of the step, this rank's part of each group
+  // Where the operations work. gradients_: of the micro-batch at work.
+  Buffer<float> weights_, gradients_;
+  Buffer<float> sums_[2];  // of the step, this rank's part of each group
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<TrainModel<float>> model_;
   std::unique_ptr<CheckpointWriter> writer_;
   std::vector<std::vector<int64_t>> load_;  // of the step
   RunPosition position_;
   bool indexer_at_start_ = false;  // the run began with a trained indexer
+  // The batches of the stage's step `ahead_step_`, drawn while the one before is computed.
+  std::future<std::vector<MicroBatch>> ahead_;
+  int64_t ahead_step_ = 0;
 };
 
 }  // namespace tamis

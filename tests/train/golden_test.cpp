@@ -138,13 +138,13 @@ TEST_P(Golden, LanguageModelLossAndGradients) {
     for (size_t e = 0; e < r.load[l].size(); ++e) {
       EXPECT_EQ(r.load[l][e], tensor_element(stored(balance + ".load"), static_cast<int64_t>(e)));
     }
-    update_router_biases(*table_, r.load, 0.001, values_.data());
+    update_router_biases(context_, *table_, r.load, 0.001, values_.data());
     for (int64_t e = 0; e < config_.num_experts; ++e) {
       const int64_t at = table_->layers()[l].router_bias + e;
       EXPECT_NEAR(values_[static_cast<size_t>(at)],
                   tensor_element(stored(balance + ".bias_after"), e), kBias);
     }
-    update_router_biases(*table_, r.load, -0.001, values_.data());
+    update_router_biases(context_, *table_, r.load, -0.001, values_.data());
   }
 }
 
@@ -187,7 +187,7 @@ TEST_P(Golden, MultiTokenPrediction) {
 }
 
 TEST_P(Golden, TwoStepsOfAdamw) {
-  Optimizer optimizer(*table_);
+  Optimizer optimizer(context_, *table_);
   AdamwSettings settings;
   settings.learning_rate = 1e-3;
   settings.clip = 0;
@@ -228,7 +228,7 @@ TEST_P(Golden, IndexerStages) {
 
 TEST_P(Golden, OneStepOfTheWarmUp) {
   if (!has("dsa.stage1.loss")) return;
-  Optimizer optimizer(*table_);
+  Optimizer optimizer(context_, *table_);
   AdamwSettings settings;
   settings.learning_rate = 1e-3;
   settings.clip = 0;

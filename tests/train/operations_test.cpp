@@ -372,7 +372,7 @@ TEST(Optimizer, ClipsSkipsAndKeepsGroupsApart) {
   const std::vector<float> start = tiny_values(table);
   std::vector<float> weights = start, gradients(start.size(), 2.0F);
   KernelContext context(2);
-  Optimizer optimizer(table);
+  Optimizer optimizer(context, table);
   AdamwSettings settings;
   settings.learning_rate = 0.01;
   settings.decay = 0;
@@ -393,7 +393,7 @@ TEST(Optimizer, ClipsSkipsAndKeepsGroupsApart) {
     ASSERT_EQ(weights[at] != start[at], own) << i;
     if (own) {
       const auto own_at = static_cast<size_t>(i - indexer.begin);
-      ASSERT_NEAR(optimizer.first(ParameterGroup::kIndexer)[own_at], clipped,
+      ASSERT_NEAR(optimizer.first(ParameterGroup::kIndexer).data()[own_at], clipped,
                   4 * kUnitF32 * clipped);
     }
   }
@@ -409,7 +409,8 @@ TEST(RouterBias, MovesTowardsTheMean) {
   const ModelConfig config = tiny_config();
   const ParameterTable table(config);
   std::vector<float> weights(static_cast<size_t>(table.size()));
-  update_router_biases(table, {{}, {1, 2, 3, 2, 2, 2}}, 0.5, weights.data());
+  KernelContext context(1);
+  update_router_biases(context, table, {{}, {1, 2, 3, 2, 2, 2}}, 0.5, weights.data());
   const float* bias = weights.data() + table.layers()[1].router_bias;
   const float want[] = {0.5F, 0, -0.5F, 0, 0, 0};
   for (int e = 0; e < 6; ++e) EXPECT_EQ(bias[e], want[e]) << e;

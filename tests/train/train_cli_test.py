@@ -158,7 +158,8 @@ class Train(unittest.TestCase):
         refused(1, "topk", "--set", "stage.2.topk=48")
         refused(1, "no such key", "--set", "run.outt=x")
         refused(2, "want KEY=VALUE", "--set", "run.seed")
-        refused(2, "no CUDA training", "--backend", "cuda")
+        refused(3, "--backend cpu", "--backend", "cuda")  # a build without CUDA, or no GPU
+        refused(2, "needs --backend cuda", "--precision", "bf16")
         missing = tamis("train", "-c", self.folder / "nothing.toml")
         self.assertEqual(missing.returncode, 1)
 

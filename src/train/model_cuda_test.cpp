@@ -1,0 +1,169 @@
+// Whole models on a GPU: losses and gradients against double in plain loops, and the same bits in
+// every run.
+#include <cmath>
+#include <cstring>
+
+#include "kernels/tolerance.h"
+#include "kernels/train_ops.h"
+#include "support/cuda_device.h"
+#include "train/optimizer.h"
+#include "train/tiny.h"
+
+namespace tamis {
+namespace {
+
+using Floats = std::vector<float>;
+using Doubles = std::vector<double>;
+
+double loss_of(const StepResult& r, const Objective& o) {
+  double loss = o.train_model ? o.lm_scale * r.lm_loss + o.mtp_scale * r.mtp_loss : 0;
+  for (const double kl : r.kl) loss += o.kl_scale * kl;
+  for (const double b : r.balance) loss += o.balance_scale * b;
+  return loss;
+}
+
+Objective objective(TrainAttention attention, bool indexer) {
+  Objective o;
+  o.attention = attention;
+  o.topk = 4;
+  o.train_indexer = indexer;
+  o.lm_scale = 0.01;
+  o.kl_scale = 0.02;
+  o.balance_scale = 0.1;
+  return o;
+}
+
+class TrainCuda : public CudaTest {
+ protected:
+  struct Run {
+    StepResult result;
+    Floats gradients;
+  };
+
+  Run run(TrainModel<float>& model, const Floats& values, const MicroBatch& batch,
+          const Objective& o) {
+    Device<float> w(context(), values), g(context(), Floats(values.size()));
+    Run r;
+    r.result = model.run(context(), {w.data(), g.data()}, batch, o);
+    r.gradients = g.read();
+    return r;
+  }
+
+  // The bound of tests/train/gradients_test.cpp: a tensor's gradient is a sum over tokens of
+  // products through layers of about 20 operations each, sums of at most `tokens` or 19 terms.
+  void expect_is_double(const ModelConfig& config, const std::vector<int64_t>& lengths,
+                        const Objective& o) {
+    const ParameterTable table(config);
+    const Floats values = tiny_values(table);
+    const Doubles exact(values.begin(), values.end());
+    const MicroBatch batch = tiny_batch(lengths, config.vocab_size);
+    Doubles want(values.size());
+    TrainModel<double> slow(config, table);
+    TrainModel<float> fast(config, table);
+    const StepResult a = slow.run(reference(), {exact.data(), want.data()}, batch, o);
+    const Run b = run(fast, values, batch, o);
+    const double unit = 40 * static_cast<double>(batch.tokens() + 19) * kUnitF32;
+    EXPECT_NEAR(loss_of(b.result, o), loss_of(a, o), unit * std::abs(loss_of(a, o)));
+    EXPECT_EQ(b.result.load, a.load);
+    EXPECT_EQ(b.result.targets, a.targets);
+    for (const Parameter& p : table.list()) {
+      double norm = 0, error = 0;
+      for (int64_t i = p.offset; i < p.offset + p.size(); ++i) {
+        const auto at = static_cast<size_t>(i);
+        norm += want[at] * want[at];
+        error += (b.gradients[at] - want[at]) * (b.gradients[at] - want[at]);
+      }
+      EXPECT_LE(std::sqrt(error), unit * std::sqrt(norm)) << p.name;
+    }
+    const Run again = run(fast, values, batch, o);
+    EXPECT_EQ(std::memcmp(again.gradients.data(), b.gradients.data(), 4 * values.size()), 0);
+    EXPECT_EQ(loss_of(again.result, o), loss_of(b.result, o));
+  }
+};
+
+TEST_F(TrainCuda, DenseIsTheDoubleModel) {
+  for (const auto& lengths : {std::vector<int64_t>{150, 1, 7, 64}, {33}, {2, 2, 2}}) {
+    expect_is_double(tiny_config(), lengths, objective(TrainAttention::kDense, false));
+  }
+}
+
+TEST_F(TrainCuda, WarmUpIsTheDoubleModel) {
+  Objective o = objective(TrainAttention::kDense, true);
+  o.train_model = false;
+  expect_is_double(tiny_config(), {150, 1, 7, 64}, o);
+}
+
+TEST_F(TrainCuda, SparseIsTheDoubleModel) {
+  expect_is_double(tiny_config(), {150, 1, 7, 64}, objective(TrainAttention::kSparse, true));
+}
+
+TEST_F(TrainCuda, MtpIsTheDoubleModel) {
+  Objective o = objective(TrainAttention::kDense, false);
+  o.mtp_scale = 0.02;
+  expect_is_double(tiny_config_with_mtp(), {150, 1, 7, 64}, o);
+}
+
+TEST_F(TrainCuda, RecomputationChangesNoBit) {
+  const ModelConfig config = tiny_config();
+  const ParameterTable table(config);
+  const Floats values = tiny_values(table);
+  const MicroBatch batch = tiny_batch({32, 90}, config.vocab_size);
+  Objective o = objective(TrainAttention::kDense, false);
+  TrainModel<float> model(config, table);
+  const Run kept = run(model, values, batch, o);
+  o.recompute = true;
+  EXPECT_EQ(run(model, values, batch, o).gradients, kept.gradients);
+}
+
+TEST_F(TrainCuda, AnEvaluationHasTheLossOfTraining) {
+  const ModelConfig config = tiny_config();
+  const ParameterTable table(config);
+  const Floats values = tiny_values(table);
+  const MicroBatch batch = tiny_batch({90, 33}, config.vocab_size);
+  TrainModel<float> model(config, table), on_cpu(config, table);
+  Objective o = objective(TrainAttention::kDense, false);
+  const StepResult trained = run(model, values, batch, o).result;
+  o.train_model = false;
+  o.evaluate = true;
+  o.measure_topk = 4;
+  const StepResult r = run(model, values, batch, o).result;
+  KernelContext cpu(1);
+  const StepResult want = on_cpu.run(cpu, {values.data(), nullptr}, batch, o);
+  EXPECT_EQ(r.lm_loss, trained.lm_loss);
+  EXPECT_EQ(r.targets, want.targets);
+  EXPECT_EQ(r.right, want.right);
+  ASSERT_EQ(r.health.size(), want.health.size());
+  for (size_t l = 0; l < r.health.size(); ++l) {
+    EXPECT_EQ(r.health[l].selecting, want.health[l].selecting);
+    EXPECT_NEAR(r.health[l].kl, want.health[l].kl, 1e-4 * want.health[l].kl);
+  }
+}
+
+// The step of the optimiser, the norm of its gradient and the router's rule.
+TEST_F(TrainCuda, AStepMovesAsOnTheCpu) {
+  const ModelConfig config = tiny_config();
+  const ParameterTable table(config);
+  const Floats start = tiny_values(table);
+  Floats gradients(start.size());
+  for (size_t i = 0; i < gradients.size(); ++i) gradients[i] = std::sin(static_cast<float>(i));
+  KernelContext cpu(1);
+  Optimizer on_cpu(cpu, table), on_gpu(context(), table);
+  Device<float> w(context(), start), g(context(), gradients);
+  Floats want = start;
+  AdamwSettings settings;
+  settings.learning_rate = 0.01;
+  for (int step = 0; step < 3; ++step) {
+    const double a = sum_of_squares(cpu, gradients.data(), table.size());
+    const double b = sum_of_squares(context(), g.data(), table.size());
+    EXPECT_NEAR(b, a, static_cast<double>(table.size()) * 0x1p-52 * a);
+    on_cpu.step(cpu, ParameterGroup::kModel, settings, 2.5, want.data(), gradients.data());
+    on_gpu.step(context(), ParameterGroup::kModel, settings, 2.5, w.data(), g.data());
+    const std::vector<std::vector<int64_t>> load = {{}, {1, 2, 3, 2, 2, 2}};
+    update_router_biases(cpu, table, load, 0.5, want.data());
+    update_router_biases(context(), table, load, 0.5, w.data());
+  }
+  EXPECT_EQ(w.read(), want) << "the same operations in the same order, without fused ones";
+}
+
+}  // namespace
+}  // namespace tamis
