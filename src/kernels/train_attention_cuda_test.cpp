@@ -166,8 +166,8 @@ void expect_dense(const DenseProblem& p, const Floats& out, const DenseGradients
       for (size_t s = 0; s < row.size(); ++s) {
         for (int64_t d = 0; d < v_dim; ++d) {
           want[static_cast<size_t>((t * heads + h) * v_dim + d)] +=
-              row[s] * kv[static_cast<size_t>((static_cast<int64_t>(s) * heads + h) *
-                                                  (nope + v_dim) + nope + d)];
+              row[s] * kv[static_cast<size_t>(
+                           (static_cast<int64_t>(s) * heads + h) * (nope + v_dim) + nope + d)];
         }
       }
     }
@@ -357,9 +357,11 @@ void expect_sparse(const SparseProblem& p, const SparseResult& got) {
                  largest_norm(p.d_out, kv_lora, 0, kv_lora), latent, kv_lora, k);
   const double key = std::max(largest(p.c_kv), largest(p.k_pe));
   const double query = std::max(largest(p.q_latent), largest(p.q_pe));
-  const double unit = product_unit(p.n * heads + k), per_mass = e.gradient + unit * e.largest_gradient;
+  const double unit = product_unit(p.n * heads + k),
+               per_mass = e.gradient + unit * e.largest_gradient;
   expect_within(got.target, target, "target", [&](int64_t i) {
-    return target[static_cast<size_t>(i)] * (e.probability + static_cast<double>(heads + 2) * kUnitF32);
+    return target[static_cast<size_t>(i)] *
+           (e.probability + static_cast<double>(heads + 2) * kUnitF32);
   });
   expect_within(got.out, out, "out", [&](int64_t) { return key * (e.probability + unit); });
   expect_within(got.dq_latent, dql, "dq_latent", [&](int64_t) { return key * per_mass; });
@@ -368,9 +370,8 @@ void expect_sparse(const SparseProblem& p, const SparseResult& got) {
     return mass[static_cast<size_t>(i / kv_lora)] *
            (query * per_mass + largest(p.d_out) * (e.probability + unit));
   });
-  expect_within(got.dk_pe, dk, "dk_pe", [&](int64_t i) {
-    return mass[static_cast<size_t>(i / rope)] * query * per_mass;
-  });
+  expect_within(got.dk_pe, dk, "dk_pe",
+                [&](int64_t i) { return mass[static_cast<size_t>(i / rope)] * query * per_mass; });
 }
 
 constexpr SparseShape kSparseShapes[] = {
@@ -387,8 +388,9 @@ TEST_F(TrainAttentionCuda, SparseIsTheReferenceInBlocksOfAnySize) {
       for (const int64_t size : {37, 200}) {
         const SparseResult again = p.run(context(), size);
         EXPECT_TRUE(same_bits(again.out, got.out) && same_bits(again.target, got.target) &&
-                    same_bits(again.dq_latent, got.dq_latent) && same_bits(again.dq_pe, got.dq_pe) &&
-                    same_bits(again.dc_kv, got.dc_kv) && same_bits(again.dk_pe, got.dk_pe));
+                    same_bits(again.dq_latent, got.dq_latent) &&
+                    same_bits(again.dq_pe, got.dq_pe) && same_bits(again.dc_kv, got.dc_kv) &&
+                    same_bits(again.dk_pe, got.dk_pe));
       }
     }
   }
@@ -442,18 +444,19 @@ class IndexProblem {
     Doubles kl(static_cast<size_t>(n)), dq(q.size()), dw(w.size()), dk(k.size());
     reference(IndexerSequence<double>{q2.data(), w2.data(), k2.data(), n, shape.heads, shape.dim,
                                       0.5, kl.data(), dq.data(), dw.data(), dk.data()});
-    const double product = largest_norm(q, shape.dim, 0, shape.dim) *
-                           largest_norm(k, shape.dim, 0, shape.dim);
+    const double product =
+        largest_norm(q, shape.dim, 0, shape.dim) * largest_norm(k, shape.dim, 0, shape.dim);
     double score = 0;
     for (int64_t t = 0; t < n; ++t) {
       double sum = 0;
-      for (int64_t j = 0; j < shape.heads; ++j) sum += std::fabs(w[static_cast<size_t>(t * shape.heads + j)]);
+      for (int64_t j = 0; j < shape.heads; ++j)
+        sum += std::fabs(w[static_cast<size_t>(t * shape.heads + j)]);
       score = std::max(score, sum * product);
     }
     const double score_error = static_cast<double>(shape.heads + 2) * kUnitF32 * score;
     // of a row's sum of |dI|, which is at most 2 scale, of its parts, and of sums of n
-    const double row = 0.5 * (2 * score_error + p_error + 8 * kUnitF32) +
-                       product_unit(n * shape.heads);
+    const double row =
+        0.5 * (2 * score_error + p_error + 8 * kUnitF32) + product_unit(n * shape.heads);
     const double weight = largest(w), rows = static_cast<double>(n * shape.heads);
     for (int64_t t = 0; t < n; ++t) {
       const double log_n = std::log(static_cast<double>(n)) + 2 * score;
@@ -552,8 +555,8 @@ TEST_F(TrainAttentionCuda, SelectionIsExact) {
       for (const int64_t k : {1, 33, 64, 400}) {
         IndexProblem p(shape, tokens);
         for (size_t i = 0; i < p.w.size(); ++i) p.w[i] = i % 3 == 0 ? -0.25f : 0.5f;
-        IndexerSelectTrainArgs a{p.q.data(), p.w.data(), p.k.data(), tokens, shape.heads,
-                                 shape.dim,  k,          nullptr};
+        IndexerSelectTrainArgs a{p.q.data(),  p.w.data(), p.k.data(), tokens,
+                                 shape.heads, shape.dim,  k,          nullptr};
         std::vector<int32_t> want(static_cast<size_t>(tokens * k));
         a.indices = want.data();
         KernelContext host(1, Backend::kReference);

@@ -75,7 +75,8 @@ struct Tile {
   // the right one [k, n]: registers 0 and 1 of n 0..7, then 2 and 3 of n 8..15.
   template <bool kLeft>
   __device__ void fragment(int p, int wide, int k, uint32_t (&r)[4]) const {
-    const int lane = threadIdx.x % 32, in = lane % 8, first = lane / 8 % 2 * 8, second = lane / 16 * 8;
+    const int lane = threadIdx.x % 32, in = lane % 8, first = lane / 8 % 2 * 8,
+              second = lane / 16 * 8;
     const int w = wide + (kByK ? 0 : in) + (kLeft ? first : second);
     const int d = k + (kByK ? in : 0) + (kLeft ? second : first);
     if constexpr (kByK) {
@@ -103,8 +104,7 @@ __device__ inline bool aligned(const ProductOperand& x) {
 
 template <int kWide, bool kByK>
 __device__ void load_operand(const ProductOperand& x, int64_t z, int outer, int wide0, int64_t wide,
-                             int k0, int k_end,
-                             float4 (&v)[Tile<kWide, kByK>::kMine]) {
+                             int k0, int k_end, float4 (&v)[Tile<kWide, kByK>::kMine]) {
   const int32_t* rows = x.rows == nullptr ? nullptr : x.rows + z * x.rows_z;
   const float* from = x.x + z * x.z + outer * x.outer;
   const int wide_end = static_cast<int>(wide);

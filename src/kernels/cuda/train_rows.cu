@@ -83,8 +83,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    index_kl_kernel(RowSet set, IndexRows x) {
+__global__ void __launch_bounds__(kThreads) index_kl_kernel(RowSet set, IndexRows x) {
   const int64_t r = blockIdx.x, n = entries(set, r), head_stride = set.rows * set.stride;
   float* a = x.a + r * set.stride;
   const float* w = x.w + r * x.heads;
@@ -204,7 +203,7 @@ void softmax_rows(KernelContext& context, const RowSet& set, int64_t groups, flo
 void softmax_backward_rows(KernelContext& context, const RowSet& set, int64_t groups, float scale,
                            const float* p, float* dp) {
   softmax_backward_kernel<<<grid_of(set, groups), kThreads, 0, stream_of(context)>>>(set, scale, p,
-                                                                                    dp);
+                                                                                     dp);
   check_launch("softmax_backward_rows");
 }
 
@@ -223,10 +222,11 @@ void scatter_rows(KernelContext& context, const ScatterRows& x) {
   const int64_t words = (x.tokens + 31) / 32, bytes = x.positions * words * 4;
   auto* marks = static_cast<uint32_t*>(device_scratch(context, 7, bytes));
   context.device()->fill(marks, 0, bytes);
-  mark_kernel<<<static_cast<unsigned>(x.tokens), kThreads, 0, stream_of(context)>>>(
-      x.indices, x.k, words, marks);
+  mark_kernel<<<static_cast<unsigned>(x.tokens), kThreads, 0, stream_of(context)>>>(x.indices, x.k,
+                                                                                    words, marks);
   check_launch("mark_rows");
-  const dim3 grid(static_cast<unsigned>(x.positions), static_cast<unsigned>((x.width + 1023) / 1024));
+  const dim3 grid(static_cast<unsigned>(x.positions),
+                  static_cast<unsigned>((x.width + 1023) / 1024));
   scatter_kernel<<<grid, kThreads, 0, stream_of(context)>>>(x, words, marks);
   check_launch("scatter_rows");
 }

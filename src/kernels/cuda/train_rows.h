@@ -42,9 +42,9 @@ struct IndexRows {
 void index_kl_rows(KernelContext& context, const RowSet& set, const IndexRows& x);
 
 // to[s] += sum over the pairs (t, slot) with indices[t, slot] = s, t ascending, of rows[t, slot].
-// indices [tokens, k] ascending and then -1, all below `positions`; rows [tokens, k, width], of which
-// columns [0, split) go to `to` [positions, split] and the others to `rest` [positions, width -
-// split]. Uses slot 7 of the device's scratch memory.
+// indices [tokens, k] ascending and then -1, all below `positions`; rows [tokens, k, width], of
+// which columns [0, split) go to `to` [positions, split] and the others to `rest` [positions, width
+// - split]. Uses slot 7 of the device's scratch memory.
 struct ScatterRows {
   const int32_t* indices = nullptr;
   int64_t tokens = 0, k = 0, positions = 0;

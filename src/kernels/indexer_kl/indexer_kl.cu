@@ -1,6 +1,6 @@
 // indexer_kl on CUDA by blocks of queries, as on CPUs: the products q_j . k[s] of all heads [heads,
-// block, seen] (dense) or [heads, block, k] over gathered keys (sparse), one pass over each row, and
-// products for dq and dk.
+// block, seen] (dense) or [heads, block, k] over gathered keys (sparse), one pass over each row,
+// and products for dq and dk.
 #include <algorithm>
 
 #include "kernels/cuda/launch.cuh"
@@ -58,11 +58,9 @@ void dense_block(KernelContext& context, const IndexerKlDenseArgs<float>& args,
   dq.causal = Causal::kKeys;
   dq.offset = block.begin;
   products_m_k(context, dq);
-  Products dk = products_of(seen, x.dim, 1,
-                            {{a, seen, 0, rows * seen, nullptr, 0},
-                             {q.x, width, 0, x.dim, nullptr, 0},
-                             rows,
-                             x.heads});
+  Products dk = products_of(
+      seen, x.dim, 1,
+      {{a, seen, 0, rows * seen, nullptr, 0}, {q.x, width, 0, x.dim, nullptr, 0}, rows, x.heads});
   dk.c = x.dk;
   dk.c_row = x.dim;
   dk.add = true;

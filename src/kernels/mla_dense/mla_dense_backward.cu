@@ -1,6 +1,6 @@
-// mla_dense in training on CUDA by blocks of queries, as on CPUs: scores of all heads [heads, block,
-// seen], their softmax, and products over all heads at once. At most about 256 MiB for each of P
-// and dS.
+// mla_dense in training on CUDA by blocks of queries, as on CPUs: scores of all heads [heads,
+// block, seen], their softmax, and products over all heads at once. At most about 256 MiB for each
+// of P and dS.
 #include <algorithm>
 
 #include "kernels/cuda/launch.cuh"
@@ -26,7 +26,8 @@ ProductOperand scores_of(const float* p, const QueryBlock& block) {
   return {p, block.end, block.rows() * block.end, 0, nullptr, 0};
 }
 
-Products begin_products(const QueryBlock& block, int64_t m, int64_t n, int64_t heads, Causal causal) {
+Products begin_products(const QueryBlock& block, int64_t m, int64_t n, int64_t heads,
+                        Causal causal) {
   Products p;
   p.m = m;
   p.n = n;
@@ -65,10 +66,8 @@ void query_gradients(KernelContext& context, const MlaDenseBackwardArgs<float>& 
   const Sequence& in = a.in;
   const int64_t qk = in.nope + in.rope;
   Products x = begin_products(block, block.rows(), in.nope, in.heads, Causal::kKeys);
-  x.term[0] = {scores_of(ds, block),
-               {in.kv, key_row(in), in.nope + in.v_dim, 0, nullptr, 0},
-               block.end,
-               1};
+  x.term[0] = {
+      scores_of(ds, block), {in.kv, key_row(in), in.nope + in.v_dim, 0, nullptr, 0}, block.end, 1};
   x.c = a.dq + block.begin * query_row(in);
   x.c_row = query_row(in);
   x.c_z = qk;
