@@ -6,6 +6,7 @@ so that a machine that slows down slows both. Ratios carry over to other machine
 do not. Each engine runs as it does by default: both round activations where weights are int8.
 """
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -34,12 +35,12 @@ def output_of(command):
 
 
 def time_llama(args, path):
-    """{what: {size: tokens per second}}, the better of flash attention off and on."""
+    """{what: {size: tokens per second}}, the best of flash attention off and on and of its caches."""
     best = {'prefill': {}, 'decode': {}}
-    for flash in args.flash.split(','):
+    for flash, cache in itertools.product(args.flash.split(','), args.caches.split(',')):
         result = json.loads(output_of(
             [args.python, os.path.join(os.path.dirname(__file__), 'llama_bench.py'), path,
-             '--threads', str(args.threads), '--flash', flash,
+             '--threads', str(args.threads), '--flash', flash, '--cache', cache,
              '--repeats', str(args.repeats), '--prefill', listed(args.prefill),
              '--decode', listed(args.decode)]))
         for what, rates in best.items():
@@ -49,7 +50,7 @@ def time_llama(args, path):
 
 
 def time_tamis(args, folder):
-    """As time_llama; the cache in 16 bits, as llama.cpp has it."""
+    """As time_llama; the cache in 16 bits, as llama.cpp has it by default."""
     rates = {}
     for what, flag, key, wanted in (('prefill', '--length', 'tokens', args.prefill),
                                     ('decode', '--depth', 'depth', args.decode)):
@@ -77,6 +78,8 @@ def main():
     parser.add_argument('--prefill', type=sizes, default=PREFILL)
     parser.add_argument('--decode', type=sizes, default=DECODE)
     parser.add_argument('--flash', default='off,on')
+    parser.add_argument('--caches', default='f16,q8_0',
+                        help="types of llama.cpp's cache, the fastest of which counts")
     parser.add_argument('--repeats', type=int, default=2,
                         help='runs of llama.cpp, the best of which counts; one more of Tamis, the '
                              'median of which counts')

@@ -48,7 +48,7 @@ def repeat_cells(state, depth):
 
 
 class Engine:
-    def __init__(self, path, threads, context, flash):
+    def __init__(self, path, threads, context, flash, cache):
         llama.llama_backend_init()
         begin = time.perf_counter()
         self.model = llama.llama_model_load_from_file(
@@ -59,6 +59,8 @@ class Engine:
         params.n_ctx, params.n_batch, params.n_ubatch = context, 2048, 512
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = flash
+        if cache == 'q8_0':  # MLA: all of the cache is K
+            params.type_k = llama.GGML_TYPE_Q8_0
         self.context = llama.llama_init_from_model(self.model, params)
         if not self.context:
             sys.exit('llama_bench: no context of this size')
@@ -142,14 +144,16 @@ def main():
                         help='cells computed in earnest; deeper caches repeat them')
     parser.add_argument('--repeats', type=int, default=2, help='the best of this many counts')
     parser.add_argument('--flash', choices=['auto', 'off', 'on'], default='auto')
+    parser.add_argument('--cache', choices=['f16', 'q8_0'], default='f16',
+                        help='the type of K; with q8_0 products of K are of integers')
     args = parser.parse_args()
 
     context = max(args.decode + args.prefill) + args.steps + 256
     flash = {'auto': -1, 'off': 0, 'on': 1}[args.flash]
-    engine = Engine(args.model, args.threads, context, flash)
+    engine = Engine(args.model, args.threads, context, flash, args.cache)
     engine.prompt(64)  # touch the weights
     result = {'engine': 'llama.cpp ' + llama.__version__, 'model': args.model,
-              'flash_attention': args.flash, 'threads': args.threads,
+              'flash_attention': args.flash, 'cache': args.cache, 'threads': args.threads,
               'load_seconds': engine.load_seconds, 'prefill': {}, 'decode': {}}
     for tokens in args.prefill:
         result['prefill'][tokens] = time_prefill(engine, tokens, args.repeats)

@@ -47,6 +47,7 @@ constexpr SparseShape kSparseShapes[] = {
     {"small_decode_all_32k", 1, 16, 32768, 0},
     {"small_batch8_2k_of_32k", 8, 16, 32768, 2048},
     {"small_prompt512", 512, 16, 512, 0},
+    {"small_prompt2048", 256, 16, 2048, 0},
 };
 
 // A whole prompt in the expanded form: heads of 128 + 64, values of 128.

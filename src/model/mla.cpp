@@ -172,6 +172,7 @@ MlaSparseArgs absorb_queries(LayerContext& c, const AttentionWeights& w, int64_t
   a.tokens = c.staged.tokens;
   a.softmax_scale = m.softmax_scale();
   a.round_bf16 = c.numerics.native();
+  a.int16 = c.numerics.int8();
   return a;
 }
 

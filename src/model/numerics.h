@@ -1,7 +1,8 @@
 // Where the model rounds. Exact: weights dequantised, float32 throughout. Native: the order of
 // DeepSeek's FP8 inference code: bf16 between operations, FP8 products with activations quantised
 // per 128 columns, an FP8 indexer behind a Hadamard rotation. Int8: as exact, but what is
-// multiplied by weights in int8 or int4 is rounded to 8 bits first (kernels/linear/linear_int8.h).
+// multiplied by weights in int8 or int4 is rounded to 8 bits first (kernels/linear/linear_int8.h),
+// and attention multiplies integers of 12 bits (kernels/mla_sparse/mla_sparse_int16.h).
 #pragma once
 
 #include <cstdint>

@@ -28,7 +28,10 @@ struct MlaSparseArgs {
   int64_t k = 0;
   float softmax_scale = 0;
   bool round_bf16 = false;  // P is rounded to bf16 before the value product (official bf16 path)
-  float* out = nullptr;     // [tokens, heads, kv_lora]
+  // Products of integers (mla_sparse_int16.h). On a CPU; CUDA has float32 alone, and no int8
+  // precision that would ask.
+  bool int16 = false;
+  float* out = nullptr;  // [tokens, heads, kv_lora]
   // Optional [tokens, stride]: head-summed P at each position, 0 where nothing was selected (the
   // oracle selector and the recall meter read it).
   float* mass = nullptr;

@@ -8,6 +8,10 @@
 namespace tamis {
 
 void mla_sparse_reference(KernelContext& context, const MlaSparseArgs& args);
+// The part of it for `int16`: token t attends to the positions `set`; rows [set, kv_lora + rope]
+// are their latents.
+void mla_sparse_int16_token(const MlaSparseArgs& args, int64_t t, const std::vector<int64_t>& set,
+                            const std::vector<float>& rows);
 
 bool mla_sparse_cuda_supports(const MlaSparseArgs& args);
 void mla_sparse_cuda(KernelContext& context, const MlaSparseArgs& args);

@@ -71,7 +71,7 @@ void mla_sparse_reference(KernelContext& context, const MlaSparseArgs& a) {
     if (a.mass != nullptr) {
       std::fill_n(a.mass + t * a.mass_stride, a.mass_stride, 0.0f);
     }
-    attend(a, t, set, rows);
+    a.int16 ? mla_sparse_int16_token(a, t, set, rows) : attend(a, t, set, rows);
   });
 }
 

@@ -13,6 +13,7 @@
 // order on purpose.
 #include "hwy/highway.h"
 #include "kernels/mla_sparse/mla_sparse_impl.h"
+#include "kernels/mla_sparse/mla_sparse_int16-inl.h"
 #include "kernels/mla_sparse/mla_sparse_rows-inl.h"
 #include "kernels/simd/panels-inl.h"
 #include "kernels/simd/softmax-inl.h"
@@ -43,9 +44,22 @@ int64_t chunk_entries(int64_t length) {
 // Fewer rows, or a shorter list, do not pay for turning keys into panels.
 constexpr int64_t kPanelRows = kTileRows, kPanelEntries = kTile;
 
-struct Buffers {
-  Buffers(KernelContext& context, int thread, const MlaSparseArgs& a, const Sizes& s,
-          const Task& task)
+// A task's sums of values are [blocks of columns][rows][kValueBlock]: a register tile after the
+// other is one stream.
+int64_t block_stride(const Task& task) { return task.rows() * kValueBlock; }
+int64_t sum_width(const Sizes& s) { return round_up(s.cols, kValueBlock); }  // floats a row
+
+// Where the entries of a tile come from, for the prefetch of the next one.
+struct Source {
+  const KvSequence* seq;
+  List list;
+  int64_t begin;
+};
+
+struct FloatTiles {
+  static constexpr int64_t kSharedRows = 192;
+  FloatTiles(KernelContext& context, int thread, const MlaSparseArgs& a, const Sizes& s,
+             const Task& task)
       : use_panels(task.rows() >= kPanelRows && list_of(a, task.t1 - 1).length >= kPanelEntries),
         q(context.scratch(thread, kQ, task.rows() * s.dim)),
         tile(context.scratch(thread, kRows, kTile * s.row_stride + panel_floats(kTile, s.dim))),
@@ -59,21 +73,9 @@ struct Buffers {
   float *q, *tile, *panels, *scores, *alpha;
 };
 
-// A task's sums of values are [blocks of columns][rows][kValueBlock]: a register tile after the
-// other is one stream.
-int64_t block_stride(const Task& task) { return task.rows() * kValueBlock; }
-int64_t sum_width(const Sizes& s) { return round_up(s.cols, kValueBlock); }  // floats a row
-
-// Where the entries of a tile come from, for the prefetch of the next one.
-struct Source {
-  const KvSequence* seq;
-  List list;
-  int64_t begin;
-};
-
 // Scores of rows [from, rows) of the task with the n entries of the tile at source.begin. The next
 // tile's rows are asked for between blocks of this one: their latency hides behind the arithmetic.
-void score_tile(const MlaSparseArgs& a, const Sizes& s, const Buffers& b, int64_t from,
+void score_tile(const MlaSparseArgs& a, const Sizes& s, const FloatTiles& b, int64_t from,
                 int64_t rows, int64_t n, const Source& source) {
   const auto fetch = [&](int64_t i, int64_t count) {
     const int64_t next = source.begin + kTile + i;
@@ -94,7 +96,7 @@ void score_tile(const MlaSparseArgs& a, const Sizes& s, const Buffers& b, int64_
 
 // The tokens of a task from `first` on against the tile at source.begin, which holds n entries of
 // the longest list.
-void attend_tile(const MlaSparseArgs& a, const Sizes& s, const Buffers& b, const Task& task,
+void attend_tile(const MlaSparseArgs& a, const Sizes& s, const FloatTiles& b, const Task& task,
                  int64_t first, int64_t n, const Source& source, float* acc, RowState* states) {
   const int64_t heads = task.heads(), from = first * heads;
   score_tile(a, s, b, from, task.rows(), n, source);
@@ -115,21 +117,60 @@ void attend_tile(const MlaSparseArgs& a, const Sizes& s, const Buffers& b, const
   }
 }
 
+// The tile's entries and the tokens from `first` on; the first tile of a chunk starts the sums.
+void run_tile(const MlaSparseArgs& a, const Sizes& s, const FloatTiles& b, const Task& task,
+              int64_t first, int64_t n, const Source& source, bool starts, float* acc,
+              RowState* states) {
+  if (starts) std::fill(acc, acc + task.rows() * sum_width(s), 0.0f);
+  load_tile(a, s, *source.seq, source.list, source.begin, n, b.tile);
+  attend_tile(a, s, b, task, first, n, source, acc, states);
+}
+
+// The same with products of integers.
+struct IntTiles {
+  static constexpr int64_t kSharedRows = 128;
+  IntTiles(KernelContext& context, int thread, const MlaSparseArgs& a, const Sizes&,
+           const Task& task)
+      : sizes(a),
+        buffers(sizes, task.rows(),
+                context.scratch(thread, kQ, IntBuffers::q_floats(sizes, task.rows())),
+                context.scratch(thread, kRows, IntBuffers::tile_floats(sizes)),
+                context.scratch(thread, kScores, IntBuffers::score_floats(task.rows()))) {
+    load_int_queries(a, sizes, task, buffers);
+  }
+  IntSizes sizes;
+  IntBuffers buffers;
+};
+
+void run_tile(const MlaSparseArgs& a, const Sizes&, const IntTiles& b, const Task& task,
+              int64_t first, int64_t n, const Source& source, bool starts, float* acc,
+              RowState* states) {
+  load_int_tile(a, b.sizes, *source.seq, source.list, source.begin, n, b.buffers);
+  const auto seen = [&](int64_t r) {
+    return std::min(n, list_of(a, task.t0 + r / task.heads()).length - source.begin);
+  };
+  const auto fetch = [&](int64_t k) {
+    const int64_t next = source.begin + kTile + k;
+    prefetch_rows(a, *source.seq, source.list, next, next + kPanelKeys);
+  };
+  attend_int_tile(b.sizes, b.buffers, first * task.heads(), task.rows(), n, starts, seen, fetch,
+                  acc, states);
+}
+
 // Chunk `chunk` of the task's lists, from nothing: acc as above, states [rows].
-void attend_chunk(const MlaSparseArgs& a, const Sizes& s, const Buffers& b, const Task& task,
+template <typename Tiles>
+void attend_chunk(const MlaSparseArgs& a, const Sizes& s, const Tiles& b, const Task& task,
                   int64_t chunk, float* acc, RowState* states) {
-  std::fill(acc, acc + task.rows() * sum_width(s), 0.0f);
   std::fill(states, states + task.rows(), RowState());
   const KvSequence& seq = a.tokens.sequences[a.tokens.sequence[task.t0]];
   const List longest = list_of(a, task.t1 - 1);
-  const int64_t entries = chunk_entries(longest.length);
-  const int64_t end = std::min((chunk + 1) * entries, longest.length);
-  for (int64_t begin = chunk * entries; begin < end; begin += kTile) {
-    load_tile(a, s, seq, longest, begin, std::min(kTile, end - begin), b.tile);
+  const int64_t entries = chunk_entries(longest.length), start = chunk * entries;
+  const int64_t end = std::min(start + entries, longest.length);
+  for (int64_t begin = start; begin < end; begin += kTile) {
     int64_t first = 0;  // tokens before it see nothing of the tile
     while (list_of(a, task.t0 + first).length <= begin) ++first;
-    attend_tile(a, s, b, task, first, std::min(kTile, end - begin), {&seq, longest, begin}, acc,
-                states);
+    run_tile(a, s, b, task, first, std::min(kTile, end - begin), {&seq, longest, begin},
+             begin == start, acc, states);
   }
 }
 
@@ -143,10 +184,11 @@ float* output(const MlaSparseArgs& a, int64_t t, int64_t h) {
 }
 
 // A task by one thread: chunk after chunk.
+template <typename Tiles>
 void run_whole(KernelContext& context, int thread, const MlaSparseArgs& a, const Sizes& s,
                const Task& task) {
   const int64_t rows = task.rows(), heads = task.heads();
-  const Buffers b(context, thread, a, s, task);
+  const Tiles b(context, thread, a, s, task);
   float* acc = context.scratch(thread, kAcc, rows * sum_width(s));
   float* next = context.scratch(thread, kChunkAcc, rows * sum_width(s));
   auto* states = reinterpret_cast<RowState*>(context.scratch(thread, kStates, 4 * rows));
@@ -171,11 +213,12 @@ void run_whole(KernelContext& context, int thread, const MlaSparseArgs& a, const
 // Cuts the tokens into runs that can share tiles; starts[i] .. starts[i+1] is run i. Neighbours of
 // one sequence that attend to all they see have the same rows; they must agree on the chunk length.
 // Runs stay so short that there are eight tasks for each thread.
-int64_t cut_tokens(const MlaSparseArgs& a, int64_t heads, int64_t threads, int32_t* starts) {
-  constexpr int64_t kSharedRows = 192, kTasksPerThread = 8;
+int64_t cut_tokens(const MlaSparseArgs& a, int64_t heads, int64_t threads, int64_t shared_rows,
+                   int32_t* starts) {
+  constexpr int64_t kTasksPerThread = 8;
   const int64_t groups = (a.heads + heads - 1) / heads;
   const int64_t most =
-      std::min(kSharedRows / heads, a.tokens.num_tokens * groups / (kTasksPerThread * threads));
+      std::min(shared_rows / heads, a.tokens.num_tokens * groups / (kTasksPerThread * threads));
   const TokenMap& m = a.tokens;
   int64_t count = 0, begin = 0;
   List previous;
@@ -197,6 +240,7 @@ int64_t cut_tokens(const MlaSparseArgs& a, int64_t heads, int64_t threads, int32
 
 // Few tokens: the chunks of their lists are tasks of their own; partial results meet in the
 // scratch memory of thread 0, [token][chunk][head] rows of sums and then states.
+template <typename Tiles>
 void run_split(KernelContext& context, const MlaSparseArgs& a, const Sizes& s, int64_t groups) {
   const int64_t tokens = a.tokens.num_tokens, group_heads = (a.heads + groups - 1) / groups;
   int64_t chunks = 1;
@@ -210,7 +254,7 @@ void run_split(KernelContext& context, const MlaSparseArgs& a, const Sizes& s, i
                   h0 = i % groups * group_heads;
     const Task task{t, t + 1, h0, std::min(h0 + group_heads, a.heads)};
     if (chunk >= chunks_of(a, t) || task.heads() <= 0) return;
-    const Buffers b(context, thread, a, s, task);
+    const Tiles b(context, thread, a, s, task);
     const int64_t row = (t * chunks + chunk) * a.heads + h0;
     attend_chunk(a, s, b, task, chunk, acc + row * width, states + row);
   });
@@ -228,7 +272,8 @@ void run_split(KernelContext& context, const MlaSparseArgs& a, const Sizes& s, i
   }
 }
 
-void run(KernelContext& context, const MlaSparseArgs& a) {
+template <typename Tiles>
+void run_tiles(KernelContext& context, const MlaSparseArgs& a) {
   const Sizes s(a);
   const int64_t threads = context.pool().num_threads(), tokens = a.tokens.num_tokens;
   int64_t groups = (a.heads + kMaxRows - 1) / kMaxRows;
@@ -236,17 +281,21 @@ void run(KernelContext& context, const MlaSparseArgs& a) {
     int64_t chunks = 0;
     for (int64_t t = 0; t < tokens; ++t) chunks += chunks_of(a, t);
     if (chunks * groups < threads) groups = std::min(threads, a.heads);
-    return run_split(context, a, s, groups);
+    return run_split<Tiles>(context, a, s, groups);
   }
   const int64_t group_heads = (a.heads + groups - 1) / groups;
   auto* starts = reinterpret_cast<int32_t*>(context.scratch(0, kStarts, tokens + 1));
-  const int64_t runs = cut_tokens(a, group_heads, threads, starts);
+  const int64_t runs = cut_tokens(a, group_heads, threads, Tiles::kSharedRows, starts);
   context.pool().run(runs * groups, [&](int64_t i, int thread) {
     // From the end: with all positions visible the last tokens take longest.
     const int64_t r = runs - 1 - i / groups, h0 = i % groups * group_heads;
     const Task task{starts[r], starts[r + 1], h0, std::min(h0 + group_heads, a.heads)};
-    if (task.heads() > 0) run_whole(context, thread, a, s, task);
+    if (task.heads() > 0) run_whole<Tiles>(context, thread, a, s, task);
   });
+}
+
+void run(KernelContext& context, const MlaSparseArgs& a) {
+  a.int16 ? run_tiles<IntTiles>(context, a) : run_tiles<FloatTiles>(context, a);
 }
 
 #endif  // HWY_SCALAR

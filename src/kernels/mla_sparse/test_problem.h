@@ -7,6 +7,7 @@
 #include <string>
 
 #include "kernels/mla_sparse/mla_sparse.h"
+#include "kernels/mla_sparse/mla_sparse_int16.h"
 #include "support/paged_cache.h"
 #include "tensor/convert.h"
 
@@ -74,6 +75,7 @@ class Problem {
     std::vector<float> out(static_cast<size_t>((end - begin) * row()), NAN);
     MlaSparseArgs a = args(begin, end, all_visible);
     a.round_bf16 = round_bf16;
+    a.int16 = int16;
     a.out = out.data();
     KernelContext context(threads);
     context.force("mla_sparse", name);
@@ -112,6 +114,15 @@ class Problem {
     return v * (2 * (score_error + exp_error) + (n + n / 16 + 40) * u);
   }
 
+  // How far a result with integers may lie from their reference: an error of float may move a
+  // weight's integer by one, s_w. With p_max the tile's largest weight and s_k any entry's scale,
+  // s_w |n_k| <= p_max max(s_k) / kWeightLimit * kLatentLimit = p_max v / kWeightLimit, and the sum
+  // of all p, which divides, is at least p_max.
+  double int16_tolerance() const {
+    const auto n = static_cast<double>(std::min<int64_t>(shape_.k, longest_));
+    return tolerance() + n * largest_value() / kWeightLimit;
+  }
+
   // Of the latents in the cache.
   double largest_value() const {
     double v = 0;
@@ -133,7 +144,7 @@ class Problem {
               indices_[static_cast<size_t>(t * shape_.k + 1)]);
   }
   void poison(int64_t sequence, int64_t position) { cache_.poison_latent(sequence, position); }
-  bool round_bf16 = false;  // what run() asks for
+  bool round_bf16 = false, int16 = false;  // what run() asks for
 
   // Queries as the native path has them.
   void round_queries() {

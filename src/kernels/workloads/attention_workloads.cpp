@@ -1,5 +1,6 @@
 // Attention and its selection: mla_sparse, mla_dense, indexer_logits, indexer_select, topk.
 #include <algorithm>
+#include <array>
 #include <numeric>
 
 #include "bench/workloads.h"
@@ -52,10 +53,13 @@ struct SparseOperands {
   MlaSparseArgs args;
 };
 
-Workload sparse_workload(const bench::SparseShape& s, const NamedFormat& format, bool bf16) {
+enum class SparseMode : uint8_t { kFloat, kNative, kInt16 };
+
+Workload sparse_workload(const bench::SparseShape& s, const NamedFormat& format, SparseMode mode) {
+  constexpr std::array<const char*, 3> kSuffix = {"", ".native", ".int16"};
   Workload w;
   w.op = "mla_sparse";
-  w.shape = std::string(s.name) + "." + format.name + (bf16 ? ".native" : "");
+  w.shape = std::string(s.name) + "." + format.name + kSuffix.at(static_cast<size_t>(mode));
   const double entries =
       s.selected > 0 ? static_cast<double>(s.tokens * s.selected) : visible(s.tokens, s.context);
   const double rows = std::min(entries, static_cast<double>(s.context));
@@ -63,9 +67,10 @@ Workload sparse_workload(const bench::SparseShape& s, const NamedFormat& format,
   w.bytes = rows * static_cast<double>(layout.latent_row_bytes()) +
             static_cast<double>(4 * s.tokens * s.heads * (2 * kLatent + kRope));
   w.flops = 2.0 * entries * static_cast<double>(s.heads * (2 * kLatent + kRope));
-  w.prepare = [s, f = format.format, bf16] {
+  w.prepare = [s, f = format.format, mode] {
     const auto o = std::make_shared<SparseOperands>(s, f);
-    o->args.round_bf16 = bf16;
+    o->args.round_bf16 = mode == SparseMode::kNative;
+    o->args.int16 = mode == SparseMode::kInt16;
     return [o](KernelContext& c) { mla_sparse(c, o->args); };
   };
   return w;
@@ -195,8 +200,10 @@ Workload topk_workload(const bench::TopkShape& s, const Scores& kind) {
 
 void add_attention_workloads(std::vector<Workload>& list) {
   for (const bench::SparseShape& s : bench::kSparseShapes) {
-    for (const NamedFormat& f : kCacheFormats) list.push_back(sparse_workload(s, f, false));
-    list.push_back(sparse_workload(s, kCacheFormats[1], true));
+    for (const NamedFormat& f : kCacheFormats)
+      list.push_back(sparse_workload(s, f, SparseMode::kFloat));
+    list.push_back(sparse_workload(s, kCacheFormats[1], SparseMode::kNative));
+    list.push_back(sparse_workload(s, kCacheFormats[1], SparseMode::kInt16));
   }
   for (const bench::DenseShape& s : bench::kDenseShapes) {
     list.push_back(dense_workload(s, false));
