@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "server/running_call.h"
+#include "server/web_page.h"
 
 namespace tamis::server {
 namespace {
@@ -25,6 +26,19 @@ bool is_json(const HttpRequest& request) {
 }
 
 bool is_anthropic(const HttpRequest& request) { return request.path.starts_with("/v1/messages"); }
+
+// A page's fetch, not an address that somebody opened.
+bool from_script(const HttpRequest& head) {
+  const std::string* mode = head.header("sec-fetch-mode");
+  return mode != nullptr && *mode != "navigate";
+}
+
+// For "Basic" a browser would open its own dialogue over the page, which asks for the key itself.
+void ask_for_bearer(HttpResponse& response) {
+  for (HttpHeader& h : response.headers) {
+    if (h.name == "WWW-Authenticate") h.value = "Bearer realm=\"tamis\"";
+  }
+}
 
 }  // namespace
 
@@ -47,6 +61,7 @@ void App::stop() {
 
 const std::vector<App::Route>& App::routes() {
   static const std::vector<Route> kRoutes = {
+      {"GET", "/", Kind::kOpen, &App::web_page},
       {"GET", "/livez", Kind::kOpen, &App::livez},
       {"GET", "/health", Kind::kOpen, &App::health},
       {"GET", "/readyz", Kind::kOpen, &App::health},
@@ -74,7 +89,8 @@ const App::Route* App::find_route(const HttpRequest& request, bool& path_known) 
   for (const Route& r : routes()) {
     const bool one_model = r.path == std::string_view("/v1/models") &&
                            request.path.starts_with("/v1/models/") && request.path.size() > 11;
-    if (request.path != r.path && !one_model) continue;
+    const bool of_page = r.path == std::string_view("/") && web_path(request.path);
+    if (request.path != r.path && !one_model && !of_page) continue;
     path_known = true;
     const bool head = request.method == "HEAD" && r.method == std::string_view("GET");
     if (request.method == r.method || head) return &r;
@@ -130,7 +146,9 @@ std::optional<HttpResponse> App::refuse(const HttpRequest& head) {
   }
   if (const auto error = check(head)) {
     if (error->status() == 429 || error->status() == 503) metrics_.rejected.fetch_add(1);
-    return error_response(*error, is_anthropic(head));
+    HttpResponse response = error_response(*error, is_anthropic(head));
+    if (error->status() == 401 && from_script(head)) ask_for_bearer(response);
+    return response;
   }
   return std::nullopt;
 }

@@ -75,6 +75,7 @@ class App final : public HttpService {
   std::shared_ptr<Constraint> constraint_of(const Call& call);
   const ServedModel& model() const { return *model_; }
 
+  HttpResponse web_page(const HttpRequest& request);
   HttpResponse livez(const HttpRequest& request);
   HttpResponse health(const HttpRequest& request);
   HttpResponse metrics_page(const HttpRequest& request);

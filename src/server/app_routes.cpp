@@ -7,6 +7,7 @@
 #include "base/utf8.h"
 #include "model/selector.h"
 #include "server/app.h"
+#include "server/web_page.h"
 
 namespace tamis::server {
 namespace {
@@ -33,6 +34,8 @@ OrderedJson model_json(const ServedModel& m) {
 }
 
 }  // namespace
+
+HttpResponse App::web_page(const HttpRequest& request) { return web_response(request); }
 
 HttpResponse App::livez(const HttpRequest&) { return json_response({{"status", "ok"}}); }
 

@@ -32,7 +32,7 @@ struct HttpRequest {
 struct HttpResponse {
   int status = 200;
   std::string content_type = "application/json";
-  std::vector<HttpHeader> headers;
+  std::vector<HttpHeader> headers;  // without Cache-Control: the answer is not to be stored
   std::string body;
   bool close = false;  // end the connection after it
 };

@@ -83,6 +83,9 @@ struct HeadContext {
   bool keep_alive;
 };
 
+// Neither a body nor its length (RFC 9110, 8.6).
+bool has_no_content(int status) { return status == 204 || status == 304; }
+
 // length -1: the caller says how the body is framed.
 std::string head_text(const HttpResponse& r, const HeadContext& context, int64_t length) {
   std::string out = "HTTP/1.1 " + std::to_string(r.status) + " ";
@@ -92,8 +95,12 @@ std::string head_text(const HttpResponse& r, const HeadContext& context, int64_t
   for (const HttpHeader& h : r.headers) out += h.name + ": " + h.value + "\r\n";
   for (const HttpHeader& h : context.common) out += h.name + ": " + h.value + "\r\n";
   if (!context.request_id.empty()) out += "X-Request-Id: " + context.request_id + "\r\n";
-  out += "X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\n";
-  if (length >= 0) out += "Content-Length: " + std::to_string(length) + "\r\n";
+  out += "X-Content-Type-Options: nosniff\r\n";
+  const bool stored = std::any_of(r.headers.begin(), r.headers.end(),
+                                  [](const HttpHeader& h) { return h.name == "Cache-Control"; });
+  if (!stored) out += "Cache-Control: no-store\r\n";
+  if (length >= 0 && !has_no_content(r.status))
+    out += "Content-Length: " + std::to_string(length) + "\r\n";
   out += context.keep_alive ? "Connection: keep-alive\r\n" : "Connection: close\r\n";
   return out;
 }
@@ -363,7 +370,7 @@ class Connection : public std::enable_shared_from_this<Connection<Stream>> {
       const HttpResponse& head = *exchange.head();
       keep_ = keep_ && !head.close && !server_.draining;
       record_.status = head.status;
-      const bool body = record_.method != "HEAD" && head.status != 204;
+      const bool body = record_.method != "HEAD" && !has_no_content(head.status);
       if (!exchange.streams()) {
         const std::string content = exchange.take();
         std::string text =

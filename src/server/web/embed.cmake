@@ -1,0 +1,17 @@
+# Writes OUT: the files of DIR named in FILES (with commas between them) as C++ raw strings.
+#   cmake -D DIR=... -D FILES=a.js,b.css -D OUT=web_files.cpp -P embed.cmake
+string(REPLACE "," ";" FILES "${FILES}")
+set(text "// Made from src/server/web by embed.cmake.\n#include \"server/web_page.h\"\n\n")
+string(APPEND text "namespace tamis::server {\n\n")
+string(APPEND text "const std::vector<EmbeddedFile>& embedded_files() {\n")
+string(APPEND text "  static const std::vector<EmbeddedFile> kFiles = {\n")
+foreach(name IN LISTS FILES)
+  file(READ "${DIR}/${name}" content)
+  string(FIND "${content}" ")tamis_file\"" end)
+  if(NOT end EQUAL -1)
+    message(FATAL_ERROR "${DIR}/${name}: has the mark that ends the raw string")
+  endif()
+  string(APPEND text "      {\"${name}\", R\"tamis_file(${content})tamis_file\"},\n")
+endforeach()
+string(APPEND text "  };\n  return kFiles;\n}\n\n}  // namespace tamis::server\n")
+file(WRITE "${OUT}" "${text}")

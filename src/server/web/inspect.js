@@ -1,0 +1,184 @@
+// The Inspect view: an answer's tokens, and what the attention of each read.
+//
+// A record is {prompt: [text], tokens: [{text, position, read: [{position, layers}], kept}]}: prompt has
+// the text of each token of the prompt, position counts them first, layers has the share of each layer.
+import {byId, make, percent} from './dom.js';
+
+// More context than this is shown around what was read only, so that the page stays quick.
+const MOST_SHOWN = 20000, AROUND = 30;
+
+let record = null, chosen = 0, pinned = 0, contextSpans = new Map(), lit = [];
+
+const mean = (layers) => layers.reduce((sum, x) => sum + x, 0) / layers.length;
+const quoted = (text) => JSON.stringify(text).slice(1, -1).replaceAll('\\"', '"');
+
+function textAt(position) {
+  if (position < record.prompt.length) return record.prompt[position];
+  return record.tokens[position - record.prompt.length]?.text ?? '·';
+}
+
+const layerCount = () => record.tokens.find((t) => t.read.length > 0)?.read[0].layers.length ?? 0;
+
+// The share of one read position in the chosen layer, or over all.
+function shareOf(read) {
+  const layer = byId('inspect-layer').value;
+  return layer === 'all' ? mean(read.layers) : read.layers[Number(layer)];
+}
+
+function sorted(token) {
+  return [...token.read].map((r) => ({...r, share: shareOf(r)})).sort((a, b) => b.share - a.share);
+}
+
+function fillLayers() {
+  const select = byId('inspect-layer');
+  select.replaceChildren(make('option', {value: 'all'}, 'all, on average'));
+  for (let i = 0; i < layerCount(); ++i) select.append(make('option', {value: String(i)}, `layer ${i}`));
+}
+
+function fillAnswer() {
+  byId('answer-tokens').replaceChildren(...record.tokens.map((t, i) =>
+    make('span', {id: `answer-${i}`, role: 'option', aria: {selected: 'false'}}, t.text || '·')));
+}
+
+// All of the context, or for a long one the surroundings of what this token read.
+function fillContext(token) {
+  const total = record.prompt.length + record.tokens.length;
+  const whole = total <= MOST_SHOWN;
+  if (whole && contextSpans.size > 0) return;
+  const wanted = [];
+  if (whole) {
+    wanted.push([0, total]);
+  } else {
+    for (const position of token.read.map((r) => r.position).sort((a, b) => a - b)) {
+      const from = Math.max(position - AROUND, 0), to = Math.min(position + AROUND, total);
+      if (wanted.length > 0 && from <= wanted.at(-1)[1]) wanted.at(-1)[1] = to;
+      else wanted.push([from, to]);
+    }
+  }
+  contextSpans = new Map();
+  const out = document.createDocumentFragment();
+  let last = 0;
+  for (const [from, to] of wanted) {
+    if (from > last) out.append(make('span', {className: 'gap'}, `\n… ${from - last} tokens …\n`));
+    for (let p = from; p < to; ++p) {
+      const span = make('span', {}, textAt(p));
+      contextSpans.set(p, span);
+      out.append(span);
+    }
+    last = to;
+  }
+  byId('context-tokens').replaceChildren(out);
+}
+
+function light(token, reads) {
+  for (const span of lit) {
+    span.className = '';
+    span.style.removeProperty('--share');
+    span.removeAttribute('title');
+  }
+  lit = [];
+  const most = reads[0]?.share ?? 0;
+  for (const r of reads) {
+    const span = contextSpans.get(r.position);
+    if (span === undefined || !(r.share > 0)) continue;
+    span.className = 'lit';
+    // The square root keeps small shares visible beside a large one.
+    span.style.setProperty('--share', (0.15 + 0.75 * Math.sqrt(r.share / most)).toFixed(3));
+    span.title = `position ${r.position}: ${percent(r.share)}`;
+    lit.push(span);
+  }
+  for (const [p, span] of contextSpans) {
+    const later = p >= token.position;
+    if (later !== (span.dataset.later === 'yes')) span.dataset.later = later ? 'yes' : 'no';
+  }
+}
+
+function fillTable(reads) {
+  const layers = layerCount();
+  const head = ['Token', 'Position', 'Mean', ...Array.from({length: layers}, (_, i) => `Layer ${i}`)];
+  byId('reads').tHead.replaceChildren(
+    make('tr', {}, ...head.map((text) => make('th', {scope: 'col'}, text))));
+  const cell = (share) => {
+    const td = make('td', {}, percent(share));
+    td.style.setProperty('--share', Math.sqrt(share).toFixed(3));
+    return td;
+  };
+  byId('reads').tBodies[0].replaceChildren(...reads.map((r) => make('tr', {},
+    make('td', {}, quoted(textAt(r.position))), make('td', {}, String(r.position)), cell(mean(r.layers)),
+    ...r.layers.map(cell))));
+}
+
+function fillKept(token) {
+  byId('kept').textContent = token.kept === undefined ? '' :
+    `Of dense attention's mass the selection holds ${percent(mean(token.kept))} on average (` +
+    token.kept.map((x, i) => `layer ${i}: ${percent(x)}`).join(', ') + ').';
+}
+
+function scrollTo(span) {
+  const box = byId('context-tokens');
+  const top = span.offsetTop - box.offsetTop - box.clientHeight / 2;
+  const calm = matchMedia('(prefers-reduced-motion: reduce)').matches;
+  box.scrollTo({top, behavior: calm ? 'auto' : 'smooth'});
+}
+
+function choose(index) {
+  byId(`answer-${chosen}`)?.setAttribute('aria-selected', 'false');
+  chosen = index;
+  const option = byId(`answer-${index}`);
+  option.setAttribute('aria-selected', 'true');
+  byId('answer-tokens').setAttribute('aria-activedescendant', option.id);
+  const token = record.tokens[index];
+  const reads = sorted(token);
+  fillContext(token);
+  light(token, reads);
+  fillTable(reads);
+  fillKept(token);
+  if (lit.length > 0) scrollTo(lit[0]);
+  byId('inspect-state').textContent = `“${quoted(token.text)}” read most: ` +
+    reads.slice(0, 3).map((r) => `“${quoted(textAt(r.position))}” ${percent(r.share)}`).join(', ');
+}
+
+function onKey(event) {
+  const last = record.tokens.length - 1;
+  const to = {ArrowRight: chosen + 1, ArrowDown: chosen + 1, ArrowLeft: chosen - 1, ArrowUp: chosen - 1,
+    Home: 0, End: last, PageDown: chosen + 20, PageUp: chosen - 20}[event.key];
+  if (to === undefined) return;
+  event.preventDefault();
+  pinned = Math.min(Math.max(to, 0), last);
+  choose(pinned);
+  byId(`answer-${pinned}`).scrollIntoView({block: 'nearest'});
+}
+
+const optionOf = (event) => {
+  const span = event.target.closest?.('[role=option]');
+  return span ? Number(span.id.slice('answer-'.length)) : null;
+};
+
+export function bindInspect(close) {
+  const answer = byId('answer-tokens');
+  answer.addEventListener('mouseover', (e) => {
+    const i = optionOf(e);
+    if (i !== null && i !== chosen) choose(i);
+  });
+  answer.addEventListener('mouseleave', () => record && choose(pinned));
+  answer.addEventListener('click', (e) => {
+    const i = optionOf(e);
+    if (i !== null) choose(pinned = i);
+  });
+  answer.addEventListener('keydown', onKey);
+  byId('inspect-layer').addEventListener('change', () => choose(chosen));
+  byId('inspect-close').addEventListener('click', close);
+  byId('inspect').addEventListener('keydown', (e) => { if (e.key === 'Escape') close(); });
+}
+
+export function showInspect(of) {
+  record = of;
+  chosen = pinned = 0;
+  contextSpans = new Map();
+  lit = [];
+  fillLayers();
+  fillAnswer();
+  byId('inspect').hidden = false;
+  choose(0);
+  byId('inspect-title').focus();
+}
