@@ -140,9 +140,9 @@ class Page:
     def wait(self, script, seconds=60):
         end = time.monotonic() + seconds
         while True:
-            value = self.run(script)
-            if value:
-                return value
+            # !!: an element is no JSON, and the browser would take for ever to make some of it.
+            if self.run(f"!!({script})"):
+                return
             if time.monotonic() > end:
                 raise AssertionError(f"never true: {script}\n{self.errors}\n"
                                      + self.run("document.body.innerText"))

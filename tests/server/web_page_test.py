@@ -85,8 +85,8 @@ class WebPageTest(unittest.TestCase):
         spoken = page.run("document.getElementById('spoken').textContent")
         self.assertTrue(spoken.strip())
         # A page that is opened again still has the conversation.
-        page.run("location.reload()")
-        page.wait(f"document.querySelectorAll('#messages > li').length === 2")
+        page.call("Page.reload")
+        page.wait("window.seen === undefined && document.querySelectorAll('#messages > li').length === 2")
         self.assertEqual(page.run(LAST), answer)
 
     def test_stops(self):
@@ -184,6 +184,25 @@ class WebPageTest(unittest.TestCase):
         page.key("Escape", 27)
         page.wait("!document.getElementById('chat').hidden")
         self.assertEqual(page.run("document.activeElement.textContent"), "Inspect")
+
+    def test_shows_progress_and_folds_thoughts(self):
+        page = self.ready()
+        self.set(page, "thinking", True)
+        self.set(page, "max_tokens", "30")
+        page.run("window.seen = new Set(); new MutationObserver(() => { if (!document.getElementById('progress')"
+                 ".hidden) seen.add(document.getElementById('progress-text').textContent); }).observe("
+                 "document.getElementById('progress'), {childList: true, subtree: true, attributes: true})")
+        self.send(page, "The mill is old and the wheel turns slowly. " * 150 + "plum = 87\n\nWhat is plum?")
+        progress = page.run("[...seen]")
+        self.assertTrue(progress)
+        for text in progress:
+            self.assertRegex(text, r"^Reading the prompt: \d+ of \d+ tokens")
+        self.assertTrue(page.run("document.getElementById('progress').hidden"))
+        thoughts = "document.querySelector('.assistant details')"
+        self.assertFalse(page.run(thoughts + ".hidden || " + thoughts + ".open"))
+        self.assertTrue(page.run(thoughts + ".textContent.length > 'Thoughts'.length"))
+        self.set(page, "thinking", False)
+        self.assertFalse(page.run("document.getElementById('quick-thinking').checked"))
 
     def test_markup_stays_text(self):
         page = self.ready()

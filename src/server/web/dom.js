@@ -23,4 +23,4 @@ export function make(tag, properties = {}, ...children) {
 export const button = (text, onclick, properties = {}) =>
   make('button', {type: 'button', onclick, ...properties}, text);
 
-export const percent = (x) => (x >= 0.0995 ? `${Math.round(x * 100)} %` : `${(x * 100).toFixed(1)} %`);
+export const percent = (x) => (x >= 0.0995 ? `${Math.round(x * 100)}\u00a0%` : `${(x * 100).toFixed(1)}\u00a0%`);

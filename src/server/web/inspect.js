@@ -1,7 +1,7 @@
 // The Inspect view: an answer's tokens, and what the attention of each read.
 //
-// A record is {prompt: [text], tokens: [{text, position, read: [{position, layers}], kept}]}: prompt has
-// the text of each token of the prompt, position counts them first, layers has the share of each layer.
+// A record is {prompt: [text], tokens: [{text, position, read: [{position, layers}]}]}: prompt has the
+// text of each token of the prompt, position counts them first, layers has the share of each layer.
 import {byId, make, percent} from './dom.js';
 
 // More context than this is shown around what was read only, so that the page stays quick.
@@ -95,9 +95,10 @@ function light(token, reads) {
 
 function fillTable(reads) {
   const layers = layerCount();
-  const head = ['Token', 'Position', 'Mean', ...Array.from({length: layers}, (_, i) => `Layer ${i}`)];
+  const head = [['Token', 'token'], ['At', 'position'], ['Mean', 'mean of the layers'],
+    ...Array.from({length: layers}, (_, i) => [String(i), `layer ${i}`])];
   byId('reads').tHead.replaceChildren(
-    make('tr', {}, ...head.map((text) => make('th', {scope: 'col'}, text))));
+    make('tr', {}, ...head.map(([text, abbr]) => make('th', {scope: 'col', abbr, title: abbr}, text))));
   const cell = (share) => {
     const td = make('td', {}, percent(share));
     td.style.setProperty('--share', Math.sqrt(share).toFixed(3));
@@ -106,12 +107,6 @@ function fillTable(reads) {
   byId('reads').tBodies[0].replaceChildren(...reads.map((r) => make('tr', {},
     make('td', {}, quoted(textAt(r.position))), make('td', {}, String(r.position)), cell(mean(r.layers)),
     ...r.layers.map(cell))));
-}
-
-function fillKept(token) {
-  byId('kept').textContent = token.kept === undefined ? '' :
-    `Of dense attention's mass the selection holds ${percent(mean(token.kept))} on average (` +
-    token.kept.map((x, i) => `layer ${i}: ${percent(x)}`).join(', ') + ').';
 }
 
 function scrollTo(span) {
@@ -132,7 +127,6 @@ function choose(index) {
   fillContext(token);
   light(token, reads);
   fillTable(reads);
-  fillKept(token);
   if (lit.length > 0) scrollTo(lit[0]);
   byId('inspect-state').textContent = `“${quoted(token.text)}” read most: ` +
     reads.slice(0, 3).map((r) => `“${quoted(textAt(r.position))}” ${percent(r.share)}`).join(', ');
