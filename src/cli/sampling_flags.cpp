@@ -32,6 +32,7 @@ void SamplingFlags::apply(const GenerationDefaults& defaults, Request& request) 
   s.repetition_penalty = repetition_penalty.value_or(s.repetition_penalty);
   s.seed = seed;
   s.top_logprobs = logprobs;
+  s.logprob = logprobs > 0;
   request.max_tokens = max_tokens;
   if (!ignore_eos) request.stop_ids = defaults.eos_ids;
 }

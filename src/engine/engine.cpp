@@ -203,9 +203,17 @@ void Engine::probe_tokens(Sequence& s, int64_t rows) {
   }
 }
 
+// Logits come to the host only if one of the requests needs more of them than the largest.
+void Engine::choose_results(Pass pass) {
+  best_only_ = std::all_of(pass.begin(), pass.end(), [](const Sequence* s) {
+    return s->logit_row < 0 || (s->sampler.takes_largest() && !s->matcher);
+  });
+}
+
 void Engine::run_batch(const Selector& selector) {
   const size_t logits = logit_rows_.size() * static_cast<size_t>(model_.config().vocab_size);
-  if (logits_.size() < logits) logits_.resize(logits);
+  if (!best_only_ && logits_.size() < logits) logits_.resize(logits);
+  if (best_.size() < logit_rows_.size()) best_.resize(logit_rows_.size());
   failed_.assign(slices_.size(), -1);
   const size_t states = ids_.size() * static_cast<size_t>(model_.config().hidden_size);
   if (drafter_ != nullptr && hidden_.size() < states) hidden_.resize(states);
@@ -216,7 +224,8 @@ void Engine::run_batch(const Selector& selector) {
   b.sequences = slices_;
   b.kv = cache_.view();
   b.logit_rows = logit_rows_;
-  b.logits = logits_.data();
+  b.logits = best_only_ ? nullptr : logits_.data();
+  b.best = best_only_ ? best_.data() : nullptr;
   b.hidden = drafter_ != nullptr ? hidden_.data() : nullptr;
   b.failed_layer = failed_.data();
   model_.model().forward(context_, b, selector, act_, probe_.size() == 0 ? nullptr : &probe_);
@@ -231,6 +240,7 @@ void Engine::run(Pass pass, std::vector<TokenEvent>& events) {
       options_.before_pass(requests);
     }
     build_batch(pass);
+    choose_results(pass);
     run_batch(*pass.front()->selector);
   } catch (const std::exception& e) {
     if (model_.group().size() > 1) throw;
@@ -257,8 +267,12 @@ void Engine::end(Sequence& s, TokenEvent event, std::vector<TokenEvent>& events)
 
 void Engine::sample(Sequence& s, int64_t row, TokenEvent& event) {
   const int64_t vocab = model_.config().vocab_size;
-  const float* logits = logits_.data() + (s.logit_row + row) * vocab;
-  s.sampler.sample(logits, s.allowed(vocab, allowed_), scratch_, event.token);
+  if (best_only_) {
+    s.sampler.take(best_[static_cast<size_t>(s.logit_row + row)], event.token);
+  } else {
+    const float* logits = logits_.data() + (s.logit_row + row) * vocab;
+    s.sampler.sample(logits, s.allowed(vocab, allowed_), scratch_, event.token);
+  }
   s.tokens.push_back(event.token.id);
   ++counts_.generated_tokens;
   if (s.is_stop(event.token.id)) {

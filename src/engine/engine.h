@@ -93,6 +93,7 @@ class Engine {
   void run(Pass pass, std::vector<TokenEvent>& events);
   void build_batch(Pass pass);
   void probe_tokens(Sequence& sequence, int64_t rows);
+  void choose_results(Pass pass);
   void run_batch(const Selector& selector);
   void finish_tokens(Pass pass, std::vector<TokenEvent>& events);
   bool sample_tokens(Sequence& s, TokenEvent& event, std::vector<TokenEvent>& events);
@@ -120,6 +121,8 @@ class Engine {
   std::vector<KvSequence> tables_;
   std::vector<BatchSequence> slices_;
   std::vector<float> logits_, hidden_;
+  std::vector<int32_t> best_;
+  bool best_only_ = false;  // this pass gives best_, not logits_
   Sampler::Scratch scratch_;
   std::vector<uint64_t> allowed_;
   std::vector<Sequence*> followed_;

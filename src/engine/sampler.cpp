@@ -140,10 +140,22 @@ void report_logprobs(const float* logits, int64_t vocab_size, int64_t top, Sampl
   }
 }
 
+bool Sampler::changes_logits() const {
+  return !params_.logit_bias.empty() || !seen_.empty() || !counts_.empty();
+}
+
+bool Sampler::takes_largest() const {
+  return params_.temperature == 0 && !changes_logits() && !params_.logprob &&
+         params_.top_logprobs == 0;
+}
+
+void Sampler::take(int32_t id, SampledToken& out) {
+  out.id = id;
+  ++step_;
+}
+
 int32_t Sampler::choose(const float* logits, TokenBits allowed, Scratch& all, uint64_t step) const {
-  const bool as_they_are =
-      allowed.empty() && params_.logit_bias.empty() && seen_.empty() && counts_.empty();
-  if (params_.temperature == 0 && as_they_are) {
+  if (params_.temperature == 0 && allowed.empty() && !changes_logits()) {
     return static_cast<int32_t>(std::max_element(logits, logits + vocab_size_) - logits);
   }
   gather(logits, allowed, all);

@@ -66,6 +66,11 @@ class Sampler {
   // it has none. Allocates nothing after the first call unless top_logprobs is set.
   void sample(const float* logits, TokenBits allowed, Scratch& scratch, SampledToken& out);
 
+  // Whether sample() gives the first of the largest logits, and nothing but its id: then take() of
+  // that id does the same without the logits. A mask is the caller's to look for.
+  bool takes_largest() const;
+  void take(int32_t id, SampledToken& out);
+
   // The token that sample() would give, `ahead` calls from now, if these were its logits: a guess
   // that comes true as often as the two distributions overlap.
   int32_t guess(const float* logits, TokenBits allowed, Scratch& scratch, uint64_t ahead) const;
@@ -75,6 +80,7 @@ class Sampler {
   void gather(const float* logits, TokenBits allowed, Scratch& all) const;
   void penalise(Scratch& all) const;
   int32_t draw(Scratch& all, uint64_t step) const;
+  bool changes_logits() const;
 
   SamplingParams params_;
   int64_t vocab_size_;

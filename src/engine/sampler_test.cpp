@@ -190,5 +190,28 @@ TEST(SamplerTest, WithoutLogprobsTheTokensAreTheSame) {
   }
 }
 
+// Then a device may look for the largest logit, and steps are counted all the same.
+TEST(SamplerTest, TheLargestIsEnoughForGreedyAlone) {
+  SamplingParams greedy;
+  greedy.logprob = false;
+  EXPECT_TRUE(Sampler(greedy, 50, {}).takes_largest());
+  const auto refused = [&](auto change) {
+    SamplingParams p = greedy;
+    change(p);
+    return !Sampler(p, 50, {1}).takes_largest();
+  };
+  EXPECT_TRUE(refused([](SamplingParams& p) { p.temperature = 1; }));
+  EXPECT_TRUE(refused([](SamplingParams& p) { p.logprob = true; }));
+  EXPECT_TRUE(refused([](SamplingParams& p) { p.top_logprobs = 1; }));
+  EXPECT_TRUE(refused([](SamplingParams& p) { p.logit_bias = {{3, 1.0F}}; }));
+  EXPECT_TRUE(refused([](SamplingParams& p) { p.repetition_penalty = 1.1F; }));
+  EXPECT_TRUE(refused([](SamplingParams& p) { p.presence_penalty = 1; }));
+  EXPECT_TRUE(refused([](SamplingParams& p) { p.frequency_penalty = 1; }));
+  SampledToken out;
+  Sampler taker(greedy, 50, {});
+  taker.take(17, out);
+  EXPECT_EQ(out.id, 17);
+}
+
 }  // namespace
 }  // namespace tamis

@@ -96,7 +96,10 @@ class Bench {
       rows_.push_back(static_cast<int32_t>(ids_.size()) - 1);
       s.length += tokens;
     }
-    logits_.resize(rows_.size() * vocab);
+    // On a device only what greedy sampling needs comes back.
+    const bool best_only = context_.device() != nullptr;
+    logits_.resize(best_only ? 0 : rows_.size() * vocab);
+    best_.resize(rows_.size());
     failed_.assign(slices_.size(), -1);
     Batch b;
     b.tokens = {static_cast<int64_t>(ids_.size()), sequence_.data(), positions_.data(),
@@ -105,7 +108,8 @@ class Bench {
     b.sequences = slices_;
     b.kv = cache_.view();
     b.logit_rows = rows_;
-    b.logits = logits_.data();
+    b.logits = best_only ? nullptr : logits_.data();
+    b.best = best_only ? best_.data() : nullptr;
     b.failed_layer = failed_.data();
     model_.model().forward(context_, b, *selector_, act_);
   }
@@ -124,7 +128,7 @@ class Bench {
   std::vector<CachedSequence> sequences_;
   uint64_t seed_;
   Activations act_;
-  std::vector<int32_t> ids_, positions_, sequence_, rows_, failed_;
+  std::vector<int32_t> ids_, positions_, sequence_, rows_, best_, failed_;
   std::vector<BatchSequence> slices_;
   std::vector<KvSequence> tables_;
   std::vector<float> logits_;

@@ -24,6 +24,7 @@
 #include "kernels/quantize_fp8/quantize_fp8.h"        // act_quant, block_quant, cache rows
 #include "kernels/rms_norm/rms_norm.h"                // with the residual addition
 #include "kernels/rope/rope.h"                        // positions, YaRN
+#include "kernels/step_io/step_io.h"                  // the ends of a step on a device
 #include "kernels/swiglu/swiglu.h"                    // the MLP's activation
 #include "kernels/token_ops/token_ops.h"              // several of these on a token, in one launch
 #include "kernels/topk/topk.h"                        // selection from scores

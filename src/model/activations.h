@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "kernels/linear/linear.h"
@@ -70,9 +71,10 @@ struct Activations {
   GrowBuffer<int64_t> expert_offsets{place};
   std::vector<LinearArgs> linears, beside;  // the products of one parallel loop
   std::vector<RopeArgs> ropes;
-  std::vector<TokenStep> waiting;      // for the next norm
-  std::vector<TokenStep> entry_steps;  // between attention's first products and the others
-  bool delta_is_zero = false;          // before the first layer, where nothing has to round x
+  std::vector<TokenStep> waiting;            // for the next norm
+  std::vector<TokenStep> entry_steps;        // between attention's first products and the others
+  std::optional<CheckFiniteArgs> unchecked;  // what a layer gave, until the next one's norms
+  bool delta_is_zero = false;                // before the first layer, where nothing has to round x
   // Multi-token prediction.
   Floats mtp_embedding{place}, mtp_hidden{place}, mtp_joined{place};
   // A batch where a device reads it, and its results there (staging.h).

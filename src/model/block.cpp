@@ -10,11 +10,18 @@ void run_waiting(LayerContext& c) {
   c.act.waiting.clear();
 }
 
+CheckFiniteArgs finite_check(LayerContext& c, const float* x, int64_t width, int64_t layer) {
+  return {x,
+          c.tokens(),
+          width,
+          nullptr,
+          c.staged.tokens.sequence,
+          static_cast<int32_t>(layer),
+          c.staged.failed};
+}
+
 void check_finite(LayerContext& c, const float* x, int64_t width, int64_t layer, int lane) {
-  later(c,
-        CheckFiniteArgs{x, c.tokens(), width, nullptr, c.staged.tokens.sequence,
-                        static_cast<int32_t>(layer), c.staged.failed},
-        lane);
+  later(c, finite_check(c, x, width, layer), lane);
 }
 
 float* part_of(LayerContext& c, int64_t rows, int64_t width, float* y) {
@@ -35,13 +42,23 @@ void gather_columns(LayerContext& c, const float* part, int64_t rows, int64_t wi
   }
 }
 
-void add_and_norm(LayerContext& c, const Parameters& weight) {
+RmsNormArgs next_norm(LayerContext& c, const Parameters& weight) {
   const int64_t d = c.config.hidden_size;
   const float* delta = c.act.delta_is_zero ? nullptr : c.act.delta.data();
-  later(c, RmsNormArgs{c.act.x.data(), d, delta, weight.data(), c.tokens(), d, c.config.norm_eps,
-                       c.act.normed.data(), d, c.numerics.native()});
   c.act.delta_is_zero = false;
+  return {c.act.x.data(),
+          d,
+          delta,
+          weight.data(),
+          c.tokens(),
+          d,
+          c.config.norm_eps,
+          c.act.normed.data(),
+          d,
+          c.numerics.native()};
 }
+
+void add_and_norm(LayerContext& c, const Parameters& weight) { later(c, next_norm(c, weight)); }
 
 void block_forward(LayerContext& c, const LayerWeights& w, const LayerConfig& kind, int64_t layer) {
   const int64_t d = c.config.hidden_size, n = c.tokens();
@@ -51,16 +68,22 @@ void block_forward(LayerContext& c, const LayerWeights& w, const LayerConfig& ki
   c.observe("hidden", layer, x, n, d);
   mla_forward(c, w.attention, kind, layer);
   c.observe("attn_out", layer, delta, n, d);
-  add_and_norm(c, w.post_attention_norm);
-  run_waiting(c);
+  const RmsNormArgs norm = next_norm(c, w.post_attention_norm);
   if (kind.ffn == FfnKind::kDense) {
+    later(c, norm);
+    run_waiting(c);
     mlp_forward(c, w.mlp, c.config.intermediate);
   } else {
-    moe_forward(c, w.moe, layer);
+    moe_forward(c, w.moe, norm, layer);
   }
   if (c.observer != nullptr) run_waiting(c);
   c.observe("mlp_out", layer, delta, n, d);
-  check_finite(c, delta, d, layer);
+  if (!uses_hadamard(c) && layer + 1 < c.config.num_layers()) {
+    // Beside the next layer's norms, instead of before its first.
+    c.act.unchecked = finite_check(c, delta, d, layer);
+  } else {
+    check_finite(c, delta, d, layer);
+  }
 }
 
 }  // namespace tamis

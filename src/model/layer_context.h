@@ -71,9 +71,11 @@ bool select_positions(LayerContext& c, const LayerConfig& kind, int64_t layer,
 
 // FFN(g) of one layer: normed -> delta.
 void mlp_forward(LayerContext& c, const MlpWeights& w, int64_t width);
-void moe_forward(LayerContext& c, const MoeWeights& w, int64_t layer);
+// Makes the norm as well, of what add_and_norm says.
+void moe_forward(LayerContext& c, const MoeWeights& w, const RmsNormArgs& norm, int64_t layer);
 
-// x += the last delta, normed = its norm; waits.
+// x += the last delta, normed = its norm; the second waits.
+RmsNormArgs next_norm(LayerContext& c, const Parameters& weight);
 void add_and_norm(LayerContext& c, const Parameters& weight);
 // A whole layer: adds the previous delta to x, leaves its own in delta.
 void block_forward(LayerContext& c, const LayerWeights& w, const LayerConfig& kind, int64_t layer);
@@ -89,7 +91,8 @@ float* part_of(LayerContext& c, int64_t rows, int64_t width, float* y);
 void later(LayerContext& c, const TokenOp& op, int lane = 0);
 // Runs them now.
 void run_waiting(LayerContext& c);
-// Marks sequences with a row of x [tokens, width] that is not finite; waits.
+// Marks sequences with a row of x [tokens, width] that is not finite; the second waits.
+CheckFiniteArgs finite_check(LayerContext& c, const float* x, int64_t width, int64_t layer);
 void check_finite(LayerContext& c, const float* x, int64_t width, int64_t layer, int lane = 0);
 
 }  // namespace tamis

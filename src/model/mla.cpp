@@ -135,6 +135,8 @@ void enter_exact(LayerContext& c, const AttentionWeights& w, int64_t layer) {
     steps.push_back({entry(c, layer, Entry::kIndexKey), 2});
     if (indexer_needed(c)) steps.push_back({indexer_queries(c), 3});
   }
+  if (c.act.unchecked) steps.push_back({*c.act.unchecked, 4});
+  c.act.unchecked.reset();
   token_ops(c.kernels, c.tokens(), steps);
   project_queries(c, w);
   c.act.ropes = {query_rope(c)};

@@ -31,6 +31,11 @@ const float* gather_hidden(LayerContext& c, const float* part, int64_t rows, int
   return all;
 }
 
+// Every pair of a single token has the same row of x: products in float32 on a device read that.
+bool shares_row(const LayerContext& c) {
+  return c.tokens() == 1 && c.act.place.device != nullptr && !c.numerics.native();
+}
+
 MoePermuteArgs permutation(LayerContext& c) {
   const ModelConfig& m = c.config;
   const int64_t n = c.tokens(), pairs = n * m.experts_per_token;
@@ -43,11 +48,11 @@ MoePermuteArgs permutation(LayerContext& c) {
   p.width = m.hidden_size;
   p.row_of = c.act.expert_row_of.get(pairs);
   p.offsets = c.act.expert_offsets.get(m.num_experts + 1);
-  p.rows = c.act.expert_rows.get(pairs * m.hidden_size);
+  p.rows = shares_row(c) ? nullptr : c.act.expert_rows.get(pairs * m.hidden_size);
   return p;
 }
 
-void route(LayerContext& c, const MoeWeights& w, int64_t layer) {
+void route(LayerContext& c, const MoeWeights& w, const RmsNormArgs& norm, int64_t layer) {
   const ModelConfig& m = c.config;
   const int64_t n = c.tokens();
   float* logits = c.act.router.get(n * m.num_experts);
@@ -67,7 +72,8 @@ void route(LayerContext& c, const MoeWeights& w, int64_t layer) {
   g.ids = c.act.expert_ids.get(n * m.experts_per_token);
   g.weights = c.act.expert_weights.get(n * m.experts_per_token);
   // The product in float32 in every precision: a rounding here changes which experts run.
-  moe_route(c.kernels, {{c.act.normed.data(), m.hidden_size, n, w.router, logits, m.num_experts},
+  moe_route(c.kernels, {norm,
+                        {c.act.normed.data(), m.hidden_size, n, w.router, logits, m.num_experts},
                         g,
                         permutation(c)});
   c.observe("router.logits", layer, logits, n, m.num_experts);
@@ -110,9 +116,11 @@ GroupedProduct grouped(const float* x, const ExpertTable& w, float* y) {
 // gate and up of routed and shared experts.
 void expert_hidden(LayerContext& c, const MoeWeights& w, float* shared_gate, float* shared_up) {
   const int64_t values = c.tokens() * c.config.experts_per_token * c.config.moe_intermediate;
-  const float* x = c.act.expert_rows.data();
-  const GroupedProduct products[] = {grouped(x, w.gates, c.act.gate.get(values)),
-                                     grouped(x, w.ups, c.act.up.get(values))};
+  const bool one = shares_row(c);
+  const float* x = one ? c.act.normed.data() : c.act.expert_rows.data();
+  GroupedProduct products[] = {grouped(x, w.gates, c.act.gate.get(values)),
+                               grouped(x, w.ups, c.act.up.get(values))};
+  for (GroupedProduct& p : products) p.x_stride = one ? 0 : p.x_stride;
   std::vector<LinearArgs>& beside = c.act.beside;
   beside.clear();
   if (w.shared) {
@@ -149,10 +157,10 @@ void mlp_forward(LayerContext& c, const MlpWeights& w, int64_t width) {
   gather_columns(c, down.y, n, d, c.act.delta.data());
 }
 
-void moe_forward(LayerContext& c, const MoeWeights& w, int64_t layer) {
+void moe_forward(LayerContext& c, const MoeWeights& w, const RmsNormArgs& norm, int64_t layer) {
   const ModelConfig& m = c.config;
   const int64_t n = c.tokens(), d = m.hidden_size, pairs = n * m.experts_per_token;
-  route(c, w, layer);
+  route(c, w, norm, layer);
   const int64_t shared_own = w.shared ? w.shared->gate.rows : 0;
   float* shared_gate = c.act.shared_gate.get(n * shared_own);
   float* shared_up = c.act.shared_up.get(n * shared_own);

@@ -4,7 +4,7 @@
 #include <bit>
 #include <cstring>
 
-#include "kernels/memory.h"
+#include "kernels/elementwise/elementwise.h"
 
 namespace tamis {
 namespace {
@@ -80,25 +80,37 @@ StagedBatch::StagedBatch(KernelContext& context, const Batch& batch, int64_t voc
       failed(batch.failed_layer),
       context_(context),
       batch_(batch),
-      logit_values_(static_cast<int64_t>(batch.logit_rows.size()) * vocab) {
+      vocab_(vocab) {
   tokens.max_context = longest(batch.tokens);
   std::fill_n(batch.failed_layer, batch.sequences.size(), -1);
-  if (context.device() == nullptr) return;
-  upload(act);
-  // The marks lie behind the logits, so that one copy brings both.
-  const auto sequences = static_cast<int64_t>(batch.sequences.size());
-  logits = act.results.get(logit_values_ + sequences);
-  failed = reinterpret_cast<int32_t*>(logits + logit_values_);
-  context.device()->fill(failed, 0xFF, sequences * static_cast<int64_t>(sizeof(int32_t)));
+  if (context.device() == nullptr) {
+    if (logits == nullptr) logits = act.results.get(rows() * vocab);
+    return;
+  }
+  pack(act);
+  const int64_t values = rows() * vocab;
+  logits = act.results.get(values + sequences() + 1);
+  failed = reinterpret_cast<int32_t*>(logits + values);
+  const int64_t wanted = batch.logits == nullptr ? 0 : values;
+  reserve(act, &act.pinned_results,
+          (rows() + sequences() + wanted) * static_cast<int64_t>(sizeof(int32_t)));
+  best_ = reinterpret_cast<int32_t*>(act.pinned_results.data());
 }
 
-void StagedBatch::upload(Activations& act) {
+// Recorded steps know where pinned memory lies.
+void StagedBatch::reserve(Activations& act, PinnedBuffer* buffer, int64_t bytes) {
+  if (buffer->bytes() >= bytes) return;
+  *buffer = PinnedBuffer(*context_.device(), 2 * bytes);
+  ++act.place.moves;
+}
+
+void StagedBatch::pack(Activations& act) {
   const int64_t n = tokens.num_tokens;
-  const auto pack = [&](Packer& p) {
+  const auto pack_all = [&](Packer& p) {
     ids = p.put(batch_.ids, n);
     tokens.sequence = p.put(batch_.tokens.sequence, n);
     tokens.position = p.put(batch_.tokens.position, n);
-    logit_rows = p.put(batch_.logit_rows.data(), static_cast<int64_t>(batch_.logit_rows.size()));
+    logit_rows = p.put(batch_.logit_rows.data(), rows());
     const Packer::Room<KvSequence> tables = p.room<KvSequence>(numbers(batch_));
     tokens.sequences = tables.device;
     // Last, because their number grows: all else stays where a recorded step looks for it.
@@ -109,27 +121,65 @@ void StagedBatch::upload(Activations& act) {
     }
   };
   Packer count(nullptr, nullptr);
-  pack(count);
-  if (act.pinned.bytes() < count.size()) {
-    act.pinned = PinnedBuffer(*context_.device(), 2 * count.size());
-  }
-  std::byte* device = act.staged.get(count.size());
-  Packer fill(act.pinned.data(), device);
-  pack(fill);
-  put(context_, device, act.pinned.data(), fill.size());
+  pack_all(count);
+  reserve(act, &act.pinned, kAlignment + count.size());
+  std::byte *host = act.pinned.data(), *device = act.staged.get(act.pinned.bytes());
+  Packer fill(host + kAlignment, device);
+  pack_all(fill);
+  const int64_t bytes = fill.size();
+  std::memcpy(host, &bytes, sizeof(bytes));
+  in_.host = host;
+  in_.room = act.pinned.bytes() / kAlignment * kAlignment;
+  in_.to = device;
 }
 
-void StagedBatch::finish(Activations& act) {
+void StagedBatch::start() const {
+  if (context_.device() == nullptr) return;
+  StepInArgs in = in_;
+  in.marks = failed;
+  in.sequences = sequences();
+  step_in(context_, in);
+}
+
+void StagedBatch::check_logits(int32_t mark) const {
+  if (context_.device() == nullptr) {
+    check_finite(context_, {logits, rows(), vocab_, logit_rows, tokens.sequence, mark, failed});
+    return;
+  }
+  StepOutArgs out;
+  out.logits = logits;
+  out.rows = rows();
+  out.vocab = vocab_;
+  out.token = logit_rows;
+  out.sequence = tokens.sequence;
+  out.mark = mark;
+  out.failed = failed;
+  out.sequences = sequences();
+  out.arrivals = reinterpret_cast<uint32_t*>(failed + sequences());
+  out.host_best = best_;
+  out.host_failed = best_ + rows();
+  step_out(context_, out);
+}
+
+void StagedBatch::finish() const {
   DeviceContext* device = context_.device();
-  if (device == nullptr) return;
-  const size_t values = static_cast<size_t>(logit_values_) * sizeof(float);
-  const size_t marks = batch_.sequences.size() * sizeof(int32_t);
-  const auto bytes = static_cast<int64_t>(values + marks);
-  if (act.pinned_results.bytes() < bytes) act.pinned_results = PinnedBuffer(*device, 2 * bytes);
-  std::byte* host = act.pinned_results.data();
-  device->download(host, logits, bytes);
-  if (values > 0) std::memcpy(batch_.logits, host, values);
-  std::memcpy(batch_.failed_layer, host + values, marks);
+  if (device == nullptr) {
+    for (int64_t r = 0; batch_.best != nullptr && r < rows(); ++r) {
+      const float* row = logits + r * vocab_;
+      batch_.best[r] = static_cast<int32_t>(std::max_element(row, row + vocab_) - row);
+    }
+    return;
+  }
+  if (batch_.logits != nullptr && rows() > 0) {
+    const auto bytes = rows() * vocab_ * static_cast<int64_t>(sizeof(float));
+    int32_t* pinned = best_ + rows() + sequences();
+    device->download(pinned, logits, bytes);
+    std::memcpy(batch_.logits, pinned, static_cast<size_t>(bytes));
+  } else {
+    device->synchronize();
+  }
+  if (batch_.best != nullptr) std::copy_n(best_, rows(), batch_.best);
+  std::copy_n(best_ + rows(), sequences(), batch_.failed_layer);
 }
 
 }  // namespace tamis

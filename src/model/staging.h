@@ -1,11 +1,13 @@
 // A batch where the operations run: on the CPU the caller's own arrays, on a device copies of them.
 //
-//   StagedBatch s(context, batch, vocab, act);    one upload: ids, positions, page tables, wanted
-//   rows
+//   StagedBatch s(context, batch, vocab, act);    ids, positions, page tables, wanted rows are
+//   packed s.start();                             and come to the device: first in a recorded step
 //   ... operations on s.tokens, s.ids ...
-//   s.finish(act);                         batch.logits and batch.failed_layer are there
+//   s.check_logits(mark);                  last in a recorded step
+//   s.finish();                            batch.logits, best and failed_layer are there
 #pragma once
 
+#include "kernels/step_io/step_io.h"
 #include "model/transformer.h"
 
 namespace tamis {
@@ -13,8 +15,11 @@ namespace tamis {
 class StagedBatch {
  public:
   StagedBatch(KernelContext& context, const Batch& batch, int64_t vocab, Activations& act);
-  // Copies the results to the batch and waits for them. Nothing to do on the CPU.
-  void finish(Activations& act);
+  void start() const;
+  // Marks sequences whose logits are not all finite, and finds the largest of each row.
+  void check_logits(int32_t mark) const;
+  // Gives the results to the batch and waits for them.
+  void finish() const;
 
   TokenMap tokens;
   const int32_t* ids = nullptr;         // [tokens]
@@ -23,11 +28,16 @@ class StagedBatch {
   int32_t* failed = nullptr;  // [batch.sequences], all -1 at the start
 
  private:
-  void upload(Activations& act);
+  void pack(Activations& act);
+  void reserve(Activations& act, PinnedBuffer* buffer, int64_t bytes);
+  int64_t rows() const { return static_cast<int64_t>(batch_.logit_rows.size()); }
+  int64_t sequences() const { return static_cast<int64_t>(batch_.sequences.size()); }
 
   KernelContext& context_;
   const Batch& batch_;
-  int64_t logit_values_;
+  int64_t vocab_;
+  StepInArgs in_;
+  int32_t* best_ = nullptr;  // pinned [rows], behind them [sequences] marks, then logits
 };
 
 }  // namespace tamis

@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
 
+#include <limits>
+
 #include "kernels/memory.h"
 #include "model/staging.h"
 
@@ -38,6 +40,7 @@ class StagingCuda : public ::testing::Test {
 
 TEST_F(StagingCuda, EverythingIsThere) {
   const StagedBatch s(context_, batch_, 10, act_);
+  s.start();
   EXPECT_EQ(read(context_, s.ids, 4), ids_);
   EXPECT_EQ(read(context_, s.tokens.sequence, 4), sequence_);
   EXPECT_EQ(read(context_, s.tokens.position, 4), position_);
@@ -53,6 +56,7 @@ TEST_F(StagingCuda, OnlyPagesMoveWhenAContextGrows) {
   const StagedBatch a(context_, batch_, 10, act_);
   position_[2] = 190;
   const StagedBatch b(context_, batch_, 10, act_);
+  b.start();
   EXPECT_EQ(a.tokens.position, b.tokens.position);
   EXPECT_EQ(a.tokens.sequences, b.tokens.sequences);
   EXPECT_EQ(a.failed, b.failed);
@@ -62,15 +66,35 @@ TEST_F(StagingCuda, OnlyPagesMoveWhenAContextGrows) {
 }
 
 TEST_F(StagingCuda, ResultsComeBack) {
-  StagedBatch s(context_, batch_, 10, act_);
   std::vector<float> want(20);
-  for (size_t i = 0; i < want.size(); ++i) want[i] = static_cast<float>(i);
-  put(context_, s.logits, want.data(), 80);
-  const std::vector<int32_t> marks{-1, 3};
-  put(context_, s.failed, marks.data(), 8);
-  s.finish(act_);
+  for (size_t i = 0; i < want.size(); ++i) want[i] = static_cast<float>(i % 7);
+  std::vector<int32_t> best(2);
+  batch_.best = best.data();
+  for (const bool wants_logits : {true, false}) {
+    batch_.logits = wants_logits ? logits_.data() : nullptr;
+    const StagedBatch s(context_, batch_, 10, act_);
+    s.start();
+    put(context_, s.logits, want.data(), 80);
+    const std::vector<int32_t> marks{-1, 3};
+    put(context_, s.failed, marks.data(), 8);
+    s.check_logits(9);
+    s.finish();
+    EXPECT_EQ(failed_, marks);
+    EXPECT_EQ(best, (std::vector<int32_t>{6, 3}));  // the first 6 of each row
+    best = {-1, -1};
+  }
   EXPECT_EQ(logits_, want);
-  EXPECT_EQ(failed_, marks);
+}
+
+TEST_F(StagingCuda, LogitsThatAreNotFiniteMarkTheirSequence) {
+  std::vector<float> values(20, 1.0F);
+  values[13] = std::numeric_limits<float>::quiet_NaN();
+  const StagedBatch s(context_, batch_, 10, act_);
+  s.start();
+  put(context_, s.logits, values.data(), 80);
+  s.check_logits(9);
+  s.finish();
+  EXPECT_EQ(failed_, (std::vector<int32_t>{-1, 9}));
 }
 
 }  // namespace

@@ -36,6 +36,7 @@ void grow_rope_tables(LayerContext& c, const std::vector<float>& inv_freq, float
 
 void prepare(LayerContext& c, const std::vector<float>& inv_freq) {
   c.act.waiting.clear();  // of a pass that threw
+  c.act.unchecked.reset();
   const int64_t n = c.tokens(), d = c.config.hidden_size;
   const auto half = static_cast<int64_t>(inv_freq.size());
   c.act.x.get(n * d);
@@ -86,8 +87,6 @@ void head(LayerContext& c, const ModelWeights& w) {
   const LinearArgs product{x, d, rows, w.head, y, w.head.rows};
   c.numerics.int8() ? c.numerics.project(c.kernels, {&product, 1}) : linear(c.kernels, product);
   gather_columns(c, y, rows, v, c.staged.logits);
-  check_finite(c.kernels, {c.staged.logits, rows, v, c.staged.logit_rows, c.staged.tokens.sequence,
-                           static_cast<int32_t>(c.config.num_layers()), c.staged.failed});
 }
 
 // The final hidden states, for who wants them on the host.
@@ -183,11 +182,12 @@ void Transformer::forward(KernelContext& context, const Batch& batch, const Sele
   } else {
     walk(c, weights);
   }
-  staged.finish(act);
+  staged.finish();
   give_hidden(c);
 }
 
 void Transformer::walk(LayerContext& c, const ModelWeights& weights) const {
+  c.staged.start();
   prepare(c, inv_freq_);
   embed(c, weights, c.act.x.data());
   for (int64_t l = 0; l < config_.num_layers(); ++l) {
@@ -199,6 +199,7 @@ void Transformer::walk(LayerContext& c, const ModelWeights& weights) const {
   c.observe("hidden", config_.num_layers(), c.act.x.data(), n, d);
   c.observe("hidden.norm", -1, c.act.normed.data(), n, d);
   head(c, weights);
+  c.staged.check_logits(static_cast<int32_t>(config_.num_layers()));
 }
 
 void Transformer::forward_mtp(KernelContext& context, const Batch& batch, int64_t index,
@@ -213,6 +214,7 @@ void Transformer::forward_mtp(KernelContext& context, const Batch& batch, int64_
   const MtpWeights& w = weights.mtp.at(static_cast<size_t>(index));
   LayerContext c{context, config_, options_, numerics_, group_,
                  batch,   staged,  selector, act,       observer};
+  staged.start();
   prepare(c, inv_freq_);
   const int64_t n = c.tokens(), d = config_.hidden_size;
   // z = W_eh [enorm(E[next]) ; hnorm(h)], embedding half first (docs/numerics.md 5).
@@ -233,7 +235,8 @@ void Transformer::forward_mtp(KernelContext& context, const Batch& batch, int64_
   final_norm(c, w.norm, config_.num_layers() + index);
   c.observe("mtp.hidden", -1, act.normed.data(), n, d);
   head(c, weights);
-  staged.finish(act);
+  staged.check_logits(static_cast<int32_t>(config_.num_layers()));
+  staged.finish();
   give_hidden(c);
 }
 

@@ -42,8 +42,10 @@ struct Batch {
   std::span<const BatchSequence> sequences;
   KvView kv;
   std::span<const int32_t> logit_rows;  // tokens whose logits are wanted
-  float* logits = nullptr;              // out [logit_rows, vocab_size]
-  float* hidden = nullptr;              // out [tokens, hidden_size]: after the final norm; or null
+  float* logits = nullptr;              // out [logit_rows, vocab_size]; or null
+  int32_t* best =
+      nullptr;  // out [logit_rows]: id of the largest logit, the lowest of equals; or null
+  float* hidden = nullptr;  // out [tokens, hidden_size]: after the final norm; or null
   // out [sequences]: the first layer that produced a number that is not finite (num_layers: the
   // head), -1 if none. Such a sequence's logits mean nothing; the others' are untouched.
   int32_t* failed_layer = nullptr;

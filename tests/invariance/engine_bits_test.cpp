@@ -84,6 +84,30 @@ class EngineBits : public ::testing::TestWithParam<Precision> {
   EngineOptions options_;
 };
 
+// Greedy requests that report no log-probabilities need only the largest logit of a row, which a
+// device finds by itself; unless another of the pass needs more.
+TEST_P(EngineBits, GreedyTokensNeedNoLogits) {
+  std::vector<Request> requests;
+  for (uint32_t seed = 1; seed <= 3; ++seed) {
+    requests.push_back(request(seed, 20 * seed, 12));
+    requests.back().sampling.temperature = 0;
+  }
+  std::vector<Request> bare = requests, mixed;
+  for (Request& r : bare) r.sampling.logprob = false;
+  mixed = bare;
+  mixed.push_back(request(9, 30, 12));
+  std::vector<std::vector<std::vector<int32_t>>> ids;
+  for (const auto& list : {requests, bare, mixed}) {
+    Engine engine(*model_, context_, options_);
+    ids.emplace_back();
+    for (const auto& [number, answer] : run(engine, list)) ids.back().push_back(answer.ids);
+    ASSERT_EQ(ids.back().size(), list.size());
+    ids.back().resize(3);
+    EXPECT_EQ(ids.back(), ids.front());
+  }
+  for (const auto& answer : ids.front()) EXPECT_EQ(answer.size(), 12U);
+}
+
 TEST_P(EngineBits, Among64Others) {
   std::vector<Request> requests;
   for (uint32_t i = 0; i < 65; ++i) requests.push_back(request(i, 1 + i * 7 % 120, 1 + i % 40));

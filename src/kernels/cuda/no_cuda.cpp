@@ -34,6 +34,7 @@
 #include "kernels/rms_norm/rms_norm_impl.h"
 #include "kernels/rope/rope_backward_impl.h"
 #include "kernels/rope/rope_impl.h"
+#include "kernels/step_io/step_io_impl.h"
 #include "kernels/swiglu/swiglu_backward_impl.h"
 #include "kernels/swiglu/swiglu_impl.h"
 #include "kernels/token_ops/token_ops_impl.h"
@@ -113,6 +114,8 @@ void rope_cuda(KernelContext&, const RopeArgs&) { refuse(); }
 void round_rows_cuda(KernelContext&, const RoundRowsArgs&) { refuse(); }
 void scale_values_cuda(KernelContext&, float*, int64_t, float) { refuse(); }
 void select_window_cuda(KernelContext&, const SelectWindowArgs&) { refuse(); }
+void step_in_cuda(KernelContext&, const StepInArgs&) { refuse(); }
+void step_out_cuda(KernelContext&, const StepOutArgs&) { refuse(); }
 void swiglus_cuda(KernelContext&, std::span<const SwigluArgs>) { refuse(); }
 void swiglu_cuda(KernelContext&, const SwigluArgs&) { refuse(); }
 void topk_cuda(KernelContext&, const TopkArgs&) { refuse(); }

@@ -21,6 +21,16 @@ __device__ inline void cp_async_4(void* shared, const void* from) {
 }
 
 // Brings the line of `from` to L1, without waiting.
+// From any address, also that of a kernel's parameter: the compiler does not turn it into reads of
+// constant memory, which a warp's lanes would make one after the other.
+__device__ inline uint4 load_generic(const uint4* from) {
+  uint4 v;
+  asm("ld.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "l"(from));
+  return v;
+}
+
 __device__ inline void prefetch_l1(const void* from) {
   asm volatile("prefetch.global.L1 [%0];\n" ::"l"(from));
 }

@@ -294,14 +294,13 @@ void mla_sparse_cuda(KernelContext& context, const MlaSparseArgs& a) {
     return write_mass(context, a, parts.stats);
   }
   const int64_t blocks = n * ((a.heads + kRows - 1) / kRows);
-  if (chunks == 1 || blocks >= 4 * context.device()->info().multiprocessors) {
-    return attend(context, a, parts);
-  }
+  if (blocks >= 4 * context.device()->info().multiprocessors) return attend(context, a, parts);
   parts.chunks = static_cast<int>(chunks);
   const int64_t rows = n * chunks * a.heads, c = a.kv.layout.kv_lora;
   parts.sums = static_cast<float*>(device_scratch(context, 0, rows * c * 4));
   parts.stats = static_cast<Softmax*>(device_scratch(context, 1, rows * 8));
   if (attend_few(context, a, parts)) return;
+  if (chunks == 1) return attend(context, a, {});
   attend(context, a, parts);
   const dim3 grid(static_cast<unsigned>(n), static_cast<unsigned>(a.heads));
   mla_exact_combine<<<grid, kThreads, 0, stream_of(context)>>>(a, kv_rows(a.kv), parts);

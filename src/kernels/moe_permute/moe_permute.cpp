@@ -16,6 +16,7 @@ void moe_permute_reference(KernelContext& context, const MoePermuteArgs& a) {
   for (int64_t i = 0; i < pairs; ++i) a.row_of[i] = static_cast<int32_t>(a.offsets[a.ids[i]]++);
   for (int64_t e = a.experts; e > 0; --e) a.offsets[e] = a.offsets[e - 1];  // undo the running ends
   a.offsets[0] = 0;
+  if (a.rows == nullptr) return;
   context.pool().run(a.tokens, [&](int64_t t, int) {
     for (int64_t i = 0; i < a.num_chosen; ++i) {
       std::copy_n(a.x + t * a.width, a.width,

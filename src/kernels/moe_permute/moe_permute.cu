@@ -139,7 +139,7 @@ void moe_permute_cuda(KernelContext& context, const MoePermuteArgs& a) {
   sort_kernel<<<1, static_cast<unsigned>(warps * 32), static_cast<size_t>(bytes),
                 stream_of(context)>>>(sort);
   check_launch("moe_permute (sort)");
-  if (pairs == 0) return;
+  if (pairs == 0 || a.rows == nullptr) return;
   copy_kernel<<<static_cast<unsigned>(pairs), kThreads, 0, stream_of(context)>>>(a);
   check_launch("moe_permute (rows)");
 }

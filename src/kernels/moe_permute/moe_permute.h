@@ -15,7 +15,7 @@ struct MoePermuteArgs {
   int64_t width = 0;
   int32_t* row_of = nullptr;   // out [tokens, num_chosen]: the row of each pair
   int64_t* offsets = nullptr;  // out [experts + 1]: expert e has rows offsets[e] .. offsets[e+1]
-  float* rows = nullptr;       // out [tokens * num_chosen, width]
+  float* rows = nullptr;       // out [tokens * num_chosen, width]; or null: no rows, no x
 };
 
 void moe_permute(KernelContext& context, const MoePermuteArgs& args);

@@ -16,7 +16,8 @@ struct Routed {
   Floats rows;
 };
 
-Routed permute(const Floats& x, int64_t tokens, int64_t chosen, int64_t experts, int64_t width) {
+Routed permute(const Floats& x, int64_t tokens, int64_t chosen, int64_t experts, int64_t width,
+               bool wants_rows = true) {
   Routed r;
   for (int64_t i = 0; i < tokens * chosen; ++i) {
     r.ids.push_back(static_cast<int32_t>((i * 7 + i / chosen) % experts));
@@ -34,7 +35,7 @@ Routed permute(const Floats& x, int64_t tokens, int64_t chosen, int64_t experts,
   a.width = width;
   a.row_of = r.row_of.data();
   a.offsets = r.offsets.data();
-  a.rows = r.rows.data();
+  a.rows = wants_rows ? r.rows.data() : nullptr;
   moe_permute(context, a);
   return r;
 }
@@ -53,6 +54,13 @@ TEST(MoePermute, GroupsRowsByExpertInTokenOrder) {
     EXPECT_GT(r.row_of[i], last_token[e]);
     last_token[e] = r.row_of[i];
   }
+}
+
+TEST(MoePermute, RowsAreNotNeeded) {
+  const Floats x = random_floats(9 * 5, 1);
+  const Routed with = permute(x, 9, 3, 6, 5), without = permute({}, 9, 3, 6, 5, false);
+  EXPECT_EQ(with.row_of, without.row_of);
+  EXPECT_EQ(with.offsets, without.offsets);
 }
 
 TEST(MoePermute, NoTokens) {
@@ -74,7 +82,7 @@ TEST(MoeCombine, SameBitsAsTheReference) {
           context.force("moe_combine", i == 0 ? "reference" : "simd");
           y[i].assign(static_cast<size_t>(tokens * width + 1), -7.0f);
           MoeCombineArgs a;
-          a.rows = r.rows.data();
+          a.rows = wants_rows ? r.rows.data() : nullptr;
           a.row_of = r.row_of.data();
           a.weights = weights.data();
           a.tokens = tokens;

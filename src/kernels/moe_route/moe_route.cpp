@@ -9,6 +9,7 @@ void moe_route(KernelContext& context, const MoeRouteArgs& args) {
     context.note("moe_route", "cuda");
     return moe_route_cuda(context, args);
   }
+  if (args.norm.rows > 0) rms_norm(context, args.norm);
   linear(context, args.router);
   moe_gate(context, args.gate);
   moe_permute(context, args.permute);

@@ -1,16 +1,21 @@
-// moe_route on CUDA, for few tokens: one block. A warp gates each token; then a thread finds the
-// row of each pair by counting the pairs that come before it, and all copy rows. Bound by latency.
+// moe_route on CUDA, for few tokens: one block. All make the norm of a token; a warp gates each
+// token; then a thread finds the row of each pair by counting the pairs that come before it, and
+// all copy rows. Bound by latency.
 #include "kernels/cuda/launch.cuh"
 #include "kernels/linear/linear_exact.cuh"
 #include "kernels/moe_gate/moe_gate_token.cuh"
 #include "kernels/moe_route/moe_route_impl.h"
+#include "kernels/rms_norm/rms_norm_impl.h"
+#include "kernels/rms_norm/rms_norm_row.cuh"
 
 namespace tamis {
 namespace {
 
-constexpr int kWarps = 8, kThreads = kWarps * 32;
+constexpr int kThreads = kRowThreads, kWarps = kThreads / 32;
 constexpr int64_t kMostPairs = 64;
 constexpr int64_t kSharedBytes = 32 * 1024;
+constexpr int64_t kMostNorms = 2;        // the block makes them one after the other
+constexpr int64_t kLine = 128;           // bytes
 constexpr int64_t kMostWeights = 16384;  // of the router
 
 // part [kStreamRows][kLanes + 1] of each warp
@@ -71,7 +76,13 @@ __global__ void __launch_bounds__(kThreads) moe_route_kernel(const MoeRouteArgs 
   extern __shared__ float work[];
   __shared__ int32_t ids[kMostPairs], rows[kMostPairs];
   __shared__ float part[kWarps * exact::kStreamRows * (exact::kLanes + 1)];
-  if (a.router.w.dtype == DType::kF32) {
+  const Weight& w = a.router.w;
+  for (int64_t i = threadIdx.x * kLine; i < w.rows * w.row_bytes; i += kThreads * kLine) {
+    ptx::prefetch_l1(w.data + i);
+  }
+  for (int64_t t = 0; t < a.norm.rows; ++t) rms_norm_row(a.norm, t);
+  __syncthreads();
+  if (w.dtype == DType::kF32) {
     multiply<DType::kF32>(a.router, part);
   } else {
     multiply<DType::kBF16>(a.router, part);
@@ -84,6 +95,7 @@ __global__ void __launch_bounds__(kThreads) moe_route_kernel(const MoeRouteArgs 
   for (int i = threadIdx.x; i < pairs; i += kThreads) ids[i] = a.permute.ids[i];
   __syncthreads();
   sort_pairs(a.permute, pairs, ids, rows);
+  if (a.permute.rows == nullptr) return;
   __syncthreads();
   copy_rows(a.permute, pairs, rows);
 }
@@ -102,7 +114,12 @@ bool moe_route_cuda_supports(const MoeRouteArgs& a) {
          shared_bytes(a) <= kSharedBytes;
 }
 
-void moe_route_cuda(KernelContext& context, const MoeRouteArgs& a) {
+void moe_route_cuda(KernelContext& context, const MoeRouteArgs& args) {
+  MoeRouteArgs a = args;
+  if (a.norm.rows > kMostNorms) {
+    rms_norm_cuda(context, a.norm);
+    a.norm.rows = 0;
+  }
   moe_route_kernel<<<dim3(1), kThreads, static_cast<size_t>(shared_bytes(a)), stream_of(context)>>>(
       a);
   check_launch("moe_route");

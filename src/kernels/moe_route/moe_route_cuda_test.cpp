@@ -1,3 +1,4 @@
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -81,6 +82,71 @@ TEST_F(MoeRouteCuda, IsTheProductTheGateAndThePermutation) {
       a.permute.width = c.width;
       ASSERT_NO_FATAL_FAILURE(expect_equal(a)) << c.experts << " " << tokens;
     }
+  }
+}
+
+// Without rows the order comes out all the same, by one launch or by several.
+TEST_F(MoeRouteCuda, RowsAreNotNeeded) {
+  constexpr int64_t kExperts = 16, kWidth = 256;
+  const DeviceWeight w(context(), test_weight(DType::kBF16, kExperts, kWidth, 1));
+  for (const int64_t tokens : {1, 9}) {
+    const Device<float> x(context(), random_floats(tokens * kWidth, 3));
+    MoeRouteArgs a;
+    a.router = {x.data(), kWidth, tokens, w.w(), nullptr, kExperts};
+    a.gate.tokens = a.permute.tokens = tokens;
+    a.gate.experts = a.permute.experts = kExperts;
+    a.gate.num_chosen = a.permute.num_chosen = 4;
+    a.permute.x = x.data();
+    a.permute.width = kWidth;
+    const Result with(context(), a), without(context(), a);
+    moe_route(context(), aimed(a, with));
+    MoeRouteArgs bare = aimed(a, without);
+    bare.permute.x = nullptr;
+    bare.permute.rows = nullptr;
+    moe_route(context(), bare);
+    EXPECT_EQ(with.ids.read(), without.ids.read());
+    EXPECT_EQ(with.row_of.read(), without.row_of.read());
+    EXPECT_EQ(with.offsets.read(), without.offsets.read());
+    const std::vector<float> rows = without.rows.read();
+    EXPECT_TRUE(std::isnan(rows.front()) && std::isnan(rows.back())) << "written";
+  }
+}
+
+// The norm and the residual sum within it are those of rms_norm.
+TEST_F(MoeRouteCuda, TheNormIsItsOwn) {
+  constexpr int64_t kExperts = 16, kWidth = 256;
+  const TestWeight router = test_weight(DType::kBF16, kExperts, kWidth, 1);
+  const DeviceWeight w(context(), router);
+  for (const int64_t tokens : {1, 2, 3, 4, 9}) {
+    const std::vector<float> values = random_floats(tokens * kWidth, 3);
+    Device<float> delta(context(), random_floats(tokens * kWidth, 4)),
+        weight(context(), random_floats(kWidth, 5));
+    std::vector<std::vector<float>> streams, normed, rows;
+    for (const bool joined : {false, true}) {
+      Device<float> x(context(), values), y(context(), tokens * kWidth);
+      MoeRouteArgs a;
+      const RmsNormArgs norm{x.data(), kWidth, delta.data(), weight.data(), tokens,
+                             kWidth,   1e-6F,  y.data(),     kWidth,        false};
+      if (joined) {
+        a.norm = norm;
+      } else {
+        rms_norm(context(), norm);
+      }
+      a.router = {y.data(), kWidth, tokens, w.w(), nullptr, kExperts};
+      a.gate.tokens = a.permute.tokens = tokens;
+      a.gate.experts = a.permute.experts = kExperts;
+      a.gate.num_chosen = a.permute.num_chosen = 4;
+      a.permute.x = y.data();
+      a.permute.width = kWidth;
+      const Result r(context(), a);
+      moe_route(context(), aimed(a, r));
+      streams.push_back(x.read());
+      normed.push_back(y.read());
+      rows.push_back(r.rows.read());
+    }
+    EXPECT_EQ(streams[0], streams[1]) << tokens;
+    EXPECT_EQ(normed[0], normed[1]) << tokens;
+    EXPECT_EQ(rows[0], rows[1]) << tokens;
   }
 }
 

@@ -19,7 +19,7 @@ namespace tamis {
 namespace {
 
 constexpr int kThreads = kRowThreads, kWarps = kThreads / 32;
-constexpr int kMost = 8;  // steps of a launch
+constexpr int kMost = 10;  // steps of a launch
 
 struct Append {
   KvAppendArgs args;
@@ -50,7 +50,7 @@ struct Step {
   alignas(16) std::byte args[Largest<TokenOp>::kBytes];
 };
 
-struct Steps {
+struct alignas(16) Steps {
   Step list[kMost];
   int count;
 };
@@ -102,7 +102,19 @@ __device__ void run_step(const Step& s, int64_t t, int64_t tokens) {
   }
 }
 
-__global__ void __launch_bounds__(kThreads) token_ops_kernel(const __grid_constant__ Steps steps) {
+// Kernel parameters by all threads at once: read where they are used, each line of them would be
+// waited for.
+__device__ void fetch(const Steps& from, Steps* to) {
+  static_assert(sizeof(Steps) % sizeof(uint4) == 0);
+  for (int i = threadIdx.x; i < static_cast<int>(sizeof(Steps) / sizeof(uint4)); i += kThreads) {
+    reinterpret_cast<uint4*>(to)[i] = ptx::load_generic(reinterpret_cast<const uint4*>(&from) + i);
+  }
+  __syncthreads();
+}
+
+__global__ void __launch_bounds__(kThreads) token_ops_kernel(const __grid_constant__ Steps given) {
+  __shared__ __align__(16) Steps steps;
+  fetch(given, &steps);
   for (int i = 0; i < steps.count; ++i) {
     const Step& s = steps.list[i];
     if (s.lane != blockIdx.y) continue;

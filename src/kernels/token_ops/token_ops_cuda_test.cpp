@@ -59,7 +59,7 @@ class TokenOpsCuda : public CudaTest {
               kRope, RopeLayout::kHalfSplit, cos.data(),  cos.data()};
     }
 
-    // Twelve steps, more than one launch takes, over four lanes.
+    // Thirteen steps, more than one launch takes, over four lanes.
     std::vector<TokenStep> steps() const {
       Weight w;
       w.dtype = DType::kF32;
@@ -92,9 +92,9 @@ class TokenOpsCuda : public CudaTest {
                          kWidth},
            0},
           {RoundRowsArgs{query.data(), count * kHeads, kWidth - 3, kWidth}, 3},
-          {latent_entry, 1},  // in the next launch: after lane 2
           {key_entry, 0},
           {CheckFiniteArgs{x.data(), count, kWidth, nullptr, sequence.data(), 5, failed.data()}, 2},
+          {latent_entry, 1},  // in the next launch: after lane 2
           {CheckFlagsArgs{flags.data(), count, sequence.data(), 6, failed.data()}, 3},
       };
     }

@@ -17,6 +17,7 @@
 // topk_any (any k): the same search over the row in global memory, five to nine reads of it.
 #include "kernels/cuda/launch.cuh"
 #include "kernels/topk/topk_block.cuh"
+#include "kernels/topk/topk_row.cuh"
 
 namespace tamis {
 namespace {
@@ -178,6 +179,7 @@ constexpr int64_t kSplitLength = 16384;  // shorter rows are done before a secon
 
 void topk_cuda_run(KernelContext& context, const TopkArgs& a, const TopkRun& run) {
   if (a.rows == 0) return;
+  if (a.k >= 1 && a.score_stride <= kMostOfRow) return topk_cuda_row(context, a, run);
   if (a.k < 1 || a.k > kMaxStreamK) {
     using B = Sizes<1024>;
     topk_any<B><<<static_cast<unsigned>(a.rows), B::kThreads, 0, stream_of(context)>>>(a, run);

@@ -99,6 +99,20 @@ TEST_F(TopkCuda, ManyRowsAndFewLongOnes) {
   }
 }
 
+// Rows that fit into a block's shared memory, fewer and more than multiprocessors.
+TEST_F(TopkCuda, ManyShortRows) {
+  for (const int64_t stride : {8192, 8191, 1001, 96}) {
+    std::vector<int32_t> lengths;
+    Floats scores;
+    for (int row = 0; row < 300; ++row) {
+      const Floats kind = scores_of(row % kScoreKinds, stride, static_cast<uint32_t>(row));
+      scores.insert(scores.end(), kind.begin(), kind.end());
+      lengths.push_back(static_cast<int32_t>(row % 4 == 0 ? stride : stride - row * stride / 300));
+    }
+    for (const int64_t k : {1, 37, 2048, 3000}) expect_reference(scores, stride, lengths, k);
+  }
+}
+
 TEST_F(TopkCuda, TwentyRunsGiveTheSame) {
   const int64_t n = 40000, k = 2048;
   Device<float> s(context(), scores_of(3, n, 1));
