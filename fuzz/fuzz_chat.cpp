@@ -1,17 +1,14 @@
-// Chat messages and model output from anywhere. The first byte chooses what the rest is.
+// Chat messages from anywhere. The first byte chooses the format and how they are rendered.
 #include <cstdint>
 #include <cstdlib>
 #include <string>
 
 #include "base/error.h"
 #include "text/chat.h"
-#include "text/completion.h"
-#include "text/output_parser.h"
 
 namespace {
 
 using tamis::ChatFormat;
-using Events = std::vector<tamis::OutputEvent>;
 
 constexpr ChatFormat kFormats[] = {ChatFormat::kV31, ChatFormat::kV31Plain, ChatFormat::kV32Exp,
                                    ChatFormat::kV32};
@@ -67,30 +64,6 @@ void render(ChatFormat format, tamis::RenderOptions options, std::string_view js
   }
 }
 
-// The stream cut by a pattern taken from the text itself gives what the whole text gives.
-void parse(const tamis::OutputParserOptions& options, std::string_view text) {
-  Events whole, cut;
-  tamis::OutputParser one(options), many(options);
-  one.push(text, whole);
-  one.finish(whole);
-  for (size_t i = 0; i < text.size();) {
-    const size_t step = 1 + static_cast<uint8_t>(text[i]) % 11;
-    many.push(text.substr(i, step), cut);
-    i += step;
-  }
-  many.finish(cut);
-  require(whole == cut);
-  std::string emitted;
-  for (const tamis::OutputEvent& event : whole) emitted += event.text;
-  const bool markup = text.find("｜") != std::string_view::npos;
-  const bool thought = text.find("think>") != std::string_view::npos;
-  if (!markup && !thought) require(emitted == text);
-  try {
-    tamis::parse_completion(options.format, options.in_thinking, text);
-  } catch (const tamis::InputError&) {
-  }
-}
-
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
@@ -98,13 +71,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string_view rest(reinterpret_cast<const char*>(data) + 1, size - 1);
   const uint8_t choice = data[0];
   const ChatFormat format = kFormats[choice & 3];
-  const bool thinking = (choice & 4) != 0;
-  if ((choice & 8) != 0) {
-    parse({format, thinking, /*tools=*/true}, rest);
-    return 0;
-  }
   tamis::RenderOptions options;
-  options.thinking = thinking;
+  options.thinking = (choice & 4) != 0;
   options.add_generation_prompt = (choice & 16) != 0;
   options.keep_thinking = (choice & 32) != 0;
   options.context_messages = choice >> 6;

@@ -1,6 +1,7 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "base/error.h"
@@ -19,6 +20,10 @@ std::string root_of(const SelectionPolicy& p, const std::string& salt) {
 }
 
 constexpr int64_t kMaxReads = 64;
+
+double seconds_since(std::chrono::steady_clock::time_point begin) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
 
 SchedulerOptions scheduler_options(const EngineOptions& o, bool exact) {
   return {o.chunk, o.max_sequences, o.prefix_cache, exact};
@@ -228,7 +233,9 @@ void Engine::run_batch(const Selector& selector) {
   b.best = best_only_ ? best_.data() : nullptr;
   b.hidden = drafter_ != nullptr ? hidden_.data() : nullptr;
   b.failed_layer = failed_.data();
+  const auto begin = std::chrono::steady_clock::now();
   model_.model().forward(context_, b, selector, act_, probe_.size() == 0 ? nullptr : &probe_);
+  counts_.model_seconds += seconds_since(begin);
 }
 
 // Several ranks must stay in step, so that there a failure ends the engine.
@@ -247,7 +254,9 @@ void Engine::run(Pass pass, std::vector<TokenEvent>& events) {
     if (pass.size() == 1) {
       TokenEvent event;
       event.finish = FinishReason::kError;
-      event.error = e.what();
+      // What the machine says is for its operator; the sender may be a stranger.
+      log_warning(std::string("a forward pass failed: ") + e.what());
+      event.error = "a forward pass failed";
       return end(*pass.front(), std::move(event), events);
     }
     for (size_t i = 0; i < pass.size(); ++i) run(pass.subspan(i, 1), events);
@@ -359,6 +368,7 @@ void Engine::finish_tokens(Pass pass, std::vector<TokenEvent>& events) {
 // The answers are out; a failure here costs guesses, and a place in the prefix cache. Several ranks
 // must stay in step.
 void Engine::draft(Pass pass) {
+  const auto begin = std::chrono::steady_clock::now();
   try {
     drafter_->follow(pass, slices_, hidden_.data(), *pass.front()->selector, act_);
   } catch (const std::exception& e) {
@@ -370,6 +380,7 @@ void Engine::draft(Pass pass) {
     for (size_t i = 0; i < pass.size(); ++i) draft(pass.subspan(i, 1));
     return;
   }
+  counts_.model_seconds += seconds_since(begin);
   if (!options_.change_drafts) return;
   for (Sequence* s : pass) {
     if (!s->ended && s->decoding()) options_.change_drafts(s->number, s->tokens, s->drafts);

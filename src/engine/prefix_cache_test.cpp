@@ -1,11 +1,15 @@
 #include "engine/prefix_cache.h"
 
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <numeric>
+#include <random>
 
 #include "engine/sampler.h"
 
@@ -259,6 +263,39 @@ TEST_F(PrefixFileTest, DamageIsLeftOut) {
   }
   write("");
   EXPECT_FALSE(Restarted(config_).prefixes.load(file_).trouble.empty());
+}
+
+// Killed while it writes, at any moment: the next start finds a whole file, the old one or the new.
+TEST_F(PrefixFileTest, AKillLeavesTheOldFileOrTheNew) {
+  const int64_t before = prefixes_.save(file_);
+  const std::string old = bytes();
+  keep("z", count_from(5000, 64));
+  std::mt19937 rng(11);
+  int of_new = 0;
+  constexpr int kTrials = 60;
+  for (int trial = 0; trial < kTrials; ++trial) {
+    write(old);
+    const pid_t child = ::fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      while (true) prefixes_.save(file_);
+    }
+    ::usleep(rng() % 6000);
+    ASSERT_EQ(::kill(child, SIGKILL), 0);
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    ASSERT_TRUE(WIFSIGNALED(status));
+    Restarted next(config_);
+    const PrefixLoad loaded = next.prefixes.load(file_);
+    EXPECT_EQ(loaded.trouble, "");
+    EXPECT_EQ(next.hit("a", count_from(0, 150)), 150);
+    const bool is_new = next.hit("z", count_from(5000, 64)) == 64;
+    EXPECT_EQ(loaded.pages, is_new ? before + 1 : before);
+    of_new += is_new ? 1 : 0;
+  }
+  // Some died before the first file was whole, some after.
+  EXPECT_LT(of_new, kTrials);
+  EXPECT_GE(prefixes_.save(file_), before + 1);  // what a kill has left is in nobody's way
 }
 
 }  // namespace

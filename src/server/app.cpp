@@ -98,6 +98,18 @@ const App::Route* App::find_route(const HttpRequest& request, bool& path_known) 
   return nullptr;
 }
 
+// What the path can be asked by, as Allow lists it.
+std::string App::methods_of(HttpRequest request) {
+  std::string list;
+  bool path_known = false;
+  for (const char* method : {"GET", "HEAD", "POST"}) {
+    request.method = method;
+    if (find_route(request, path_known) != nullptr)
+      list += (list.empty() ? "" : ", ") + request.method;
+  }
+  return list;
+}
+
 // Everything that can be said without the body, in the order that tells a stranger the least.
 std::optional<ApiError> App::check(const HttpRequest& head) const {
   if (!access_.host_allowed(head)) {
@@ -148,6 +160,7 @@ std::optional<HttpResponse> App::refuse(const HttpRequest& head) {
     if (error->status() == 429 || error->status() == 503) metrics_.rejected.fetch_add(1);
     HttpResponse response = error_response(*error, is_anthropic(head));
     if (error->status() == 401 && from_script(head)) ask_for_bearer(response);
+    if (error->status() == 405) response.headers.push_back({"Allow", methods_of(head)});
     return response;
   }
   return std::nullopt;

@@ -63,6 +63,7 @@ class App final : public HttpService {
   };
   static const std::vector<Route>& routes();
   static const Route* find_route(const HttpRequest& request, bool& path_known);
+  static std::string methods_of(HttpRequest request);
 
   std::optional<ApiError> check(const HttpRequest& head) const;
   std::optional<HttpResponse> preflight(const HttpRequest& head) const;

@@ -81,7 +81,9 @@ void EngineThread::loop() {
   while (take_commands()) {
     if (!engine_.idle()) step_engine();
     if (!to_score_.empty()) step_scorer();
-    last_pass_ = Clock::now().time_since_epoch().count();
+    const auto now = Clock::now();
+    last_pass_ = now.time_since_epoch().count();
+    busy_seconds_ += std::chrono::duration<double>(now - woke_).count();
     publish();
   }
   fail_all("the server is shutting down");
@@ -95,6 +97,7 @@ bool EngineThread::take_commands() {
     wake_.wait(
         lock, [&] { return stop_ || !commands_.empty() || !engine_.idle() || !to_score_.empty(); });
     if (stop_) return false;
+    woke_ = Clock::now();
     commands.swap(commands_);
   }
   for (Command& c : commands) {
@@ -273,6 +276,8 @@ void EngineThread::publish() {
   g.prefix_hits = e.prefix.hit_tokens;
   g.preemptions = e.preemptions;
   g.step_seconds = step_seconds_;
+  g.busy_seconds = busy_seconds_;
+  g.model_seconds = e.model_seconds;
   g.selection = e.selection;
   g.speculation = e.speculation;
   const std::lock_guard lock(mutex_);

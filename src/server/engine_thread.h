@@ -106,7 +106,8 @@ class EngineThread {
   std::deque<Active*> to_score_;
   int64_t scoring_ = 0;  // the ticket whose prompt the scorer holds
   std::vector<TokenEvent> events_;
-  double step_seconds_ = 0;
+  double step_seconds_ = 0, busy_seconds_ = 0;
+  std::chrono::steady_clock::time_point woke_;
   std::thread thread_;
 };
 

@@ -57,13 +57,27 @@ int count_fields(const HttpRequest& request, std::string_view name) {
                     [&](const HttpHeader& h) { return equal_ignoring_case(h.name, name); }));
 }
 
-// host, host:port, [v6]:port.
+// host, host:port, [v6]:port; empty for a URL that has no host.
 bool is_host_and_port(std::string_view text) {
-  const auto ok = [](char c) {
+  const auto is_name_char = [](char c) {
     return is_digit(c) || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') ||
-           std::string_view("-._~!$&'()*+;=:[]%").find(c) != std::string_view::npos;
+           std::string_view("-._~!$&'()*+;=%").find(c) != std::string_view::npos;
   };
-  return std::all_of(text.begin(), text.end(), ok);
+  const auto is_v6_char = [](char c) { return hex_value(c) >= 0 || c == ':' || c == '.'; };
+  size_t end = text.find(':');
+  if (text.starts_with('[')) {
+    end = text.find(']');
+    if (end == std::string_view::npos || end == 1) return false;
+    const std::string_view v6 = text.substr(1, end - 1);
+    if (!std::all_of(v6.begin(), v6.end(), is_v6_char)) return false;
+    ++end;
+  } else {
+    const std::string_view name = text.substr(0, end);
+    if (!std::all_of(name.begin(), name.end(), is_name_char)) return false;
+    if (end == std::string_view::npos) return true;
+  }
+  const std::string_view rest = text.substr(end);
+  return rest.empty() || (rest[0] == ':' && std::all_of(rest.begin() + 1, rest.end(), is_digit));
 }
 
 }  // namespace
@@ -174,7 +188,7 @@ bool HttpParser::parse_target(std::string_view target) {
   });
   if (!plain) return fail(400, "the URL is malformed");
   for (const std::string_view scheme : {"http://", "https://"}) {
-    if (!target.starts_with(scheme)) continue;
+    if (!equal_ignoring_case(target.substr(0, scheme.size()), scheme)) continue;
     target.remove_prefix(scheme.size());
     const size_t slash = target.find('/');
     absolute_authority_ = target.substr(0, slash);
@@ -294,6 +308,11 @@ size_t HttpParser::push_chunk(std::string_view bytes) {
       case Chunk::kSize:
         on_size_byte(c);
         break;
+      case Chunk::kSizeSpace:
+        if (c == ';') chunk_ = Chunk::kExtension;
+        if (c != ';' && c != ' ' && c != '\t') fail(400, "a chunk's size is malformed");
+        if (++extension_bytes_ > kMaxExtensionBytes) fail(400, "chunk extensions are too long");
+        break;
       case Chunk::kExtension:
         on_extension_byte(c);
         break;
@@ -327,6 +346,8 @@ bool HttpParser::on_size_byte(char c) {
     chunk_ = Chunk::kSizeEnd;
   } else if (c == ';') {
     chunk_ = Chunk::kExtension;
+  } else if (c == ' ' || c == '\t') {
+    chunk_ = Chunk::kSizeSpace;  // only before an extension
   } else {
     return fail(400, "a chunk's size is malformed");
   }

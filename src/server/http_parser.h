@@ -49,7 +49,7 @@ class HttpParser {
   std::string_view error() const { return error_; }
 
  private:
-  enum class Chunk { kSize, kExtension, kSizeEnd, kData, kDataCr, kDataLf, kTrailer };
+  enum class Chunk { kSize, kSizeSpace, kExtension, kSizeEnd, kData, kDataCr, kDataLf, kTrailer };
 
   // Returns false, so that a check can end with it.
   bool fail(int status, std::string_view message);

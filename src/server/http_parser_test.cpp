@@ -65,6 +65,8 @@ TEST(HttpParser, ReadsChunks) {
   const std::string head = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
   EXPECT_EQ(parse_all_ways(head + "5;x=y\r\nhello\r\nA\r\n0123456789\r\n0\r\n\r\nrest").body,
             "hello0123456789");
+  // Space before an extension is bad, but is to be read.
+  EXPECT_EQ(parse_all_ways(head + "5 \t; x = \"y\" ;z\r\nhello\r\n0;last\r\n\r\n").body, "hello");
   const Outcome trailer = parse_all_ways(head + "0\r\nX-Sum: 1\r\n\r\nrest");
   EXPECT_EQ(trailer.state, HttpParser::State::kDone);
   EXPECT_EQ(trailer.rest, "rest");
@@ -77,6 +79,8 @@ TEST(HttpParser, ReadsChunks) {
 TEST(HttpParser, TakesTheTargetOfAProxy) {
   EXPECT_EQ(parse_all_ways("GET http://a/x HTTP/1.1\r\nHost: a\r\n\r\n").path, "/x");
   EXPECT_EQ(parse_all_ways("GET http://b/x HTTP/1.1\r\nHost: a\r\n\r\n").status, 400);
+  EXPECT_EQ(parse_all_ways("GET HTTP://A:80/x?y HTTP/1.1\r\nHost: a:80\r\n\r\n").path, "/x");
+  EXPECT_EQ(parse_all_ways("GET http://[::1]:80 HTTP/1.1\r\nHost: [::1]:80\r\n\r\n").path, "/");
   EXPECT_EQ(parse_all_ways("\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n").path, "/");
   EXPECT_EQ(parse_all_ways("GET / HTTP/1.0\r\n\r\n").path, "/");
 }
@@ -106,6 +110,12 @@ TEST(HttpParser, RefusesWhatTwoReadersCouldReadDifferently) {
       get + "Host: b\r\n\r\n",
       "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n",
       "GET / HTTP/1.1\r\nHost: a, b\r\n\r\n",
+      "GET / HTTP/1.1\r\nHost: a:b\r\n\r\n",
+      "GET / HTTP/1.1\r\nHost: a:1:2\r\n\r\n",
+      "GET / HTTP/1.1\r\nHost: [::1\r\n\r\n",
+      "GET / HTTP/1.1\r\nHost: []\r\n\r\n",
+      "GET / HTTP/1.1\r\nHost: [::1]x\r\n\r\n",
+      "GET / HTTP/1.1\r\nHost: u@a\r\n\r\n",
       "GET / HTTP/1.1\r\nHost : a\r\n\r\n",
       get + "X y: 1\r\n\r\n",
       get + ": 1\r\n\r\n",
@@ -156,6 +166,8 @@ TEST(HttpParser, RefusesMalformedChunks) {
       "5;a\rb\r\nhello",
       " 5\r\nhello",
       "5 \r\nhello",
+      "5 5\r\nhello",
+      "5 5;x\r\nhello",
       "\r\n",
       ";x\r\n",
       "5\r\nhelloX",

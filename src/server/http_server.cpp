@@ -30,6 +30,7 @@
 #include <boost/beast/core/tcp_stream.hpp>
 #include <boost/beast/ssl/ssl_stream.hpp>
 #include <cstdio>
+#include <ctime>
 #include <random>
 #include <thread>
 #include <vector>
@@ -86,11 +87,27 @@ struct HeadContext {
 // Neither a body nor its length (RFC 9110, 8.6).
 bool has_no_content(int status) { return status == 204 || status == 304; }
 
+// "Sun, 06 Nov 1994 08:49:37 GMT", in the names of RFC 9110 whatever the locale is.
+std::string http_date() {
+  static constexpr std::array kDays = {"Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"};
+  static constexpr std::array kMonths = {"Jan", "Feb", "Mar", "Apr", "May", "Jun",
+                                         "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
+  const std::time_t now = std::time(nullptr);
+  std::tm utc{};
+  gmtime_r(&now, &utc);
+  std::array<char, 40> text{};
+  std::snprintf(text.data(), text.size(), "%s, %02d %s %04d %02d:%02d:%02d GMT",
+                kDays.at(static_cast<size_t>(utc.tm_wday)), utc.tm_mday,
+                kMonths.at(static_cast<size_t>(utc.tm_mon)), utc.tm_year + 1900, utc.tm_hour,
+                utc.tm_min, utc.tm_sec);
+  return text.data();
+}
+
 // length -1: the caller says how the body is framed.
 std::string head_text(const HttpResponse& r, const HeadContext& context, int64_t length) {
   std::string out = "HTTP/1.1 " + std::to_string(r.status) + " ";
   out += status_text(r.status);
-  out += "\r\n";
+  out += "\r\nDate: " + http_date() + "\r\n";
   if (!r.content_type.empty()) out += "Content-Type: " + r.content_type + "\r\n";
   for (const HttpHeader& h : r.headers) out += h.name + ": " + h.value + "\r\n";
   for (const HttpHeader& h : context.common) out += h.name + ": " + h.value + "\r\n";

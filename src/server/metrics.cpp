@@ -11,9 +11,10 @@ void head(std::string& out, std::string_view name, std::string_view help, std::s
   out += fmt::format("# HELP {} {}\n# TYPE {} {}\n", name, help, name, type);
 }
 
-void counter(std::string& out, std::string_view name, std::string_view help, int64_t value) {
+template <typename T>
+void counter(std::string& out, std::string_view name, std::string_view help, const T& value) {
   head(out, name, help, "counter");
-  out += fmt::format("{} {}\n", name, value);
+  out += fmt::format("{} {}\n", name, +value);
 }
 
 template <typename T>
@@ -53,6 +54,9 @@ void render_engine(std::string& out, const EngineGauges& g) {
   counter(out, "vllm:num_preemptions_total", "Requests put back to make room", g.preemptions);
   render_speculation(out, g.speculation);
   counter(out, "tamis:engine_steps_total", "Forward passes", g.steps);
+  counter(out, "tamis:engine_busy_seconds_total", "Time of the engine's thread with work at hand",
+          g.busy_seconds);
+  counter(out, "tamis:engine_model_seconds_total", "Of that, in forward passes", g.model_seconds);
   gauge(out, "tamis:engine_step_seconds", "Time of the last forward pass", g.step_seconds);
 }
 

@@ -37,6 +37,7 @@ struct EngineGauges {
   int64_t prefix_queries = 0, prefix_hits = 0;  // tokens
   int64_t preemptions = 0;
   double step_seconds = 0;
+  double busy_seconds = 0, model_seconds = 0;  // of the engine's thread; of that, in forward passes
   SelectionStats selection;
   SpeculationStats speculation;
 };

@@ -269,7 +269,7 @@ TEST_P(EngineBits, AFailedPassEndsOnlyWhoFailsAlone) {
   for (int64_t i = 0; i < 8; ++i) {
     if (i == 3) {
       EXPECT_EQ(answers[i].finish, FinishReason::kError);
-      EXPECT_EQ(answers[i].error, "planted");
+      EXPECT_EQ(answers[i].error, "a forward pass failed");
     } else {
       EXPECT_TRUE(same_bits(answers[i], alone(requests[static_cast<size_t>(i)]))) << i;
     }

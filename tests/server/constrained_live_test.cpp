@@ -1,7 +1,11 @@
 // Answers that are held to a form, through the API: thinking x form x tools x streaming x format.
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "base/json.h"
+#include "convert/folders.h"
 #include "server/live.h"
 
 namespace tamis::server {
@@ -148,6 +152,84 @@ TEST_P(ConstrainedMatrix, MatrixOfThinkingFormsToolsAndStreaming) {
 INSTANTIATE_TEST_SUITE_P(Formats, ConstrainedMatrix,
                          ::testing::Values(ChatFormat::kV31, ChatFormat::kV32),
                          [](const auto& p) { return p.param == ChatFormat::kV31 ? "V31" : "V32"; });
+
+// The bundled model with its last layer in the place of a layer that guesses ahead.
+class GuessingModel {
+ public:
+  GuessingModel() {
+    const std::string from = TAMIS_SOURCE_DIR "/models/tamis-mini", to = path();
+    std::filesystem::copy(from, to);
+    Json config = parse_json(read_text_file(from + "/config.json", 1 << 20), "config");
+    config["num_hidden_layers"] = 3;
+    config["num_nextn_predict_layers"] = 1;
+    std::ofstream(to + "/config.json") << config.dump();
+    const std::string index_name = "/model.safetensors.index.json";
+    Json index = parse_json(read_text_file(from + index_name, 1 << 20), "index");
+    // Norms of ones; embedding and hidden state are added.
+    constexpr size_t kHidden = 256;
+    constexpr uint16_t kOne = 0x3f80;  // in bf16
+    const std::vector<uint16_t> ones(kHidden, kOne);
+    std::vector<uint16_t> joins(kHidden * 2 * kHidden, 0);
+    for (size_t i = 0; i < kHidden; ++i) {
+      joins[i * 2 * kHidden + i] = joins[i * 2 * kHidden + kHidden + i] = kOne;
+    }
+    Json header;
+    std::string data;
+    const auto add = [&](const std::string& name, const Json& shape, const auto& values) {
+      const std::string full = "model.layers.3." + name + ".weight";
+      const size_t begin = data.size();
+      data.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof kOne);
+      header[full] = {{"dtype", "BF16"}, {"shape", shape}, {"data_offsets", {begin, data.size()}}};
+      index["weight_map"][full] = "guess.safetensors";
+    };
+    for (const char* norm : {"enorm", "hnorm", "shared_head.norm"}) add(norm, {kHidden}, ones);
+    add("eh_proj", {kHidden, 2 * kHidden}, joins);
+    index["metadata"]["total_size"] = index["metadata"]["total_size"].get<size_t>() + data.size();
+    std::ofstream(to + index_name) << index.dump();
+    const std::string text = header.dump();
+    const uint64_t size = text.size();
+    std::ofstream(to + "/guess.safetensors", std::ios::binary)
+        << std::string(reinterpret_cast<const char*>(&size), sizeof size) << text << data;
+  }
+  std::string path() const { return folder_.path("model"); }
+
+ private:
+  convert_test::TemporaryFolder folder_;
+};
+
+// Thoughts, forms, tools, streaming and guesses at once: the answers are those without guesses.
+TEST(ConstrainedLive, GuessingAheadChangesNoAnswer) {
+  const GuessingModel model;
+  const LiveEngine plain{model.path(), true};
+  const LiveEngine guessing{model.path(), true, [](EngineOptions& o) { o.speculative_tokens = 3; }};
+  for (const ChatFormat format : {ChatFormat::kV31, ChatFormat::kV32}) {
+    Live alone({}, {}, format, 0, plain), ahead({}, {}, format, 0, guessing);
+    for (const bool thinking : {false, true}) {
+      for (const Form* form : {&kForms[0], &kForms[1], &kForms[3]}) {
+        for (const char* choice : {"none", "auto", "required"}) {
+          if (choice == std::string_view("required") && form > &kForms[1]) continue;
+          const char* sampling = thinking == (format == ChatFormat::kV31) ? "0" : "1";
+          const std::string body =
+              "{" + form->member + kTools + R"(,"tool_choice":")" + choice +
+              R"(","messages":[{"role":"user","content":"Where to?"}],"max_tokens":32,"seed":5)" +
+              R"(,"logit_bias":{"8182":9},"temperature":)" + sampling +
+              ",\"thinking\":" + (thinking ? "true" : "false");
+          const Got want = whole(ask(alone, "/v1/chat/completions", body + "}"));
+          const Got got = whole(ask(ahead, "/v1/chat/completions", body + "}"));
+          EXPECT_EQ(got, want) << body;
+          EXPECT_EQ(streamed(ask(ahead, "/v1/chat/completions", body + R"(,"stream":true})")), want)
+              << body;
+          if (got.finish != "length") expect_calls(got, choice);
+        }
+      }
+    }
+    EXPECT_TRUE(alone.settles());
+    EXPECT_TRUE(ahead.settles());
+    const SpeculationStats s = ahead.engine().gauges().speculation;
+    EXPECT_GT(s.accepted, 0);
+    EXPECT_LT(s.accepted, s.tokens);
+  }
+}
 
 // The thought itself is free, and its tokens are no part of the form.
 TEST(ConstrainedLive, ThoughtsAreFree) {

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -25,9 +26,21 @@ namespace tamis::server {
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
-// The bundled model, mapped once.
+// What is served, and how the engine differs from that of most tests.
+struct LiveEngine {
+  std::string folder = TAMIS_SOURCE_DIR "/models/tamis-mini";
+  bool with_mtp = false;
+  std::function<void(EngineOptions&)> change = [](EngineOptions&) {};
+};
+
+// A model, mapped once.
 struct Model {
-  Model() : context(1), model(TAMIS_SOURCE_DIR "/models/tamis-mini", {}, single()) {}
+  explicit Model(const LiveEngine& e) : context(1), model(e.folder, options(e), single()) {}
+  static LoadOptions options(const LiveEngine& e) {
+    LoadOptions o;
+    o.with_mtp = e.with_mtp;
+    return o;
+  }
   static std::shared_ptr<Group> single() { return single_group(); }
   KernelContext context;
   LoadedModel model;
@@ -36,14 +49,18 @@ struct Model {
 class Live {
  public:
   explicit Live(AppOptions options = {}, HttpOptions http = {},
-                std::optional<ChatFormat> format = std::nullopt, double recall_sample = 0) {
-    options.access_log = false;
+                std::optional<ChatFormat> format = std::nullopt, double recall_sample = 0,
+                const LiveEngine& engine = {}, bool access_log = false)
+      : model_(engine) {
+    options.access_log = access_log;
     EngineOptions e;
     e.policy.topk = model_.model.config().index_topk;
     e.cache.pages = 257;
     e.chunk = 128;
     e.audit = true;
     e.recall_sample = recall_sample;
+    e.cache.with_mtp = engine.with_mtp;
+    engine.change(e);
     engine_ = std::make_unique<Engine>(model_.model, model_.context, e);
     scorer_ = std::make_unique<PromptScorer>(model_.model, model_.context, e);
     const std::string folder = model_.model.checkpoint().folder();
