@@ -51,6 +51,8 @@ class TrainCuda : public CudaTest {
 
   // The bound of tests/train/gradients_test.cpp: a tensor's gradient is a sum over tokens of
   // products through layers of about 20 operations each, sums of at most `tokens` or 19 terms.
+  // Those of attention may be off by 3.01 * 2^-18 of their factors (mla_flash.cu,
+  // train_products.h).
   void expect_is_double(const ModelConfig& config, const std::vector<int64_t>& lengths,
                         const Objective& o) {
     const ParameterTable table(config);
@@ -62,7 +64,7 @@ class TrainCuda : public CudaTest {
     TrainModel<float> fast(config, table);
     const StepResult a = slow.run(reference(), {exact.data(), want.data()}, batch, o);
     const Run b = run(fast, values, batch, o);
-    const double unit = 40 * static_cast<double>(batch.tokens() + 19) * kUnitF32;
+    const double unit = 40 * (static_cast<double>(batch.tokens() + 19) * kUnitF32 + 3.01 * 0x1p-18);
     EXPECT_NEAR(loss_of(b.result, o), loss_of(a, o), unit * std::abs(loss_of(a, o)));
     EXPECT_EQ(b.result.load, a.load);
     EXPECT_EQ(b.result.targets, a.targets);

@@ -85,6 +85,9 @@ void matmuls_cuda(KernelContext&, const std::span<const MatmulArgs<float>>&) { r
 double measure_cuda(KernelContext&, const CudaWorkload&) { refuse(); }
 CudaPeak measure_cuda_peak(KernelContext&) { refuse(); }
 void mla_dense_backward_cuda(KernelContext&, const MlaDenseBackwardArgs<float>&) { refuse(); }
+void mla_dense_backward_flash(KernelContext&, const MlaDenseBackwardArgs<float>&) { refuse(); }
+bool mla_flash_supports(const MlaSequence<float>&) { return true; }
+void mla_dense_train_flash(KernelContext&, const MlaDenseTrainArgs&) { refuse(); }
 void mla_dense_train_cuda(KernelContext&, const MlaDenseTrainArgs&) { refuse(); }
 void mla_dense_cuda(KernelContext&, const MlaDenseArgs&) { refuse(); }
 bool mla_dense_cuda_supports(const MlaDenseArgs&) { return true; }

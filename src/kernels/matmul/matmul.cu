@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   constexpr int kTile = kEach * 16, kQuads = kTile * kStep / 4 / kThreads;
   __shared__ __align__(16) Stage<kTile> stages[2][2];
   Work w;
-  if (!find_work<kTile>(products, w)) return;
+  if (!find_work<kTile, kTile>(products, w)) return;
   const MatmulArgs<float>& p = w.p;
   const Side a = side_of(p.a, p.a_row, p.a_col, w.row, p.m, p.inner);
   const Side b = side_of(p.b, p.b_col, p.b_row, w.col, p.n, p.inner);
@@ -175,21 +175,25 @@ void add_pieces(KernelContext& context, const Products& products) {
 namespace {
 
 // Which kernel a product runs on: 0 and 1, CUDA cores with tiles of 64 and 128; from 2 on, bf16 by
-// the layouts of A and B.
-constexpr int kKinds = 6;
+// the layouts of A and B and the tile. Narrow products stay in float32.
+constexpr int kKinds = 18;
+constexpr int64_t kNarrow = 64;
 
 int kind_of(const MatmulArgs<float>& p, bool bf16) {
-  if (p.m <= 64 || p.n <= 64) return 0;
   const bool a_along = p.a_col == 1, b_along = p.b_row == 1;
   const bool a_lines = p.a_row == 1, b_lines = p.b_col == 1;
-  if (!bf16 || !(a_along || a_lines) || !(b_along || b_lines)) return 1;
-  return 2 + (a_along ? 1 : 0) + (b_along ? 2 : 0);
+  if (!bf16 || p.m < kNarrow || p.n < kNarrow || !(a_along || a_lines) || !(b_along || b_lines)) {
+    return p.m <= 64 || p.n <= 64 ? 0 : 1;
+  }
+  return 2 + (a_along ? 1 : 0) + (b_along ? 2 : 0) + (p.m > 64 ? 4 : 0) + (p.n > 64 ? 8 : 0);
 }
 
 void launch_kind(KernelContext& context, int kind, Products& products) {
-  if (kind == 0) return launch<64>(context, products, matmul_kernel<4>);
-  if (kind == 1) return launch<128>(context, products, matmul_kernel<8>);
-  launch_bf16(context, products, (kind - 2) % 2 == 1, (kind - 2) / 2 == 1);
+  if (kind == 0) return launch<64, 64>(context, products, matmul_kernel<4>);
+  if (kind == 1) return launch<128, 128>(context, products, matmul_kernel<8>);
+  const int bits = kind - 2;
+  launch_bf16(context, products,
+              {(bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0, (bits & 8) != 0});
 }
 
 // Products of a kind go into one launch, up to kMost of them.

@@ -112,8 +112,8 @@ TEST_F(MatmulCuda, LongSumsAreTheProduct) {
 TEST_F(MatmulCuda, Bf16IsTheProductOfRoundedFactors) {
   context().force("matmul", "cuda_bf16");
   int n_shapes = 0;
-  for (const int64_t m : {65, 128, 300}) {
-    for (const int64_t n : {66, 129, 256}) {
+  for (const int64_t m : {64, 65, 128, 300}) {
+    for (const int64_t n : {64, 66, 129, 256}) {
       for (const int64_t inner : {1, 15, 16, 17, 100, 700, 3000}) {
         const Shape s{m, n, inner, n_shapes % 2 != 0, n_shapes / 2 % 2 != 0, n_shapes % 3 == 0};
         ++n_shapes;

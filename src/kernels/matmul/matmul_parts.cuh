@@ -61,26 +61,26 @@ __device__ inline bool find_in_groups(const GroupedMatmulArgs<float>& a, int64_t
   return false;
 }
 
-template <int kTile>
+template <int kM, int kN>
 __device__ inline bool find_work(const Products& products, Work& w) {
   int i = 0;
   while (i + 1 < products.count && products.list[i + 1].first <= blockIdx.x) ++i;
   const Product& product = products.list[i];
   const GroupedMatmulArgs<float>& a = product.args;
   int64_t index = blockIdx.x - product.first;
-  const int64_t across = tiles(a.all.n, kTile);
-  w.col = index % across * kTile;
+  const int64_t across = tiles(a.all.n, kN);
+  w.col = index % across * kN;
   index /= across;
   w.p = a.all;
   if (a.groups > 0 && a.over == GroupedOver::kRows) {
     int64_t g = 0, tile = 0;
-    if (!find_in_groups(a, kTile, index, g, tile)) return false;
+    if (!find_in_groups(a, kM, index, g, tile)) return false;
     w.p = product_of_group(a, g, a.offsets[g], a.offsets[g + 1]);
-    w.row = tile * kTile;
+    w.row = tile * kM;
     return true;
   }
-  const int64_t down = tiles(a.all.m, kTile), piece = index / down;
-  w.row = index % down * kTile;
+  const int64_t down = tiles(a.all.m, kM), piece = index / down;
+  w.row = index % down * kM;
   if (product.partial < 0) return true;
   int64_t first = 0, last = a.all.inner, local = piece;
   if (a.groups > 0) {
@@ -158,8 +158,8 @@ inline void cut(Product& product, int64_t tile_count) {
 // C = or += the sums of the pieces of those products that were cut.
 void add_pieces(KernelContext& context, const Products& products);
 
-// Starts kernel<<<..>>>(products), whose blocks compute tiles of kTile x kTile.
-template <int kTile>
+// Starts kernel<<<..>>>(products), whose blocks compute tiles of kM x kN.
+template <int kM, int kN>
 void launch(KernelContext& context, Products& products, void (*kernel)(Products)) {
   int64_t blocks = 0, scratch = 0;
   for (int i = 0; i < products.count; ++i) {
@@ -167,8 +167,8 @@ void launch(KernelContext& context, Products& products, void (*kernel)(Products)
     const MatmulArgs<float>& p = product.args.all;
     const bool rows = product.args.groups > 0 && product.args.over == GroupedOver::kRows;
     // Each group may end with part of a tile.
-    const int64_t down = tiles(p.m, kTile) + (rows ? product.args.groups : 0);
-    const int64_t count = down * tiles(p.n, kTile);
+    const int64_t down = tiles(p.m, kM) + (rows ? product.args.groups : 0);
+    const int64_t count = down * tiles(p.n, kN);
     cut(product, count);
     product.first = blocks;
     blocks += count * product.pieces;
@@ -187,9 +187,12 @@ void launch(KernelContext& context, Products& products, void (*kernel)(Products)
   if (scratch > 0) add_pieces(context, products);
 }
 
-// Products whose factors are rounded to bf16, in matmul_bf16.cu: tiles of 128. a_along: the inner
-// index runs side by side in A, else the rows do; b_along likewise.
-void launch_bf16(KernelContext& context, Products& products, bool a_along, bool b_along);
+// Products whose factors are rounded to bf16, in matmul_bf16.cu. a_along: the inner index runs side
+// by side in A, else the rows do; b_along likewise. Tiles have 128 or 64 rows and columns.
+struct Bf16Kind {
+  bool a_along, b_along, wide_m, wide_n;
+};
+void launch_bf16(KernelContext& context, Products& products, const Bf16Kind& kind);
 
 }  // namespace tiled
 }  // namespace tamis

@@ -40,6 +40,8 @@ void backward_query(const MlaDenseBackwardArgs<T>& a, int64_t t, int64_t h) {
 }
 
 constexpr Implementation<MlaDenseBackwardArgs<float>> kFloat[] = {
+    {"cuda_flash", [](const MlaDenseBackwardArgs<float>& a) { return mla_flash_supports(a.in); },
+     mla_dense_backward_flash},
     {"cuda", [](const MlaDenseBackwardArgs<float>&) { return true; }, mla_dense_backward_cuda},
     {"simd", [](const MlaDenseBackwardArgs<float>&) { return vectors_available(); },
      mla_dense_backward_blocked},

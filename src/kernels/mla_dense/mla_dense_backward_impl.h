@@ -16,6 +16,10 @@ void mla_dense_backward_cuda(KernelContext& context, const MlaDenseBackwardArgs<
 void mla_dense_backward_cuda_by(KernelContext& context, const MlaDenseBackwardArgs<float>& args,
                                 int64_t size);
 void mla_dense_train_cuda(KernelContext& context, const MlaDenseTrainArgs& args);
+// mla_flash.cu: nothing of the scores is kept. Heads of at most 192 values, of v at most 128.
+bool mla_flash_supports(const MlaSequence<float>& in);
+void mla_dense_train_flash(KernelContext& context, const MlaDenseTrainArgs& args);
+void mla_dense_backward_flash(KernelContext& context, const MlaDenseBackwardArgs<float>& args);
 
 // P[t,h,0..t] in double: the specification.
 template <typename T>

@@ -30,6 +30,8 @@ void serve(KernelContext& context, const MlaDenseTrainArgs& args) {
 }
 
 constexpr Implementation<MlaDenseTrainArgs> kList[] = {
+    {"cuda_flash", [](const MlaDenseTrainArgs& a) { return mla_flash_supports(a.in); },
+     mla_dense_train_flash},
     {"cuda", [](const MlaDenseTrainArgs&) { return true; }, mla_dense_train_cuda},
     {"reference", [](const MlaDenseTrainArgs&) { return true; }, serve},
 };

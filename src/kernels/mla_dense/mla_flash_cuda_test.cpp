@@ -1,0 +1,127 @@
+// mla_dense in training without scores in memory against double in plain loops.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "kernels/mla_dense/mla_dense_backward_impl.h"
+#include "kernels/test_weight.h"
+#include "kernels/tolerance.h"
+#include "support/cuda_device.h"
+
+namespace tamis {
+namespace {
+
+using Floats = std::vector<float>;
+using Doubles = std::vector<double>;
+
+struct Shape {
+  int64_t tokens, heads, nope, rope, v_dim;
+};
+
+Doubles doubles(const Floats& x) { return {x.begin(), x.end()}; }
+
+// The largest norm of rows of `width` values.
+double largest_norm(const Floats& x, int64_t width) {
+  double most = 0;
+  if (width == 0) return 0;
+  for (size_t i = 0; i + static_cast<size_t>(width) <= x.size(); i += static_cast<size_t>(width)) {
+    most = std::max(most, norm2(&x[i], width));
+  }
+  return most;
+}
+
+class MlaFlashCuda : public CudaTest {
+ protected:
+  struct Result {
+    Floats out, dq, dkv, dk_pe;
+  };
+
+  Result run(const Shape& s, const Floats& q, const Floats& kv, const Floats& k_pe,
+             const Floats& d_out, float scale) {
+    Device<float> gq(context(), q), gkv(context(), kv), gpe(context(), k_pe);
+    Device<float> gd(context(), d_out), out(context(), static_cast<int64_t>(d_out.size()));
+    Device<float> dq(context(), gq.size()), dkv(context(), gkv.size()), dpe(context(), gpe.size());
+    const MlaSequence<float> in{gq.data(), gkv.data(), gpe.data(), s.tokens, s.heads,
+                                s.nope,    s.rope,     s.v_dim,    scale};
+    mla_dense_train_flash(context(), {in, out.data()});
+    mla_dense_backward_flash(context(), {in, gd.data(), dq.data(), dkv.data(), dpe.data()});
+    return {out.read(), dq.read(), dkv.read(), dpe.read()};
+  }
+
+  static void expect_near(const Floats& got, const Doubles& want, double tolerance,
+                          const char* what) {
+    ASSERT_EQ(got.size(), want.size());
+    for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], want[i], tolerance) << what << i;
+  }
+
+  void check(const Shape& s) {
+    const int64_t qk = s.nope + s.rope, rows = s.tokens * s.heads;
+    const Floats q = random_floats(rows * qk, 1), kv = random_floats(rows * (s.nope + s.v_dim), 2);
+    const Floats k_pe = random_floats(s.tokens * s.rope, 3),
+                 d_out = random_floats(rows * s.v_dim, 4);
+    const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(qk)));
+    const Result got = run(s, q, kv, k_pe, d_out, scale), again = run(s, q, kv, k_pe, d_out, scale);
+    const Doubles q64 = doubles(q), kv64 = doubles(kv), pe64 = doubles(k_pe), d64 = doubles(d_out);
+    const MlaSequence<double> in{q64.data(), kv64.data(), pe64.data(), s.tokens, s.heads,
+                                 s.nope,     s.rope,      s.v_dim,     scale};
+    Doubles out(d64.size()), dq(q64.size()), dkv(kv64.size()), dk_pe(pe64.size());
+    for (int64_t t = 0; t < s.tokens; ++t) {
+      for (int64_t h = 0; h < s.heads; ++h) {
+        const std::vector<double> p = mla_probabilities(in, t, h);
+        for (int64_t i = 0; i < s.v_dim; ++i) {
+          for (int64_t k = 0; k <= t; ++k) {
+            out[static_cast<size_t>((t * s.heads + h) * s.v_dim + i)] +=
+                p[static_cast<size_t>(k)] *
+                kv64[static_cast<size_t>((k * s.heads + h) * (s.nope + s.v_dim) + s.nope + i)];
+          }
+        }
+      }
+    }
+    mla_dense_backward_reference<double>(reference(),
+                                         {in, d64.data(), dq.data(), dkv.data(), dk_pe.data()});
+    // A product is off by 3.01 * 2^-18 of its factors' norms, sums by their length's roundings; a
+    // probability by twice what its score is, and each operation after it as much again: 8 of them.
+    const double q_norm = largest_norm(q, qk);
+    const double k_norm =
+        std::hypot(largest_norm(kv, s.nope + s.v_dim), largest_norm(k_pe, s.rope));
+    const double v_norm = largest_norm(kv, s.nope + s.v_dim), d_norm = largest_norm(d_out, s.v_dim);
+    const double each = 3.01 * 0x1p-18 + static_cast<double>(s.tokens + qk) * kUnitF32;
+    const double unit = 8 * each * (1 + scale * q_norm * k_norm);
+    const auto tokens = static_cast<double>(s.tokens), heads = static_cast<double>(s.heads);
+    expect_near(got.out, out, unit * v_norm, "out ");
+    expect_near(got.dq, dq, unit * scale * d_norm * v_norm * k_norm, "dq ");
+    const double ds = unit * scale * d_norm * v_norm * q_norm;
+    // Column sums of probabilities are at most the tokens.
+    expect_near(got.dkv, dkv, tokens * std::max(ds, unit * d_norm), "dkv ");
+    expect_near(got.dk_pe, dk_pe, tokens * heads * ds, "dk_pe ");
+    for (const auto part : {&Result::out, &Result::dq, &Result::dkv, &Result::dk_pe}) {
+      ASSERT_EQ(std::memcmp((got.*part).data(), (again.*part).data(), 4 * (got.*part).size()), 0);
+    }
+  }
+};
+
+TEST_F(MlaFlashCuda, IsTheReference) {
+  for (const int64_t tokens : {1, 2, 31, 63, 64, 65, 150}) {
+    check({tokens, 3, 5, 4, 6});
+    check({tokens, 2, 32, 16, 32});
+  }
+  for (const int64_t tokens : {1, 33, 130}) {
+    check({tokens, 2, 64, 32, 64});
+    check({tokens, 1, 65, 6, 33});
+    check({tokens, 2, 128, 64, 128});
+    check({tokens, 1, 100, 0, 70});
+  }
+}
+
+TEST_F(MlaFlashCuda, RefusesLongHeads) {
+  MlaSequence<float> in;
+  in.nope = 129, in.rope = 64, in.v_dim = 128;
+  EXPECT_FALSE(mla_flash_supports(in));
+  in.nope = 128, in.v_dim = 129;
+  EXPECT_FALSE(mla_flash_supports(in));
+  in.v_dim = 128;
+  EXPECT_TRUE(mla_flash_supports(in));
+}
+
+}  // namespace
+}  // namespace tamis
