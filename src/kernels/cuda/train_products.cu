@@ -15,18 +15,19 @@ namespace {
 constexpr int kStep = 32, kThreads = 256, kWarps = kThreads / 32;
 
 // One operand's tile of kWide (of m or n) times kStep. kByK: its rows go by k.
-template <int kWide, bool kByK>
+template <int kParts, int kWide, bool kByK>
 struct Tile {
+  static constexpr bool kRowsByK = kByK;
   static constexpr int kRows = kByK ? kStep : kWide, kColumns = kByK ? kWide : kStep;
   static constexpr int kPitch = kColumns + 8;  // ldmatrix then meets no bank twice
   static constexpr int kSlots = kRows * kColumns / 4, kMine = (kSlots + kThreads - 1) / kThreads;
-  uint16_t part[2][kRows * kPitch];
+  uint16_t part[kParts][kRows * kPitch];
 
   // Rows [row0, rows) and columns [column0, columns) of the operand.
   struct From {
-    const float* x;
+    const float *x, *then;
     const int32_t* rows;
-    int64_t stride;
+    int64_t stride, split;
     int row0, row_end, column0, column_end;
     bool aligned;
   };
@@ -40,8 +41,9 @@ struct Tile {
       const int column = f.column0 + slot % (kColumns / 4) * 4;
       if (slot >= kSlots || row >= f.row_end || column >= f.column_end) continue;
       const int64_t at = f.rows == nullptr ? row : f.rows[row];
-      if (at < 0) continue;
-      const float* x = f.x + at * f.stride + column;
+      const bool first = at < f.split;
+      if (at < 0 || (!first && f.then == nullptr)) continue;
+      const float* x = (first ? f.x + at * f.stride : f.then + (at - f.split) * f.stride) + column;
       if (f.aligned && column + 4 <= f.column_end) {
         v[i] = *reinterpret_cast<const float4*>(x);
       } else {
@@ -65,9 +67,10 @@ struct Tile {
       if (slot >= kSlots) continue;
       const int at = slot / (kColumns / 4) * kPitch + slot % (kColumns / 4) * 4;
       const uint2 high{ptx::pack_bf16(v[i].x, v[i].y), ptx::pack_bf16(v[i].z, v[i].w)};
-      const uint2 low{rest(v[i].x, v[i].y, high.x), rest(v[i].z, v[i].w, high.y)};
       *reinterpret_cast<uint2*>(part[0] + at) = high;
-      *reinterpret_cast<uint2*>(part[1] + at) = low;
+      if constexpr (kParts == 1) continue;
+      const uint2 low{rest(v[i].x, v[i].y, high.x), rest(v[i].z, v[i].w, high.y)};
+      *reinterpret_cast<uint2*>(part[kParts - 1] + at) = low;
     }
   }
 
@@ -92,35 +95,41 @@ struct Place {
   int term, outer, k;
 };
 
-template <int kM, int kN, bool kAByK, bool kBByK>
+template <int kParts, int kM, int kN, bool kAByK, bool kBByK>
 struct Shared {
-  Tile<kM, kAByK> a;
-  Tile<kN, kBByK> b;
+  struct {
+    Tile<kParts, kM, kAByK> a;
+    Tile<kParts, kN, kBByK> b;
+  } step[2];
 };
 
 __device__ inline bool aligned(const ProductOperand& x) {
-  return ((reinterpret_cast<uintptr_t>(x.x) / 4) | x.row | x.z | x.outer) % 4 == 0;
+  const auto address = reinterpret_cast<uintptr_t>(x.x) | reinterpret_cast<uintptr_t>(x.then);
+  return (address / 4 | x.row | x.z | x.outer) % 4 == 0;
 }
 
-template <int kWide, bool kByK>
+template <typename Tile>
 __device__ void load_operand(const ProductOperand& x, int64_t z, int outer, int wide0, int64_t wide,
-                             int k0, int k_end, float4 (&v)[Tile<kWide, kByK>::kMine]) {
+                             int k0, int k_end, float4 (&v)[Tile::kMine]) {
   const int32_t* rows = x.rows == nullptr ? nullptr : x.rows + z * x.rows_z;
-  const float* from = x.x + z * x.z + outer * x.outer;
+  const int64_t skip = z * x.z + outer * x.outer;
+  typename Tile::From f{x.x + skip, x.then == nullptr ? nullptr : x.then + skip, rows, x.row,
+                        x.split};
   const int wide_end = static_cast<int>(wide);
-  Tile<kWide, kByK>::load(kByK ? typename Tile<kWide, kByK>::From{from, rows, x.row, k0, k_end,
-                                                                  wide0, wide_end, aligned(x)}
-                               : typename Tile<kWide, kByK>::From{from, rows, x.row, wide0,
-                                                                  wide_end, k0, k_end, aligned(x)},
-                          v);
+  f.row0 = Tile::kRowsByK ? k0 : wide0;
+  f.row_end = Tile::kRowsByK ? k_end : wide_end;
+  f.column0 = Tile::kRowsByK ? wide0 : k0;
+  f.column_end = Tile::kRowsByK ? wide_end : k_end;
+  f.aligned = aligned(x);
+  Tile::load(f, v);
 }
 
-template <int kM, int kN, int kWarpsM, bool kAByK, bool kBByK>
-__global__ void __launch_bounds__(kThreads) products_kernel(const Products p) {
+template <int kParts, int kM, int kN, int kWarpsM, int kBlocks, bool kAByK, bool kBByK>
+__global__ void __launch_bounds__(kThreads, kBlocks) products_kernel(const Products p) {
   constexpr int kWarpsN = kWarps / kWarpsM, kOwnM = kM / kWarpsM, kOwnN = kN / kWarpsN;
   constexpr int kTilesM = kOwnM / 16, kTilesN = kOwnN / 16;
   extern __shared__ __align__(16) unsigned char bytes[];
-  auto& s = *reinterpret_cast<Shared<kM, kN, kAByK, kBByK>*>(bytes);
+  auto& s = *reinterpret_cast<Shared<kParts, kM, kN, kAByK, kBByK>*>(bytes);
   const int64_t z = blockIdx.z;
   const int n0 = static_cast<int>(blockIdx.x) * kN, m0 = static_cast<int>(blockIdx.y) * kM;
   const int offset = static_cast<int>(p.offset);
@@ -132,11 +141,13 @@ __global__ void __launch_bounds__(kThreads) products_kernel(const Products p) {
   };
 
   float sum[kTilesM][kTilesN][2][4] = {};
-  float4 a[Tile<kM, kAByK>::kMine], b[Tile<kN, kBByK>::kMine];
+  using A = Tile<kParts, kM, kAByK>;
+  using B = Tile<kParts, kN, kBByK>;
+  float4 a[A::kMine], b[B::kMine];
   const auto load = [&](const Place& at) {
     const ProductTerm& t = p.term[at.term];
-    load_operand<kM, kAByK>(t.a, z, at.outer, m0, p.m, at.k, k_end(at.term), a);
-    load_operand<kN, kBByK>(t.b, z, at.outer, n0, p.n, at.k, k_end(at.term), b);
+    load_operand<A>(t.a, z, at.outer, m0, p.m, at.k, k_end(at.term), a);
+    load_operand<B>(t.b, z, at.outer, n0, p.n, at.k, k_end(at.term), b);
   };
   const auto settle = [&](Place* at) {  // at the next place with something to add, or at the end
     while (at->term < p.terms && at->k >= k_end(at->term)) {
@@ -151,10 +162,12 @@ __global__ void __launch_bounds__(kThreads) products_kernel(const Products p) {
   Place at{0, 0, k_begin};
   settle(&at);
   if (at.term < p.terms) load(at);
-  while (at.term < p.terms) {
-    s.a.store(a);
-    s.b.store(b);
-    __syncthreads();
+  for (int turn = 0; at.term < p.terms; turn ^= 1) {
+    auto& now = s.step[turn];
+    now.a.store(a);
+    now.b.store(b);
+    __syncthreads();  // what the other half held is multiplied: the step before this one stored
+                      // here
     const int left = k_end(at.term) - at.k;
     at.k += kStep;
     settle(&at);
@@ -162,29 +175,33 @@ __global__ void __launch_bounds__(kThreads) products_kernel(const Products p) {
 #pragma unroll
     for (int k = 0; k < kStep; k += 16) {
       if (k >= left) break;
-      uint32_t right[kTilesN][2][4];
+      uint32_t right[kTilesN][kParts][4];
 #pragma unroll
       for (int j = 0; j < kTilesN; ++j) {
-        s.b.template fragment<false>(0, own_n + j * 16, k, right[j][0]);
-        s.b.template fragment<false>(1, own_n + j * 16, k, right[j][1]);
+        now.b.template fragment<false>(0, own_n + j * 16, k, right[j][0]);
+        if (kParts == 2) {
+          now.b.template fragment<false>(kParts - 1, own_n + j * 16, k, right[j][kParts - 1]);
+        }
       }
 #pragma unroll
       for (int i = 0; i < kTilesM; ++i) {
         uint32_t high[4], low[4];
-        s.a.template fragment<true>(0, own_m + i * 16, k, high);
-        s.a.template fragment<true>(1, own_m + i * 16, k, low);
+        now.a.template fragment<true>(0, own_m + i * 16, k, high);
+        if (kParts == 2) now.a.template fragment<true>(kParts - 1, own_m + i * 16, k, low);
 #pragma unroll
         for (int j = 0; j < kTilesN; ++j) {
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
-            mma_bf16(sum[i][j][h], low, right[j][0][2 * h], right[j][0][2 * h + 1]);
-            mma_bf16(sum[i][j][h], high, right[j][1][2 * h], right[j][1][2 * h + 1]);
+            if (kParts == 2) {
+              const uint32_t(&rest)[4] = right[j][kParts - 1];
+              mma_bf16(sum[i][j][h], low, right[j][0][2 * h], right[j][0][2 * h + 1]);
+              mma_bf16(sum[i][j][h], high, rest[2 * h], rest[2 * h + 1]);
+            }
             mma_bf16(sum[i][j][h], high, right[j][0][2 * h], right[j][0][2 * h + 1]);
           }
         }
       }
     }
-    __syncthreads();
   }
 
   const int lane = threadIdx.x % 32;
@@ -205,10 +222,10 @@ __global__ void __launch_bounds__(kThreads) products_kernel(const Products p) {
   }
 }
 
-template <int kM, int kN, int kWarpsM, bool kAByK, bool kBByK>
+template <int kParts, int kM, int kN, int kWarpsM, int kBlocks, bool kAByK, bool kBByK>
 void launch(KernelContext& context, const Products& p) {
-  const auto kernel = products_kernel<kM, kN, kWarpsM, kAByK, kBByK>;
-  const int bytes = sizeof(Shared<kM, kN, kAByK, kBByK>);
+  const auto kernel = products_kernel<kParts, kM, kN, kWarpsM, kBlocks, kAByK, kBByK>;
+  const int bytes = sizeof(Shared<kParts, kM, kN, kAByK, kBByK>);
   allow_shared(reinterpret_cast<const void*>(kernel), bytes, "products");
   const dim3 grid(static_cast<unsigned>((p.n + kN - 1) / kN),
                   static_cast<unsigned>((p.m + kM - 1) / kM), static_cast<unsigned>(p.batch));
@@ -216,18 +233,33 @@ void launch(KernelContext& context, const Products& p) {
   check_launch("products");
 }
 
-template <bool kAByK, bool kBByK>
+template <int kParts, bool kAByK, bool kBByK>
 void run(KernelContext& context, const Products& p) {
   if (p.m == 0 || p.n == 0 || p.batch == 0) return;
-  if (p.m <= 16) return launch<16, 128, 1, kAByK, kBByK>(context, p);
-  if (p.m <= 64 || p.n <= 64) return launch<64, 64, 2, kAByK, kBByK>(context, p);
-  launch<128, 128, 2, kAByK, kBByK>(context, p);
+  if (p.m <= 16) return launch<kParts, 16, 128, 1, 4, kAByK, kBByK>(context, p);
+  const int64_t tiles = (p.m + 127) / 128 * ((p.n + 127) / 128) * p.batch;
+  const bool few = tiles < 2 * int64_t{context.device()->info().multiprocessors};
+  if (p.m <= 64 || p.n <= 64 || few) return launch<kParts, 64, 64, 2, 3, kAByK, kBByK>(context, p);
+  launch<kParts, 128, 128, 2, 1, kAByK, kBByK>(context, p);
+}
+
+bool always(const Products&) { return true; }
+
+template <bool kAByK, bool kBByK>
+constexpr Implementation<Products> kList[] = {
+    {"cuda", always, run<2, kAByK, kBByK>},
+    {"cuda_bf16", always, run<1, kAByK, kBByK>},
+};
+
+template <bool kAByK, bool kBByK>
+void multiply(KernelContext& context, const Products& p) {
+  dispatch<Products>(context, "train_products", kList<kAByK, kBByK>, p);
 }
 
 }  // namespace
 
-void products_m_n(KernelContext& context, const Products& p) { run<false, false>(context, p); }
-void products_m_k(KernelContext& context, const Products& p) { run<false, true>(context, p); }
-void products_k_k(KernelContext& context, const Products& p) { run<true, true>(context, p); }
+void products_m_n(KernelContext& context, const Products& p) { multiply<false, false>(context, p); }
+void products_m_k(KernelContext& context, const Products& p) { multiply<false, true>(context, p); }
+void products_k_k(KernelContext& context, const Products& p) { multiply<true, true>(context, p); }
 
 }  // namespace tamis

@@ -5,8 +5,9 @@
 //
 // Every float32 factor is taken apart into two bf16 values, x = high + low + r, |r| <= 2^-18 |x|,
 // and a product is high high + high low + low high, summed in float32: off by at most 3.01 * 2^-18
-// |a| |b|. A value's sum runs over terms, outer and k in order in steps of 16, so its bits depend
-// on the shapes alone.
+// |a| |b|. Forced to "cuda_bf16", the operation "train_products" rounds factors to bf16 and leaves
+// the low parts out: off by at most 2.01 * 2^-9 |a| |b|. A value's sum runs over terms, outer and k
+// in order in steps of 16, so its bits depend on the shapes alone.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +24,9 @@ struct ProductOperand {
   int64_t z = 0, outer = 0;  // from one batch, and one outer step, to the next
   const int32_t* rows = nullptr;
   int64_t rows_z = 0;
+  // Rows from `split` on are those of another array, from its row 0 on; without one they are zeros.
+  const float* then = nullptr;
+  int64_t split = INT64_MAX;
 };
 
 struct ProductTerm {

@@ -43,33 +43,81 @@ __device__ int64_t row_of_block(const RowSet& set) {
   return static_cast<int64_t>(blockIdx.y) * set.rows + blockIdx.x;
 }
 
-__global__ void __launch_bounds__(kThreads) softmax_kernel(RowSet set, float scale, float* buffer) {
-  float* x = buffer + row_of_block(set) * set.stride;
-  const int64_t n = entries(set, blockIdx.x);
-  float top = -INFINITY;
-  for (int64_t s = threadIdx.x; s < n; s += kThreads) top = ptx::max_nan(top, scale * x[s]);
-  top = block_max(top);
-  float sum = 0;
-  for (int64_t s = threadIdx.x; s < n; s += kThreads) {
-    const float e = expf(scale * x[s] - top);
-    x[s] = e;
-    sum += e;
-  }
-  const float factor = 1.0f / block_sum<kThreads>(sum);
-  for (int64_t s = threadIdx.x; s < set.stride; s += kThreads) x[s] = s < n ? x[s] * factor : 0.0f;
+// Where the zeros of row r end: what the products of causal attention read past its entries lies in
+// their tile of 128 and the step of 32 before it.
+__device__ int64_t zeros_end(const RowSet& set, int64_t n) {
+  constexpr int64_t kPast = 2 * 128 + 32;
+  return set.indices == nullptr ? min(set.stride, n + kPast) : set.stride;
 }
 
+// A row of up to kHeld * kThreads entries is held in registers between the passes over it; a longer
+// one is read again each time.
+constexpr int kHeld = 8;
+
+template <bool kHold>
+struct Row {
+  __device__ Row(const float* x, int64_t n) : x_(x) {
+    if constexpr (kHold) {
+#pragma unroll
+      for (int i = 0; i < kHeld; ++i) {
+        const int64_t s = threadIdx.x + i * kThreads;
+        if (s < n) held_[i] = x[s];
+      }
+    }
+  }
+  // body(s, the value at s) for this thread's entries.
+  template <typename Body>
+  __device__ void each(int64_t n, const Body& body) {
+    if constexpr (kHold) {
+#pragma unroll
+      for (int i = 0; i < kHeld; ++i) {
+        const int64_t s = threadIdx.x + i * kThreads;
+        if (s < n) body(s, held_[i]);
+      }
+    } else {
+      for (int64_t s = threadIdx.x; s < n; s += kThreads) {
+        float x = x_[s];
+        body(s, x);
+      }
+    }
+  }
+
+ private:
+  const float* x_;
+  float held_[kHold ? kHeld : 1];
+};
+
+template <bool kHold>
+__global__ void __launch_bounds__(kThreads) softmax_kernel(RowSet set, float scale, float* buffer) {
+  float* x = buffer + row_of_block(set) * set.stride;
+  const int64_t n = entries(set, blockIdx.x), end = zeros_end(set, n);
+  Row<kHold> row(x, n);
+  float top = -INFINITY;
+  row.each(n, [&](int64_t, float v) { top = ptx::max_nan(top, scale * v); });
+  top = block_max(top);
+  float sum = 0;
+  row.each(n, [&](int64_t s, float& v) {
+    v = expf(scale * v - top);
+    sum += v;
+    if (!kHold) x[s] = v;
+  });
+  const float factor = 1.0f / block_sum<kThreads>(sum);
+  row.each(n, [&](int64_t s, float v) { x[s] = v * factor; });
+  for (int64_t s = n + threadIdx.x; s < end; s += kThreads) x[s] = 0;
+}
+
+template <bool kHold>
 __global__ void __launch_bounds__(kThreads)
     softmax_backward_kernel(RowSet set, float scale, const float* probabilities, float* gradients) {
   const float* p = probabilities + row_of_block(set) * set.stride;
   float* dp = gradients + row_of_block(set) * set.stride;
-  const int64_t n = entries(set, blockIdx.x);
+  const int64_t n = entries(set, blockIdx.x), end = zeros_end(set, n);
+  Row<kHold> row(dp, n);
   float sum = 0;
-  for (int64_t s = threadIdx.x; s < n; s += kThreads) sum = fmaf(p[s], dp[s], sum);
+  row.each(n, [&](int64_t s, float v) { sum = fmaf(p[s], v, sum); });
   const float mean = block_sum<kThreads>(sum);
-  for (int64_t s = threadIdx.x; s < set.stride; s += kThreads) {
-    dp[s] = s < n ? scale * p[s] * (dp[s] - mean) : 0.0f;
-  }
+  row.each(n, [&](int64_t s, float v) { dp[s] = scale * p[s] * (v - mean); });
+  for (int64_t s = n + threadIdx.x; s < end; s += kThreads) dp[s] = 0;
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -123,6 +171,25 @@ __global__ void __launch_bounds__(kThreads) index_kl_kernel(RowSet set, IndexRow
     }
     dw = block_sum<kThreads>(dw);
     if (threadIdx.x == 0) x.dw[r * x.heads + j] = dw;
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    add_groups_kernel(const float* x, int64_t groups, int64_t count, float* to) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= count) return;
+  float sum = to[i];
+  for (int64_t g = 0; g < groups; ++g) sum += x[g * count + i];
+  to[i] = sum;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    spread_kernel(RowSet set, const float* x, int64_t positions, float* to) {
+  const float* from = x + row_of_block(set) * set.stride;
+  float* row = to + row_of_block(set) * positions;
+  for (int64_t i = threadIdx.x; i < set.stride; i += kThreads) {
+    const int64_t s = set.indices[blockIdx.x * set.stride + i];
+    if (s >= 0) row[s] = from[i];
   }
 }
 
@@ -192,18 +259,21 @@ dim3 grid_of(const RowSet& set, int64_t groups) {
   return {static_cast<unsigned>(set.rows), static_cast<unsigned>(groups)};
 }
 
+bool held(const RowSet& set) { return set.stride <= kHeld * kThreads; }
+
 }  // namespace
 
 void softmax_rows(KernelContext& context, const RowSet& set, int64_t groups, float scale,
                   float* x) {
-  softmax_kernel<<<grid_of(set, groups), kThreads, 0, stream_of(context)>>>(set, scale, x);
+  const auto kernel = held(set) ? softmax_kernel<true> : softmax_kernel<false>;
+  kernel<<<grid_of(set, groups), kThreads, 0, stream_of(context)>>>(set, scale, x);
   check_launch("softmax_rows");
 }
 
 void softmax_backward_rows(KernelContext& context, const RowSet& set, int64_t groups, float scale,
                            const float* p, float* dp) {
-  softmax_backward_kernel<<<grid_of(set, groups), kThreads, 0, stream_of(context)>>>(set, scale, p,
-                                                                                     dp);
+  const auto kernel = held(set) ? softmax_backward_kernel<true> : softmax_backward_kernel<false>;
+  kernel<<<grid_of(set, groups), kThreads, 0, stream_of(context)>>>(set, scale, p, dp);
   check_launch("softmax_backward_rows");
 }
 
@@ -216,6 +286,20 @@ void mean_rows(KernelContext& context, const RowSet& set, int64_t groups, const 
 void index_kl_rows(KernelContext& context, const RowSet& set, const IndexRows& x) {
   index_kl_kernel<<<grid_of(set, 1), kThreads, 0, stream_of(context)>>>(set, x);
   check_launch("index_kl_rows");
+}
+
+void add_groups(KernelContext& context, const float* x, int64_t groups, int64_t count, float* to) {
+  if (count == 0) return;
+  const auto blocks = static_cast<unsigned>((count + kThreads - 1) / kThreads);
+  add_groups_kernel<<<blocks, kThreads, 0, stream_of(context)>>>(x, groups, count, to);
+  check_launch("add_groups");
+}
+
+void spread_rows(KernelContext& context, const RowSet& set, int64_t groups, const float* x,
+                 int64_t positions, float* to) {
+  context.device()->fill(to, 0, groups * set.rows * positions * 4);
+  spread_kernel<<<grid_of(set, groups), kThreads, 0, stream_of(context)>>>(set, x, positions, to);
+  check_launch("spread_rows");
 }
 
 void scatter_rows(KernelContext& context, const ScatterRows& x) {

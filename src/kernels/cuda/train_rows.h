@@ -9,8 +9,9 @@
 
 namespace tamis {
 
-// Which entries of a row count. Causal: row r holds keys 0 .. offset + r. Else row r of `indices`
-// [rows, stride] has its positions first and then -1. Entries that do not count are set to 0.
+// Which entries of a row count. Causal: row r holds keys 0 .. offset + r, and is set to 0 as far
+// past them as the products read that leave out what is not seen. Else row r of `indices` [rows,
+// stride] has its positions first and then -1, where it is set to 0.
 struct RowSet {
   int64_t rows = 0, stride = 0;
   int64_t offset = 0;
@@ -25,6 +26,14 @@ void softmax_backward_rows(KernelContext& context, const RowSet& set, int64_t gr
 // mean [rows][stride] <- sum over groups in order / groups. mean may be p.
 void mean_rows(KernelContext& context, const RowSet& set, int64_t groups, const float* p,
                float* mean);
+
+// to [groups][rows][positions] <- x [groups][rows][stride] where the entries' indices say, 0
+// elsewhere.
+void spread_rows(KernelContext& context, const RowSet& set, int64_t groups, const float* x,
+                 int64_t positions, float* to);
+
+// to [count] += sum over groups in order of x [groups][count].
+void add_groups(KernelContext& context, const float* x, int64_t groups, int64_t count, float* to);
 
 // The indexer of the rows: a [heads][rows][stride] holds q_j . k[s], w and dw [rows, heads], p and
 // the scratch `score` [rows][stride], kl [rows]. As indexer_kl.h has it; a becomes the gradient of

@@ -58,15 +58,15 @@ void dense_block(KernelContext& context, const IndexerKlDenseArgs<float>& args,
   dq.causal = Causal::kKeys;
   dq.offset = block.begin;
   products_m_k(context, dq);
-  Products dk = products_of(
-      seen, x.dim, 1,
-      {{a, seen, 0, rows * seen, nullptr, 0}, {q.x, width, 0, x.dim, nullptr, 0}, rows, x.heads});
-  dk.c = x.dk;
+  Products dk = products_of(seen, x.dim, x.heads, {scores, q, rows, 1});  // every head's
+  const int64_t values = seen * x.dim;
+  dk.c = static_cast<float*>(device_scratch(context, kRows, x.heads * values * 4));
   dk.c_row = x.dim;
-  dk.add = true;
+  dk.c_z = values;
   dk.causal = Causal::kQueries;
   dk.offset = block.begin;
   products_k_k(context, dk);
+  add_groups(context, dk.c, x.heads, values, x.dk);
 }
 
 void sparse_block(KernelContext& context, const IndexerKlSparseArgs<float>& args, int64_t begin,

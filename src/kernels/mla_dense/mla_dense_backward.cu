@@ -12,7 +12,7 @@
 namespace tamis {
 namespace {
 
-constexpr int kP = 0, kDs = 1;  // slots of scratch memory
+constexpr int kP = 0, kDs = 1, kHeads = 2;  // slots of scratch memory
 
 using Sequence = MlaSequence<float>;
 
@@ -99,15 +99,17 @@ void key_gradients(KernelContext& context, const MlaDenseBackwardArgs<float>& a,
   x.c = a.dkv + in.nope;
   products_k_k(context, x);
 
-  x.n = in.rope;  // summed over heads too
-  x.batch = 1;
-  x.term[0] = {{ds, block.end, 0, block.rows() * block.end, nullptr, 0},
-               {q + in.nope, query_row(in), 0, qk, nullptr, 0},
-               block.rows(),
-               in.heads};
-  x.c = a.dk_pe;
+  x.n = in.rope;  // every head's first, then their sum
+  x.add = false;
+  x.term[0] = {
+      scores_of(ds, block), {q + in.nope, query_row(in), qk, 0, nullptr, 0}, block.rows(), 1};
+  const int64_t count = block.end * in.rope;
+  auto* heads = static_cast<float*>(device_scratch(context, kHeads, in.heads * count * 4));
+  x.c = heads;
   x.c_row = in.rope;
+  x.c_z = count;
   products_k_k(context, x);
+  add_groups(context, heads, in.heads, count, a.dk_pe);
 }
 
 }  // namespace

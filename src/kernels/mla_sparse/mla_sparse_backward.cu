@@ -13,12 +13,16 @@ namespace {
 
 using Args = MlaSparseBackwardArgs<float>;
 
-constexpr int kP = 0, kDs = 1, kRows = 2;  // slots of scratch memory; scatter_rows has 7
+constexpr int kP = 0, kRows = 2, kHeads = 3;  // slots of scratch memory; scatter_rows has 7
 
 class Block {
  public:
   Block(KernelContext& context, const Args& args, int64_t begin, int64_t count)
-      : context_(context), a_(args), begin_(begin), count_(count), p_(scores(kP)) {}
+      : context_(context), a_(args), begin_(begin), count_(count) {
+    const int64_t floats = count * args.heads * args.k;
+    p_ = static_cast<float*>(device_scratch(context, kP, 2 * floats * 4));
+    ds_ = p_ + floats;  // made by one product of twice the heads
+  }
 
   static int64_t tokens_at_once(const Args& a) {
     constexpr int64_t kFloats = int64_t{1} << 28, kMost = 32768;  // of a grid's third side
@@ -41,18 +45,15 @@ class Block {
   }
 
   void backward() {
-    ds_ = scores(kDs);
-    probabilities();
-    score_gradients();
+    scores(2 * a_.heads);
+    softmax_rows(context_, set(), a_.heads, a_.softmax_scale, p_);
+    softmax_backward_rows(context_, set(), a_.heads, a_.softmax_scale, p_, ds_);
     query_gradients();
+    if (spread_is_less()) return spread_gradients();
     row_gradients();
   }
 
  private:
-  float* scores(int slot) {
-    return static_cast<float*>(
-        device_scratch(context_, slot, count_ * a_.heads * a_.k * int64_t{4}));
-  }
   int64_t latent_at() const { return begin_ * a_.heads * a_.kv_lora; }
   int64_t pe_at() const { return begin_ * a_.heads * a_.q_pe_stride; }
   const int32_t* indices() const { return a_.indices + begin_ * a_.k; }
@@ -77,28 +78,23 @@ class Block {
   ProductOperand latents() const { return {a_.c_kv, a_.kv_lora, 0, 0, indices(), a_.k}; }
   ProductOperand ropes() const { return {a_.k_pe, a_.rope, 0, 0, indices(), a_.k}; }
 
-  void to_scores(Products* x, float* p) const {
-    x->c = p;
-    x->c_row = count_ * a_.k;
-    x->c_z = a_.k;
-  }
-
-  void probabilities() {
-    Products x = of_tokens(a_.heads, a_.k);
+  // Scores of the heads; with twice as many rows d_out . c_kv of every head as well, to ds_.
+  void scores(int64_t rows) {
+    Products x = of_tokens(rows, a_.k);
     x.terms = 2;
     x.term[0] = {per_latent(a_.q_latent), latents(), a_.kv_lora, 1};
     x.term[1] = {per_pe(a_.q_pe), ropes(), a_.rope, 1};
-    to_scores(&x, p_);
+    x.term[0].a.then = a_.d_out == nullptr ? nullptr : a_.d_out + latent_at();
+    x.term[0].a.split = x.term[1].a.split = a_.heads;
+    x.c = p_;
+    x.c_row = count_ * a_.k;
+    x.c_z = a_.k;
     products_m_n(context_, x);
-    softmax_rows(context_, set(), a_.heads, a_.softmax_scale, p_);
   }
 
-  void score_gradients() {
-    Products x = of_tokens(a_.heads, a_.k);
-    x.term[0] = {per_latent(a_.d_out), latents(), a_.kv_lora, 1};
-    to_scores(&x, ds_);
-    products_m_n(context_, x);
-    softmax_backward_rows(context_, set(), a_.heads, a_.softmax_scale, p_, ds_);
+  void probabilities() {
+    scores(a_.heads);
+    softmax_rows(context_, set(), a_.heads, a_.softmax_scale, p_);
   }
 
   void query_gradients() {
@@ -114,6 +110,48 @@ class Block {
     x.c_row = a_.q_pe_stride;
     x.c_z = a_.heads * a_.q_pe_stride;
     products_m_k(context_, x);
+  }
+
+  // Gradients of gathered rows pass through memory; products over all positions read more zeros
+  // the longer the sequence. The factor is about the bytes a second over the products.
+  bool spread_is_less() const {
+    constexpr int64_t kFactor = 128, kFloats = int64_t{1} << 28;
+    const int64_t positions = begin_ + count_;
+    return a_.tokens * a_.heads <= kFactor * a_.k && 2 * a_.heads * count_ * positions <= kFloats;
+  }
+
+  void spread_gradients() {
+    const int64_t positions = begin_ + count_, group = count_ * positions;
+    auto* p =
+        static_cast<float*>(device_scratch(context_, kRows, 2 * a_.heads * group * int64_t{4}));
+    spread_rows(context_, set(), 2 * a_.heads, p_, positions, p);
+    float* ds = p + a_.heads * group;
+    const int64_t latent = a_.heads * a_.kv_lora, pe = a_.heads * a_.q_pe_stride;
+    const ProductOperand from_p{p, positions, 0, group, nullptr, 0};
+    const ProductOperand from_ds{ds, positions, 0, group, nullptr, 0};
+    Products x;
+    x.m = positions;
+    x.n = a_.kv_lora;
+    x.terms = 2;
+    x.term[0] = {from_p, {a_.d_out + latent_at(), latent, 0, a_.kv_lora}, count_, a_.heads};
+    x.term[1] = {from_ds, {a_.q_latent + latent_at(), latent, 0, a_.kv_lora}, count_, a_.heads};
+    x.c = a_.dc_kv;
+    x.c_row = a_.kv_lora;
+    x.add = true;
+    x.causal = Causal::kQueries;
+    x.offset = begin_;
+    products_k_k(context_, x);
+    x.n = a_.rope;  // every head's first, then their sum
+    x.batch = a_.heads;
+    x.terms = 1;
+    x.add = false;
+    x.term[0] = {{ds, positions, group}, {a_.q_pe + pe_at(), pe, a_.q_pe_stride}, count_, 1};
+    x.c = static_cast<float*>(
+        device_scratch(context_, kHeads, a_.heads * positions * a_.rope * int64_t{4}));
+    x.c_row = a_.rope;
+    x.c_z = positions * a_.rope;
+    products_k_k(context_, x);
+    add_groups(context_, x.c, a_.heads, x.c_z, a_.dk_pe);
   }
 
   void row_gradients() {

@@ -10,7 +10,7 @@ template <typename T>
 void mla_sparse_backward_reference(KernelContext& context, const MlaSparseBackwardArgs<T>& args);
 void mla_sparse_backward_gathered(KernelContext& context, const MlaSparseBackwardArgs<float>& args);
 void mla_sparse_backward_cuda(KernelContext& context, const MlaSparseBackwardArgs<float>& args);
-// The same with `size` tokens a block, and the same bits.
+// The same with `size` tokens a block.
 void mla_sparse_backward_cuda_by(KernelContext& context, const MlaSparseBackwardArgs<float>& args,
                                  int64_t size);
 void mla_sparse_train_cuda(KernelContext& context, const MlaSparseTrainArgs& args);
