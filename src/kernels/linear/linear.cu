@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/elementwise/elementwise.h"
+#include "kernels/linear/cublaslt.h"
 #include "kernels/linear/linear_impl.h"
 #include "kernels/linear/linear_products.h"
 #include "kernels/linear/native_products.cuh"
@@ -66,13 +67,20 @@ bool fills_hopper(std::span<const LinearArgs> args, int64_t multiprocessors) {
   return m > kXRows && tiles >= multiprocessors / 3;
 }
 
+// Whether products that cuBLASLt takes go to it. The others (a few rows, experts, odd shapes) run
+// as they do without it.
+bool wants_cublaslt(const KernelContext& context) {
+  return context.allowed("linear_tiles", "cuda_cublaslt") &&
+         !context.allowed("linear_tiles", "cuda");
+}
+
 // Which kernel runs `count` products, the largest of m rows of x, by the layout it reads. For more
 // than a few rows force("linear_tiles", "cuda" or "cuda_sm90") decides.
 XLayout layout_for(KernelContext& context, int64_t m, int64_t count, bool fills) {
   if (m <= kMostFewRows) return XLayout::kRows;
   const bool able = kSm90 && context.device()->info().sm == 90 && count <= sm90::kMostProducts &&
-                    context.allowed("linear_tiles", "cuda_sm90");
-  const bool portable = context.allowed("linear_tiles", "cuda");
+                    (context.allowed("linear_tiles", "cuda_sm90") || wants_cublaslt(context));
+  const bool portable = context.allowed("linear_tiles", "cuda") || wants_cublaslt(context);
   if (!able && !portable) throw_no_implementation(context, "linear_tiles");
   const bool hopper = able && (fills || !portable);
   context.note("linear_tiles", hopper ? "cuda_sm90" : "cuda");
@@ -102,9 +110,21 @@ struct XSpace {
   }
 };
 
+void run_cublaslt(KernelContext& context, const LinearArgs& a, bool fp8, bool ue8m0,
+                  bool round_bf16) {
+  const int64_t x_stride = padded(a.w.cols);
+  const XSpace needs(a.m, x_stride, 0);
+  const PreparedX x =
+      needs.at(static_cast<std::byte*>(device_scratch(context, kNativeSlot, needs.bytes())), fp8);
+  prepare_rows(context, a, ue8m0, fp8 ? XLayout::kCodes : XLayout::kRows, x);
+  product_cublaslt(context, a, fp8, x, x_stride);
+  if (round_bf16) round_rows(context, {a.y, a.m, a.w.rows, a.y_stride});
+  context.note("linear_tiles", "cuda_cublaslt");
+}
+
 // Products with x prepared; an x that several share is prepared once.
-void run_native(KernelContext& context, std::span<const LinearArgs> args, bool fp8, bool ue8m0,
-                bool round_bf16) {
+void run_prepared(KernelContext& context, std::span<const LinearArgs> args, bool fp8, bool ue8m0,
+                  bool round_bf16) {
   int64_t bytes = 0, rows = 0, m = 0;
   for (const LinearArgs& a : args) {
     rows = std::max(rows, a.w.rows);
@@ -135,6 +155,21 @@ void run_native(KernelContext& context, std::span<const LinearArgs> args, bool f
     }
   }
   products_native(context, p, layout, fp8, rows, m);
+}
+
+void run_native(KernelContext& context, std::span<const LinearArgs> args, bool fp8, bool ue8m0,
+                bool round_bf16) {
+  if (!wants_cublaslt(context)) return run_prepared(context, args, fp8, ue8m0, round_bf16);
+  LinearArgs others[Products::kMax];
+  size_t count = 0;
+  for (const LinearArgs& a : args) {
+    if (a.m > kMostFewRows && cublaslt_takes(a, fp8, context.device()->info().sm)) {
+      run_cublaslt(context, a, fp8, ue8m0, round_bf16);
+    } else {
+      others[count++] = a;
+    }
+  }
+  if (count > 0) run_prepared(context, {others, count}, fp8, ue8m0, round_bf16);
 }
 
 void run_exact(KernelContext& context, std::span<const LinearArgs> args) {

@@ -55,8 +55,9 @@ class LinearNativeCuda : public CudaTest {
     projections(context(), {&a, 1}, true, false);
     return dy.read();
   }
+  // `unit`: of what the sums lose besides, of the norms of x and W.
   static void expect_close(const TestWeight& t, const Floats& x, int64_t m, const Floats& y,
-                           double rounding) {
+                           double rounding, double unit = 0) {
     for (int64_t r = 0; r < t.w.rows; ++r) {
       const Floats row = t.row(r);
       const double w_norm = norm2(row.data(), t.w.cols);
@@ -64,7 +65,8 @@ class LinearNativeCuda : public CudaTest {
         double sum = 0;
         const float* xi = &x[i * t.w.cols];
         for (int64_t c = 0; c < t.w.cols; ++c) sum += static_cast<double>(row[c]) * xi[c];
-        const double tolerance = mma_tolerance(t.w.cols, norm2(xi, t.w.cols), w_norm);
+        const double x_norm = norm2(xi, t.w.cols);
+        const double tolerance = mma_tolerance(t.w.cols, x_norm, w_norm) + unit * x_norm * w_norm;
         ASSERT_NEAR(y[i * t.w.rows + r], sum, tolerance + rounding * (std::fabs(sum) + tolerance))
             << dtype_name(t.w.dtype) << " rows " << t.w.rows << " cols " << t.w.cols << " m " << m
             << " at " << i << "," << r;
@@ -101,6 +103,43 @@ TEST_F(LinearNativeCuda, Bf16IsTheProductRoundedOnce) {
       }
     }
   }
+}
+
+// Hopper adds products of e4m3 with 14 bits (DeepSeek-V3 report, 3.3.2): four steps of 32 columns
+// lose up to 2^-13 of the largest each before a block's sum is scaled in float32.
+constexpr double kUnitE4m3Sums = 4.0 / (1 << 13);
+
+class LinearCublasltCuda : public LinearNativeCuda {
+ protected:
+  void products(DType dtype, int64_t rows, int64_t cols, int64_t m, bool taken) {
+    const bool fp8 = dtype == DType::kF8E4M3;
+    const TestWeight t = test_weight(dtype, rows, cols, 20);
+    DeviceWeight w(context(), t);
+    const Floats x = fp8 ? random_floats(m * cols, 21) : bf16_floats(m * cols, 21);
+    for (const bool ue8m0 : {false, true}) {
+      expect_close(t, fp8 ? quantised(x, m, cols, ue8m0) : x, m,
+                   fp8 ? run(w.w(), x, m, ue8m0) : project(w.w(), x, m), fp8 ? 0 : kUnitBf16,
+                   fp8 && taken ? kUnitE4m3Sums : 0);
+    }
+    const std::vector<std::string> ran = context().explain();
+    EXPECT_EQ(std::count(ran.begin(), ran.end(), "linear_tiles: cuda_cublaslt"), taken ? 1 : 0)
+        << rows << " " << cols << " " << m;
+  }
+  // What it does not take comes first: explain() never forgets.
+  void all_products(DType dtype, bool takes) {
+    context().force("linear_tiles", "cuda_cublaslt");
+    products(dtype, 256, 512, 16, false);
+    products(dtype, 131, 100, 65, false);
+    products(dtype, 256, 512, 17, takes);
+    products(dtype, 272, 1536, 129, takes);
+    products(dtype, 512, 512, 700, takes);
+  }
+};
+
+TEST_F(LinearCublasltCuda, TakesBf16WhenAsked) { all_products(DType::kBF16, true); }
+
+TEST_F(LinearCublasltCuda, TakesFp8OnHopperWhenAsked) {
+  all_products(DType::kF8E4M3, context().device()->info().sm == 90);
 }
 
 TEST_F(LinearNativeCuda, OtherFormatsAreExactAndRounded) {

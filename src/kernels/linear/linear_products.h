@@ -36,6 +36,7 @@ enum class XLayout {
               // e
   kAtoms,     // in that order, 8 rows by 64 columns together as sm90/tile.cuh describes; scales
               // [blocks][rows]
+  kCodes,     // row after row of e4m3 codes, a byte each; scales [blocks][m]. FP8 only
 };
 struct PreparedX {
   uint16_t* x;

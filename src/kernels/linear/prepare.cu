@@ -17,16 +17,17 @@ struct Prepare {
   const float* x;
   int64_t x_stride, m, cols;
   PreparedX to;
-  bool ue8m0, mma_order;
+  bool ue8m0;
+  XLayout layout;
   // Of atoms: rows with padding, groups of rows.
   int64_t rows;
   const int64_t* offsets;
   int64_t groups;
 };
 
-__device__ uint16_t quantised(float x, float scale) {
+__device__ uint16_t quantised(float x, float scale, bool as_code) {
   const uint8_t code = float_to_e4m3_bits(x / scale);
-  return __nv_cvt_fp8_to_halfraw(code, __NV_E4M3).x;
+  return as_code ? code : __nv_cvt_fp8_to_halfraw(code, __NV_E4M3).x;
 }
 
 // Four columns a lane, 128 a warp: bf16, or e4m3 values and their scale in lane 0.
@@ -44,7 +45,7 @@ __device__ inline void prepare_values(const Prepare& a, const float4& q, uint16_
   }
   float scale = amax * (1.0f / 448.0f);
   if (a.ue8m0) scale = ceil_power_of_two(scale);
-  for (int k = 0; k < 4; ++k) out[k] = quantised(v[k], scale);
+  for (int k = 0; k < 4; ++k) out[k] = quantised(v[k], scale, a.layout == XLayout::kCodes);
   if (threadIdx.x % 32 == 0) *scale_to = scale;
 }
 
@@ -53,11 +54,17 @@ __global__ void __launch_bounds__(kThreads) prepare_kernel(const Prepare a, int6
   if (unit >= a.m * blocks) return;
   const int64_t row = unit / blocks, block = unit % blocks;
   const int64_t col = block * kFp8Block + threadIdx.x % 32 * 4;
+  const bool codes = a.layout == XLayout::kCodes;
   uint16_t out[4];
   prepare_values(a, row4(a.x + row * a.x_stride, by_fours(a.x, a.x_stride), col, a.cols), out,
-                 a.to.scales + unit);
+                 a.to.scales + (codes ? block * a.m + row : unit));
+  if (codes) {
+    auto* to = reinterpret_cast<uchar4*>(a.to.x) + row * blocks * (kFp8Block / 4);
+    to[col / 4] = make_uchar4(out[0], out[1], out[2], out[3]);
+    return;
+  }
   uint16_t* to = a.to.x + row * blocks * kFp8Block;
-  if (!a.mma_order) {
+  if (a.layout == XLayout::kRows) {
     reinterpret_cast<ushort4*>(to)[col / 4] = make_ushort4(out[0], out[1], out[2], out[3]);
     return;
   }
@@ -116,16 +123,9 @@ void prepare_rows(KernelContext& context, const LinearArgs& a, bool ue8m0, XLayo
                   const PreparedX& to, const int64_t* offsets, int64_t groups) {
   const int64_t blocks = (a.w.cols + kFp8Block - 1) / kFp8Block;
   if (a.m * blocks == 0) return;
-  const Prepare p{a.x,
-                  a.x_stride,
-                  a.m,
-                  a.w.cols,
-                  to,
-                  ue8m0,
-                  layout == XLayout::kMmaOrder,
-                  sm90::atom_rows(a.m, groups),
-                  offsets,
-                  groups};
+  const Prepare p{a.x,     a.x_stride, a.m,    a.w.cols,
+                  to,      ue8m0,      layout, sm90::atom_rows(a.m, groups),
+                  offsets, groups};
   const auto grid = [](int64_t warps) {
     return static_cast<unsigned>((warps + kThreads / 32 - 1) / (kThreads / 32));
   };
