@@ -173,14 +173,16 @@ class Cublaslt {
 
 }  // namespace
 
-bool cublaslt_takes(const LinearArgs& a, bool fp8, int sm) {
+int64_t cublaslt_rows(const LinearArgs& a, bool fp8, int sm) {
   const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
   if (a.w.row_bytes % 16 != 0 || !aligned(a.w.data) || !aligned(a.y) || a.y_stride % 4 != 0) {
-    return false;
+    return 0;
   }
-  if (!fp8) return a.w.cols % 8 == 0;
-  return kBlockScales && sm == 90 && a.w.cols % kFp8Block == 0 && a.w.rows % 16 == 0 &&
-         a.w.row_offset % kFp8Block == 0 && a.w.col_offset == 0 && a.w.scale_stride % 4 == 0;
+  if (!fp8) return a.w.cols % 8 == 0 ? a.m : 0;
+  const bool takes = kBlockScales && sm == 90 && a.w.cols % kFp8Block == 0 && a.w.rows % 16 == 0 &&
+                     a.w.row_offset % kFp8Block == 0 && a.w.col_offset == 0 &&
+                     a.w.scale_stride % 4 == 0;
+  return takes ? a.m / 16 * 16 : 0;
 }
 
 void product_cublaslt(KernelContext& context, const LinearArgs& a, bool fp8, const PreparedX& x,

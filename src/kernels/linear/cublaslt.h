@@ -7,10 +7,10 @@
 
 namespace tamis {
 
-// Whether cuBLASLt has a form for a product of F8_E4M3 (fp8) or BF16 weights: rows of W at
-// multiples of 16 bytes; FP8 on capability 9.0 alone, with whole blocks of 128 columns, rows by 16
-// and scales by 4.
-bool cublaslt_takes(const LinearArgs& a, bool fp8, int sm);
+// How many of a product's rows of x cuBLASLt has a form for, the first ones. BF16 (not fp8): all,
+// if rows of W lie at multiples of 16 bytes. F8_E4M3: on capability 9.0 alone, with whole blocks of
+// 128 columns, rows of W by 16 and scales by 4; rows of x by 16.
+int64_t cublaslt_rows(const LinearArgs& a, bool fp8, int sm);
 
 // y = x W^T in float32. x as XLayout::kRows has it (BF16) or XLayout::kCodes (FP8), x_stride
 // columns. DeviceError if the library cannot be loaded or refuses.

@@ -162,12 +162,18 @@ void run_native(KernelContext& context, std::span<const LinearArgs> args, bool f
   if (!wants_cublaslt(context)) return run_prepared(context, args, fp8, ue8m0, round_bf16);
   LinearArgs others[Products::kMax];
   size_t count = 0;
-  for (const LinearArgs& a : args) {
-    if (a.m > kMostFewRows && cublaslt_takes(a, fp8, context.device()->info().sm)) {
-      run_cublaslt(context, a, fp8, ue8m0, round_bf16);
-    } else {
-      others[count++] = a;
+  for (LinearArgs a : args) {
+    const int64_t taken =
+        a.m > kMostFewRows ? cublaslt_rows(a, fp8, context.device()->info().sm) : 0;
+    if (taken > 0) {
+      LinearArgs first = a;
+      first.m = taken;
+      run_cublaslt(context, first, fp8, ue8m0, round_bf16);
+      a.x += taken * a.x_stride;
+      a.y += taken * a.y_stride;
+      a.m -= taken;
     }
+    if (a.m > 0) others[count++] = a;
   }
   if (count > 0) run_prepared(context, {others, count}, fp8, ue8m0, round_bf16);
 }
