@@ -125,7 +125,7 @@ __device__ void load_operand(const ProductOperand& x, int64_t z, int outer, int 
 }
 
 template <int kParts, int kM, int kN, int kWarpsM, int kBlocks, bool kAByK, bool kBByK>
-__global__ void __launch_bounds__(kThreads, kBlocks) products_kernel(const Products p) {
+__global__ void __launch_bounds__(kThreads, kBlocks) products_kernel(const TrainProducts p) {
   constexpr int kWarpsN = kWarps / kWarpsM, kOwnM = kM / kWarpsM, kOwnN = kN / kWarpsN;
   constexpr int kTilesM = kOwnM / 16, kTilesN = kOwnN / 16;
   extern __shared__ __align__(16) unsigned char bytes[];
@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) products_kernel(const Produ
 }
 
 template <int kParts, int kM, int kN, int kWarpsM, int kBlocks, bool kAByK, bool kBByK>
-void launch(KernelContext& context, const Products& p) {
+void launch(KernelContext& context, const TrainProducts& p) {
   const auto kernel = products_kernel<kParts, kM, kN, kWarpsM, kBlocks, kAByK, kBByK>;
   const int bytes = sizeof(Shared<kParts, kM, kN, kAByK, kBByK>);
   allow_shared(reinterpret_cast<const void*>(kernel), bytes, "products");
@@ -234,7 +234,7 @@ void launch(KernelContext& context, const Products& p) {
 }
 
 template <int kParts, bool kAByK, bool kBByK>
-void run(KernelContext& context, const Products& p) {
+void run(KernelContext& context, const TrainProducts& p) {
   if (p.m == 0 || p.n == 0 || p.batch == 0) return;
   if (p.m <= 16) return launch<kParts, 16, 128, 1, 4, kAByK, kBByK>(context, p);
   const int64_t tiles = (p.m + 127) / 128 * ((p.n + 127) / 128) * p.batch;
@@ -243,23 +243,29 @@ void run(KernelContext& context, const Products& p) {
   launch<kParts, 128, 128, 2, 1, kAByK, kBByK>(context, p);
 }
 
-bool always(const Products&) { return true; }
+bool always(const TrainProducts&) { return true; }
 
 template <bool kAByK, bool kBByK>
-constexpr Implementation<Products> kList[] = {
+constexpr Implementation<TrainProducts> kList[] = {
     {"cuda", always, run<2, kAByK, kBByK>},
     {"cuda_bf16", always, run<1, kAByK, kBByK>},
 };
 
 template <bool kAByK, bool kBByK>
-void multiply(KernelContext& context, const Products& p) {
-  dispatch<Products>(context, "train_products", kList<kAByK, kBByK>, p);
+void multiply(KernelContext& context, const TrainProducts& p) {
+  dispatch<TrainProducts>(context, "train_products", kList<kAByK, kBByK>, p);
 }
 
 }  // namespace
 
-void products_m_n(KernelContext& context, const Products& p) { multiply<false, false>(context, p); }
-void products_m_k(KernelContext& context, const Products& p) { multiply<false, true>(context, p); }
-void products_k_k(KernelContext& context, const Products& p) { multiply<true, true>(context, p); }
+void products_m_n(KernelContext& context, const TrainProducts& p) {
+  multiply<false, false>(context, p);
+}
+void products_m_k(KernelContext& context, const TrainProducts& p) {
+  multiply<false, true>(context, p);
+}
+void products_k_k(KernelContext& context, const TrainProducts& p) {
+  multiply<true, true>(context, p);
+}
 
 }  // namespace tamis

@@ -43,7 +43,7 @@ enum class Causal : uint8_t {
   kQueries,  // k are queries, m keys: a is 0 where the key is not seen
 };
 
-struct Products {
+struct TrainProducts {
   ProductTerm term[2];
   int terms = 1;
   int64_t m = 0, n = 0, batch = 1;
@@ -55,8 +55,8 @@ struct Products {
 };
 
 // How the rows of the operands lie: of a by m or by k, of b by n or by k.
-void products_m_n(KernelContext& context, const Products& p);
-void products_m_k(KernelContext& context, const Products& p);
-void products_k_k(KernelContext& context, const Products& p);
+void products_m_n(KernelContext& context, const TrainProducts& p);
+void products_m_k(KernelContext& context, const TrainProducts& p);
+void products_k_k(KernelContext& context, const TrainProducts& p);
 
 }  // namespace tamis

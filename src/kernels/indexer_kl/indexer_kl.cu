@@ -17,8 +17,8 @@ using Indexer = IndexerSequence<float>;
 // Slots of scratch memory; scatter_rows has 7.
 constexpr int kTarget = 0, kProducts = 1, kRows = 2, kScore = 3;
 
-Products products_of(int64_t m, int64_t n, int64_t batch, const ProductTerm& term) {
-  Products p;
+TrainProducts products_of(int64_t m, int64_t n, int64_t batch, const ProductTerm& term) {
+  TrainProducts p;
   p.m = m;
   p.n = n;
   p.batch = batch;
@@ -40,7 +40,7 @@ void dense_block(KernelContext& context, const IndexerKlDenseArgs<float>& args,
   const ProductOperand q{x.q + block.begin * width, width, x.dim, 0, nullptr, 0};
   const ProductOperand keys{x.k, x.dim, 0, 0, nullptr, 0};
   const ProductOperand scores{a, seen, rows * seen, 0, nullptr, 0};
-  Products products = products_of(rows, seen, x.heads, {q, keys, x.dim, 1});
+  TrainProducts products = products_of(rows, seen, x.heads, {q, keys, x.dim, 1});
   products.c = a;
   products.c_row = seen;
   products.c_z = rows * seen;
@@ -51,14 +51,14 @@ void dense_block(KernelContext& context, const IndexerKlDenseArgs<float>& args,
                 {a, x.w + block.begin * x.heads, x.heads, p, score, x.scale, x.kl + block.begin,
                  x.dw + block.begin * x.heads});
 
-  Products dq = products_of(rows, x.dim, x.heads, {scores, keys, seen, 1});
+  TrainProducts dq = products_of(rows, x.dim, x.heads, {scores, keys, seen, 1});
   dq.c = x.dq + block.begin * width;
   dq.c_row = width;
   dq.c_z = x.dim;
   dq.causal = Causal::kKeys;
   dq.offset = block.begin;
   products_m_k(context, dq);
-  Products dk = products_of(seen, x.dim, x.heads, {scores, q, rows, 1});  // every head's
+  TrainProducts dk = products_of(seen, x.dim, x.heads, {scores, q, rows, 1});  // every head's
   const int64_t values = seen * x.dim;
   dk.c = static_cast<float*>(device_scratch(context, kRows, x.heads * values * 4));
   dk.c_row = x.dim;
@@ -85,7 +85,7 @@ void sparse_block(KernelContext& context, const IndexerKlSparseArgs<float>& args
   const ProductOperand q{x.q + begin * width, x.dim, width, 0, nullptr, 0};
   const ProductOperand keys{x.k, x.dim, 0, 0, indices, k};
   const ProductOperand scores{a, count * k, k, 0, nullptr, 0};
-  Products products = products_of(x.heads, k, count, {q, keys, x.dim, 1});
+  TrainProducts products = products_of(x.heads, k, count, {q, keys, x.dim, 1});
   products.c = a;
   products.c_row = count * k;
   products.c_z = k;
@@ -93,12 +93,12 @@ void sparse_block(KernelContext& context, const IndexerKlSparseArgs<float>& args
   index_kl_rows(context, set,
                 {a, x.w + begin * x.heads, x.heads, args.p + begin * k, score, x.scale,
                  x.kl + begin, x.dw + begin * x.heads});
-  Products dq = products_of(x.heads, x.dim, count, {scores, keys, k, 1});
+  TrainProducts dq = products_of(x.heads, x.dim, count, {scores, keys, k, 1});
   dq.c = x.dq + begin * width;
   dq.c_row = x.dim;
   dq.c_z = width;
   products_m_k(context, dq);
-  Products dk = products_of(k, x.dim, count, {scores, q, x.heads, 1});
+  TrainProducts dk = products_of(k, x.dim, count, {scores, q, x.heads, 1});
   dk.c = rows;
   dk.c_row = x.dim;
   dk.c_z = k * x.dim;

@@ -26,9 +26,9 @@ ProductOperand scores_of(const float* p, const QueryBlock& block) {
   return {p, block.end, block.rows() * block.end, 0, nullptr, 0};
 }
 
-Products begin_products(const QueryBlock& block, int64_t m, int64_t n, int64_t heads,
-                        Causal causal) {
-  Products p;
+TrainProducts begin_products(const QueryBlock& block, int64_t m, int64_t n, int64_t heads,
+                             Causal causal) {
+  TrainProducts p;
   p.m = m;
   p.n = n;
   p.batch = heads;
@@ -38,8 +38,8 @@ Products begin_products(const QueryBlock& block, int64_t m, int64_t n, int64_t h
 }
 
 // c [heads, block, seen] = x (rows of `width` values of each head) against columns of kv.
-Products against_keys(const Sequence& in, const QueryBlock& block, float* c) {
-  Products p = begin_products(block, block.rows(), block.end, in.heads, Causal::kScores);
+TrainProducts against_keys(const Sequence& in, const QueryBlock& block, float* c) {
+  TrainProducts p = begin_products(block, block.rows(), block.end, in.heads, Causal::kScores);
   p.c = c;
   p.c_row = block.end;
   p.c_z = block.rows() * block.end;
@@ -51,7 +51,7 @@ Products against_keys(const Sequence& in, const QueryBlock& block, float* c) {
 void score_gradients(KernelContext& context, const MlaDenseBackwardArgs<float>& a,
                      const QueryBlock& block, const float* p, float* ds) {
   const Sequence& in = a.in;
-  Products x = against_keys(in, block, ds);
+  TrainProducts x = against_keys(in, block, ds);
   const int64_t row = in.heads * in.v_dim, kv = in.nope + in.v_dim;
   x.term[0] = {{a.d_out + block.begin * row, row, in.v_dim, 0, nullptr, 0},
                {in.kv + in.nope, key_row(in), kv, 0, nullptr, 0},
@@ -65,7 +65,7 @@ void query_gradients(KernelContext& context, const MlaDenseBackwardArgs<float>& 
                      const QueryBlock& block, const float* ds) {
   const Sequence& in = a.in;
   const int64_t qk = in.nope + in.rope;
-  Products x = begin_products(block, block.rows(), in.nope, in.heads, Causal::kKeys);
+  TrainProducts x = begin_products(block, block.rows(), in.nope, in.heads, Causal::kKeys);
   x.term[0] = {
       scores_of(ds, block), {in.kv, key_row(in), in.nope + in.v_dim, 0, nullptr, 0}, block.end, 1};
   x.c = a.dq + block.begin * query_row(in);
@@ -83,7 +83,7 @@ void key_gradients(KernelContext& context, const MlaDenseBackwardArgs<float>& a,
   const Sequence& in = a.in;
   const int64_t qk = in.nope + in.rope, kv = in.nope + in.v_dim, out = in.heads * in.v_dim;
   const float* q = in.q + block.begin * query_row(in);
-  Products x = begin_products(block, block.end, in.nope, in.heads, Causal::kQueries);
+  TrainProducts x = begin_products(block, block.end, in.nope, in.heads, Causal::kQueries);
   x.add = true;
   x.term[0] = {scores_of(ds, block), {q, query_row(in), qk, 0, nullptr, 0}, block.rows(), 1};
   x.c = a.dkv;
@@ -128,7 +128,7 @@ float* score_scratch(KernelContext& context, int slot, const QueryBlock& block, 
 void mla_probabilities_cuda(KernelContext& context, const MlaSequence<float>& in,
                             const QueryBlock& block, float* p) {
   const int64_t qk = in.nope + in.rope;
-  Products x = against_keys(in, block, p);
+  TrainProducts x = against_keys(in, block, p);
   const float* q = in.q + block.begin * query_row(in);
   x.terms = 2;
   x.term[0] = {{q, query_row(in), qk, 0, nullptr, 0},
@@ -150,7 +150,7 @@ void mla_dense_train_cuda(KernelContext& context, const MlaDenseTrainArgs& a) {
     const QueryBlock block{begin, std::min(begin + size, in.tokens)};
     float* p = score_scratch(context, kP, block, in.heads);
     mla_probabilities_cuda(context, in, block, p);
-    Products x = begin_products(block, block.rows(), in.v_dim, in.heads, Causal::kKeys);
+    TrainProducts x = begin_products(block, block.rows(), in.v_dim, in.heads, Causal::kKeys);
     x.term[0] = {scores_of(p, block),
                  {in.kv + in.nope, key_row(in), in.nope + in.v_dim, 0, nullptr, 0},
                  block.end,

@@ -31,7 +31,7 @@ class Block {
 
   void forward(float* out) {
     probabilities();
-    Products x = of_tokens(a_.heads, a_.kv_lora);
+    TrainProducts x = of_tokens(a_.heads, a_.kv_lora);
     x.term[0] = {per_token(p_), latents(), a_.k, 1};
     x.c = out + latent_at();
     x.c_row = a_.kv_lora;
@@ -59,8 +59,8 @@ class Block {
   const int32_t* indices() const { return a_.indices + begin_ * a_.k; }
   RowSet set() const { return {count_, a_.k, 0, indices()}; }
 
-  Products of_tokens(int64_t m, int64_t n) const {
-    Products p;
+  TrainProducts of_tokens(int64_t m, int64_t n) const {
+    TrainProducts p;
     p.m = m;
     p.n = n;
     p.batch = count_;
@@ -80,7 +80,7 @@ class Block {
 
   // Scores of the heads; with twice as many rows d_out . c_kv of every head as well, to ds_.
   void scores(int64_t rows) {
-    Products x = of_tokens(rows, a_.k);
+    TrainProducts x = of_tokens(rows, a_.k);
     x.terms = 2;
     x.term[0] = {per_latent(a_.q_latent), latents(), a_.kv_lora, 1};
     x.term[1] = {per_pe(a_.q_pe), ropes(), a_.rope, 1};
@@ -98,7 +98,7 @@ class Block {
   }
 
   void query_gradients() {
-    Products x = of_tokens(a_.heads, a_.kv_lora);
+    TrainProducts x = of_tokens(a_.heads, a_.kv_lora);
     x.term[0] = {per_token(ds_), latents(), a_.k, 1};
     x.c = a_.dq_latent + latent_at();
     x.c_row = a_.kv_lora;
@@ -129,7 +129,7 @@ class Block {
     const int64_t latent = a_.heads * a_.kv_lora, pe = a_.heads * a_.q_pe_stride;
     const ProductOperand from_p{p, positions, 0, group, nullptr, 0};
     const ProductOperand from_ds{ds, positions, 0, group, nullptr, 0};
-    Products x;
+    TrainProducts x;
     x.m = positions;
     x.n = a_.kv_lora;
     x.terms = 2;
@@ -158,7 +158,7 @@ class Block {
     const int64_t width = a_.kv_lora + a_.rope;
     auto* rows =
         static_cast<float*>(device_scratch(context_, kRows, count_ * a_.k * width * int64_t{4}));
-    Products x = of_tokens(a_.k, a_.kv_lora);
+    TrainProducts x = of_tokens(a_.k, a_.kv_lora);
     x.terms = 2;
     x.term[0] = {per_token(ds_), per_latent(a_.q_latent), a_.heads, 1};
     x.term[1] = {per_token(p_), per_latent(a_.d_out), a_.heads, 1};
