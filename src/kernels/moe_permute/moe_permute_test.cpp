@@ -82,7 +82,7 @@ TEST(MoeCombine, SameBitsAsTheReference) {
           context.force("moe_combine", i == 0 ? "reference" : "simd");
           y[i].assign(static_cast<size_t>(tokens * width + 1), -7.0f);
           MoeCombineArgs a;
-          a.rows = wants_rows ? r.rows.data() : nullptr;
+          a.rows = r.rows.data();
           a.row_of = r.row_of.data();
           a.weights = weights.data();
           a.tokens = tokens;
