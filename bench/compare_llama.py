@@ -38,6 +38,8 @@ def time_llama(args, path):
     """{what: {size: tokens per second}}, the best of flash attention off and on and of its caches."""
     best = {'prefill': {}, 'decode': {}}
     for flash, cache in itertools.product(args.flash.split(','), args.caches.split(',')):
+        if flash == 'off' and cache == 'q8_0':
+            continue  # llama.cpp refuses it
         result = json.loads(output_of(
             [args.python, os.path.join(os.path.dirname(__file__), 'llama_bench.py'), path,
              '--threads', str(args.threads), '--flash', flash, '--cache', cache,

@@ -59,8 +59,8 @@ class Engine:
         params.n_ctx, params.n_batch, params.n_ubatch = context, 2048, 512
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = flash
-        if cache == 'q8_0':  # MLA: all of the cache is K
-            params.type_k = llama.GGML_TYPE_Q8_0
+        if cache == 'q8_0':  # MLA wants K and V of one type, and V in q8_0 wants flash attention
+            params.type_k = params.type_v = llama.GGML_TYPE_Q8_0
         self.context = llama.llama_init_from_model(self.model, params)
         if not self.context:
             sys.exit('llama_bench: no context of this size')
@@ -145,7 +145,7 @@ def main():
     parser.add_argument('--repeats', type=int, default=2, help='the best of this many counts')
     parser.add_argument('--flash', choices=['auto', 'off', 'on'], default='auto')
     parser.add_argument('--cache', choices=['f16', 'q8_0'], default='f16',
-                        help='the type of K; with q8_0 products of K are of integers')
+                        help='q8_0: products of integers; only with flash attention')
     args = parser.parse_args()
 
     context = max(args.decode + args.prefill) + args.steps + 256

@@ -30,6 +30,9 @@ namespace tamis {
 namespace HWY_NAMESPACE {
 
 static_assert(kInt16Tile == kTile);
+// Tiles whose values are summed together: the sums of a chunk stay in L1, and meet those of the
+// chunks before once.
+constexpr int64_t kGroupTiles = 4;
 
 using PairTag = hn::RebindToSigned<LaneTag>;  // a lane: two int16, or an int32
 using PairVec = hn::Vec<PairTag>;
@@ -120,20 +123,25 @@ struct IntBuffers {
   // Queries: [rows of a register tile, from tile to tile][dim / 2][rows][2], and their scales.
   int16_t* q;
   float *q_latent_scale, *q_rope_scale;
-  // The tile: [64 / kPanelKeys][dim / 2][kPanelKeys][2] and [cols /
-  // kValueBlock][32][kValueBlock][2].
+  // Keys of a tile: [64 / kPanelKeys][dim / 2][kPanelKeys][2]. Values of a group of tiles:
+  // [cols / kValueBlock][kGroupTiles][32][kValueBlock][2].
   int16_t *panels, *values;
   float *k_latent_scale, *k_rope_scale;  // [64]
   float* row;                            // one row of floats
   int16_t* rows;                         // eight rows of integers
-  float *scores, *alpha, *w_scale;       // [rows][64], [rows], [rows]
-  int16_t* weights;                      // [rows][64]
+  float* scores;                         // [rows][64]
+  int16_t* weights;                      // [kGroupTiles][rows][64]
+  float *alpha, *w_scale;                // [kGroupTiles][rows]
+  MergeFactors* factors;                 // [rows]
 
   static int64_t q_floats(const IntSizes& s, int64_t rows) { return rows * (s.dim / 2 + 2); }
   static int64_t tile_floats(const IntSizes& s) {
-    return kTile * s.dim / 2 + kTile * s.cols / 2 + 2 * kTile + s.dim + kTileRows * s.dim;
+    return kTile * s.dim / 2 + kGroupTiles * kTile * s.cols / 2 + 2 * kTile + s.dim +
+           kTileRows * s.dim;
   }
-  static int64_t score_floats(int64_t rows) { return rows * (kTile + kTile / 2 + 2); }
+  static int64_t score_floats(int64_t rows) {
+    return rows * (kTile + kGroupTiles * (kTile / 2 + 2) + 2);
+  }
 
   IntBuffers(const IntSizes& s, int64_t task_rows, float* q_room, float* tile_room,
              float* score_room) {
@@ -143,14 +151,15 @@ struct IntBuffers {
     panels = reinterpret_cast<int16_t*>(tile_room);
     tile_room += kTile * s.dim / 2;
     values = reinterpret_cast<int16_t*>(tile_room);
-    k_latent_scale = tile_room + kTile * s.cols / 2;
+    k_latent_scale = tile_room + kGroupTiles * kTile * s.cols / 2;
     k_rope_scale = k_latent_scale + kTile;
     row = k_rope_scale + kTile;
     rows = reinterpret_cast<int16_t*>(row + s.dim);
     scores = score_room;
     weights = reinterpret_cast<int16_t*>(scores + task_rows * kTile);
-    alpha = scores + task_rows * (kTile + kTile / 2);
-    w_scale = alpha + task_rows;
+    alpha = scores + task_rows * (kTile + kGroupTiles * kTile / 2);
+    w_scale = alpha + kGroupTiles * task_rows;
+    factors = reinterpret_cast<MergeFactors*>(w_scale + kGroupTiles * task_rows);
   }
 };
 
@@ -170,19 +179,20 @@ HWY_INLINE void load_int_queries(const MlaSparseArgs& a, const IntSizes& s, cons
       b.q_rope_scale[r + i] =
           quantise_row(b.row + s.rope_begin, s.rope, s.rope_limit, out + s.rope_begin);
     }
-    int16_t* out = b.q + r * s.dim;
-    for (int64_t d = 0; d < s.dim; d += 2) {
-      for (int64_t i = 0; i < group; ++i, out += 2) {
-        out[0] = b.rows[i * s.dim + d];
-        out[1] = b.rows[i * s.dim + d + 1];
+    with_rows(group, [&]<int kRows>() {
+      int16_t* out = b.q + r * s.dim;
+      for (int64_t d = 0; d < s.dim; d += 2) {
+        TAMIS_UNROLL for (int i = 0; i < kRows; ++i, out += 2) {
+          std::memcpy(out, b.rows + i * s.dim + d, 2 * sizeof(int16_t));
+        }
       }
-    }
+    });
     r += group;
   }
 }
 
-// Eight rows of integers from entry `first` of the tile on, into panels and values.
-HWY_INLINE void store_entries(const IntSizes& s, int64_t first, const IntBuffers& b) {
+// Eight rows of integers from entry `first` of a tile on, into panels and values.
+HWY_INLINE void store_entries(const IntSizes& s, int64_t tile, int64_t first, const IntBuffers& b) {
   constexpr int64_t kPairs = 2 * kLanes;  // dimensions of eight lanes
   int16_t* panel = b.panels + first / kPanelKeys * kPanelKeys * s.dim + first % kPanelKeys * 2;
   for (int64_t d = 0; d < s.dim; d += kPairs) {
@@ -204,8 +214,8 @@ HWY_INLINE void store_entries(const IntSizes& s, int64_t first, const IntBuffers
   // Columns behind rope_begin belong to no value; the sums of those below cols are never read.
   const int64_t cols = std::min(s.cols, s.dim);
   for (int64_t c = 0; c < cols; c += kVec) {
-    int16_t* out = b.values + (c / kValueBlock * (kTile / 2) + first / 2) * kValueBlock * 2 +
-                   c % kValueBlock * 2;
+    const int64_t block = c / kValueBlock * kGroupTiles + tile;
+    int16_t* out = b.values + (block * kTile + first) * kValueBlock + c % kValueBlock * 2;
     TAMIS_UNROLL for (int64_t i = 0; i < kLanes; i += 2) {
       const auto pair = hn::Or(load(i, c), hn::ShiftLeft<16>(load(i + 1, c)));
       hn::StoreU(pair, words, reinterpret_cast<uint32_t*>(out + i * kValueBlock));
@@ -213,10 +223,11 @@ HWY_INLINE void store_entries(const IntSizes& s, int64_t first, const IntBuffers
   }
 }
 
-// The n entries of the list from `begin` on, and zeros to whole panels.
+// The n entries of the list from `begin` on, as tile `tile` of its group, and zeros to whole
+// panels.
 HWY_NOINLINE inline void load_int_tile(const MlaSparseArgs& a, const IntSizes& s,
                                        const KvSequence& seq, const List& list, int64_t begin,
-                                       int64_t n, const IntBuffers& b) {
+                                       int64_t n, int64_t tile, const IntBuffers& b) {
   for (int64_t i = 0; i < round_up(n, kPanelKeys); ++i) {
     int16_t* out = b.rows + i % kLanes * s.dim;
     if (i < n) {
@@ -229,7 +240,7 @@ HWY_NOINLINE inline void load_int_tile(const MlaSparseArgs& a, const IntSizes& s
       std::fill_n(out, s.dim, int16_t{0});
       b.k_latent_scale[i] = b.k_rope_scale[i] = 0;
     }
-    if (i % kLanes == kLanes - 1) store_entries(s, i + 1 - kLanes, b);
+    if (i % kLanes == kLanes - 1) store_entries(s, tile, i + 1 - kLanes, b);
   }
 }
 
@@ -320,12 +331,17 @@ void int_values(const int16_t* HWY_RESTRICT weights, const int16_t* HWY_RESTRICT
   }
 }
 
-// Rows [from, rows) of the task against the n entries of the tile, of which row r sees seen(r)
-// >= 1. acc as the float tiles have it: [blocks of columns][rows][kValueBlock].
+// The part of a group's tile that rows of a task see: those from `from` on, pairs of entries.
+struct IntTileRange {
+  int64_t from, pairs;
+};
+
+// Weights of rows [from, rows) of the task for the n entries of tile `tile` of a group; row r sees
+// seen(r) of them, at least one. between(i) is called before panel i.
 template <typename Seen, typename Between>
-HWY_INLINE void attend_int_tile(const IntSizes& s, const IntBuffers& b, int64_t from, int64_t rows,
-                                int64_t n, bool first, const Seen& seen, const Between& between,
-                                float* acc, RowState* states) {
+HWY_INLINE IntTileRange weigh_int_tile(const IntSizes& s, const IntBuffers& b, int64_t tile,
+                                       int64_t from, int64_t rows, int64_t n, const Seen& seen,
+                                       const Between& between, RowState* states) {
   for (int64_t k = 0; k < n; k += kPanelKeys) {
     between(k);
     for (int64_t r = 0; r < rows;) {
@@ -337,21 +353,54 @@ HWY_INLINE void attend_int_tile(const IntSizes& s, const IntBuffers& b, int64_t 
     }
   }
   for (int64_t r = from; r < rows; ++r) {
-    b.alpha[r] = softmax_tile(b.scores + r * kTile, seen(r), states + r);
-    b.w_scale[r] =
-        quantise_weights(b.scores + r * kTile, b.k_latent_scale, seen(r), b.weights + r * kTile);
+    const int64_t at = tile * rows + r, visible = seen(r);
+    float* scores = b.scores + r * kTile;
+    b.alpha[at] = softmax_tile(scores, visible, states + r);
+    b.w_scale[at] = quantise_weights(scores, b.k_latent_scale, visible, b.weights + at * kTile);
   }
-  const int64_t pairs = (n + 1) / 2;
-  for (int64_t c = 0; c < s.cols; c += kValueBlock, acc += rows * kValueBlock) {
-    const int16_t* values = b.values + c * kTile;
-    for (int64_t r = from; r < rows;) {
-      const int64_t group = tile_rows(rows - r);
-      with_rows(group, [&]<int kRows>() {
-        int_values<kRows>(b.weights + r * kTile, values, pairs, b.w_scale + r,
-                          first ? nullptr : b.alpha + r, acc + r * kValueBlock);
-      });
-      r += group;
+  return {from, (n + 1) / 2};
+}
+
+// acc = acc own + sum other of `rows` rows of one block of columns.
+HWY_INLINE void merge_block(const float* HWY_RESTRICT sum, const MergeFactors* factors,
+                            int64_t rows, float* HWY_RESTRICT acc) {
+  const LaneTag d;
+  for (int64_t r = 0; r < rows; ++r) {
+    const LaneVec own = hn::Set(d, factors[r].own), other = hn::Set(d, factors[r].other);
+    for (int64_t i = r * kValueBlock; i < (r + 1) * kValueBlock; i += kVec) {
+      const LaneVec scaled = hn::Mul(hn::LoadU(d, acc + i), own);
+      hn::StoreU(hn::MulAdd(hn::LoadU(d, sum + i), other, scaled), d, acc + i);
     }
+  }
+}
+
+// The values of a group of tiles. acc as the float tiles have it: [blocks of columns][rows]
+// [kValueBlock]. The first group of a chunk sets it; with `merges` the group is a whole chunk and
+// is merged into acc by b.factors. Later tiles are seen by fewer rows.
+HWY_NOINLINE inline void sum_int_group(const IntSizes& s, const IntBuffers& b,
+                                       const IntTileRange* ranges, int64_t tiles, int64_t rows,
+                                       bool first, bool merges, float* acc) {
+  HWY_ALIGN float room[kTileRows * kValueBlock];
+  const int16_t* block = b.values;
+  for (int64_t c = 0; c < s.cols; c += kValueBlock) {
+    for (int64_t r = ranges[0].from; r < rows;) {
+      const int64_t end = r + tile_rows(rows - r);
+      float* sums = merges ? room : acc + r * kValueBlock;
+      for (int64_t i = 0; i < tiles; ++i) {
+        const int64_t r0 = std::max(r, ranges[i].from), at = i * rows + r0;
+        if (r0 >= end) break;
+        with_rows(end - r0, [&]<int kRows>() {
+          int_values<kRows>(b.weights + at * kTile, block + i * kTile * kValueBlock,
+                            ranges[i].pairs, b.w_scale + at,
+                            first && i == 0 ? nullptr : b.alpha + at,
+                            sums + (r0 - r) * kValueBlock);
+        });
+      }
+      if (merges) merge_block(room, b.factors + r, end - r, acc + r * kValueBlock);
+      r = end;
+    }
+    block += kGroupTiles * kTile * kValueBlock;
+    acc += rows * kValueBlock;
   }
 }
 

@@ -119,6 +119,21 @@ TEST(MlaSparseInt16, PromptsSharingTilesHaveTheBitsOfTheirTokensAlone) {
   }
 }
 
+// Chunks longer than a group of tiles: their sums and those of other chunks meet another way.
+TEST(MlaSparseInt16, LongListsHaveTheBitsOfTheirTokensAlone) {
+  Problem problem({2, 32, 8, 9000}, KvFormat::kF32, 1, 9000, 3);
+  problem.int16 = true;
+  const auto want = problem.all("reference"), whole = problem.all("simd", 1);
+  const double tolerance = problem.int16_tolerance();
+  for (size_t i = 0; i < want.size(); ++i) {
+    ASSERT_NEAR(whole[i], want[i], tolerance) << "element " << i;
+  }
+  for (int64_t t = 0; t < problem.tokens(); ++t) {  // the chunks of a token alone are shared
+    EXPECT_TRUE(same_bits(part(whole, t * problem.row(), (t + 1) * problem.row()),
+                          problem.run("simd", t, t + 1, 2)));
+  }
+}
+
 TEST(MlaSparseInt16, NanOfALaterPositionStaysOutOfATokenThatSharesItsTile) {
   Problem problem({4, 40, 12, 400}, KvFormat::kF32, 1, 400, 280);
   problem.int16 = true;

@@ -4,6 +4,8 @@
 // rows are turned to float once and serve every head of the task, and neighbouring tokens that
 // attend to all they see. Chunks start from nothing and are merged in order, so that threads may
 // share one token's list without changing a bit.
+#include <type_traits>
+
 #include "kernels/simd/targets.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -117,18 +119,24 @@ void attend_tile(const MlaSparseArgs& a, const Sizes& s, const FloatTiles& b, co
   }
 }
 
-// The tile's entries and the tokens from `first` on; the first tile of a chunk starts the sums.
-void run_tile(const MlaSparseArgs& a, const Sizes& s, const FloatTiles& b, const Task& task,
-              int64_t first, int64_t n, const Source& source, bool starts, float* acc,
-              RowState* states) {
-  if (starts) std::fill(acc, acc + task.rows() * sum_width(s), 0.0f);
-  load_tile(a, s, *source.seq, source.list, source.begin, n, b.tile);
-  attend_tile(a, s, b, task, first, n, source, acc, states);
+// act(first, n, source) for each tile of chunk `chunk` of the task's lists: n entries of the
+// longest list; tokens before `first` see none of them.
+template <typename Act>
+void each_tile(const MlaSparseArgs& a, const Task& task, int64_t chunk, const Act& act) {
+  const KvSequence& seq = a.tokens.sequences[a.tokens.sequence[task.t0]];
+  const List longest = list_of(a, task.t1 - 1);
+  const int64_t entries = chunk_entries(longest.length);
+  const int64_t end = std::min((chunk + 1) * entries, longest.length);
+  for (int64_t begin = chunk * entries; begin < end; begin += kTile) {
+    int64_t first = 0;
+    while (list_of(a, task.t0 + first).length <= begin) ++first;
+    act(first, std::min(kTile, end - begin), Source{&seq, longest, begin});
+  }
 }
 
-// The same with products of integers.
+// As FloatTiles, with products of integers.
 struct IntTiles {
-  static constexpr int64_t kSharedRows = 128;
+  static constexpr int64_t kSharedRows = 192;
   IntTiles(KernelContext& context, int thread, const MlaSparseArgs& a, const Sizes&,
            const Task& task)
       : sizes(a),
@@ -142,36 +150,54 @@ struct IntTiles {
   IntBuffers buffers;
 };
 
-void run_tile(const MlaSparseArgs& a, const Sizes&, const IntTiles& b, const Task& task,
-              int64_t first, int64_t n, const Source& source, bool starts, float* acc,
-              RowState* states) {
-  load_int_tile(a, b.sizes, *source.seq, source.list, source.begin, n, b.buffers);
-  const auto seen = [&](int64_t r) {
-    return std::min(n, list_of(a, task.t0 + r / task.heads()).length - source.begin);
-  };
-  const auto fetch = [&](int64_t k) {
-    const int64_t next = source.begin + kTile + k;
-    prefetch_rows(a, *source.seq, source.list, next, next + kPanelKeys);
-  };
-  attend_int_tile(b.sizes, b.buffers, first * task.heads(), task.rows(), n, starts, seen, fetch,
-                  acc, states);
+// Chunk `chunk` of the task's lists, from nothing: acc as above, states [rows].
+void attend_chunk(const MlaSparseArgs& a, const Sizes& s, const FloatTiles& b, const Task& task,
+                  int64_t chunk, float* acc, RowState* states) {
+  std::fill(acc, acc + task.rows() * sum_width(s), 0.0f);
+  std::fill(states, states + task.rows(), RowState());
+  each_tile(a, task, chunk, [&](int64_t first, int64_t n, const Source& source) {
+    load_tile(a, s, *source.seq, source.list, source.begin, n, b.tile);
+    attend_tile(a, s, b, task, first, n, source, acc, states);
+  });
 }
 
-// Chunk `chunk` of the task's lists, from nothing: acc as above, states [rows].
-template <typename Tiles>
-void attend_chunk(const MlaSparseArgs& a, const Sizes& s, const Tiles& b, const Task& task,
+// The same with integers. With `merged`, which is the rows' state so far, the chunk is one group of
+// tiles and is merged into acc.
+void attend_int_chunk(const MlaSparseArgs& a, const IntTiles& t, const Task& task, int64_t chunk,
+                      float* acc, RowState* states, RowState* merged) {
+  const IntBuffers& b = t.buffers;
+  const int64_t rows = task.rows();
+  std::fill(states, states + rows, RowState());
+  IntTileRange ranges[kGroupTiles];
+  int64_t tiles = 0;
+  bool starts = true;
+  const auto sum = [&] {
+    for (int64_t r = ranges[0].from; merged != nullptr && r < rows; ++r) {
+      b.factors[r] = merge_states(states[r], merged + r);
+    }
+    sum_int_group(t.sizes, b, ranges, tiles, rows, starts, merged != nullptr, acc);
+    tiles = 0;
+    starts = false;
+  };
+  each_tile(a, task, chunk, [&](int64_t first, int64_t n, const Source& source) {
+    const auto seen = [&](int64_t r) {
+      return std::min(n, list_of(a, task.t0 + r / task.heads()).length - source.begin);
+    };
+    const auto fetch = [&](int64_t k) {
+      const int64_t next = source.begin + kTile + k;
+      prefetch_rows(a, *source.seq, source.list, next, next + kPanelKeys);
+    };
+    load_int_tile(a, t.sizes, *source.seq, source.list, source.begin, n, tiles, b);
+    ranges[tiles] =
+        weigh_int_tile(t.sizes, b, tiles, first * task.heads(), rows, n, seen, fetch, states);
+    if (++tiles == kGroupTiles) sum();
+  });
+  if (tiles > 0) sum();
+}
+
+void attend_chunk(const MlaSparseArgs& a, const Sizes&, const IntTiles& b, const Task& task,
                   int64_t chunk, float* acc, RowState* states) {
-  std::fill(states, states + task.rows(), RowState());
-  const KvSequence& seq = a.tokens.sequences[a.tokens.sequence[task.t0]];
-  const List longest = list_of(a, task.t1 - 1);
-  const int64_t entries = chunk_entries(longest.length), start = chunk * entries;
-  const int64_t end = std::min(start + entries, longest.length);
-  for (int64_t begin = start; begin < end; begin += kTile) {
-    int64_t first = 0;  // tokens before it see nothing of the tile
-    while (list_of(a, task.t0 + first).length <= begin) ++first;
-    run_tile(a, s, b, task, first, std::min(kTile, end - begin), {&seq, longest, begin},
-             begin == start, acc, states);
-  }
+  attend_int_chunk(a, b, task, chunk, acc, states, nullptr);
 }
 
 int64_t chunks_of(const MlaSparseArgs& a, int64_t t) {
@@ -181,6 +207,24 @@ int64_t chunks_of(const MlaSparseArgs& a, int64_t t) {
 
 float* output(const MlaSparseArgs& a, int64_t t, int64_t h) {
   return a.out + (t * a.heads + h) * a.kv.layout.kv_lora;
+}
+
+// Merges chunk `chunk` of the task into acc and states. next, next_states: room.
+template <typename Tiles>
+void add_chunk(const MlaSparseArgs& a, const Sizes& s, const Tiles& b, const Task& task,
+               int64_t chunk, float* acc, RowState* states, float* next, RowState* next_states) {
+  if constexpr (std::is_same_v<Tiles, IntTiles>) {
+    if (chunk_entries(list_of(a, task.t1 - 1).length) <= kGroupTiles * kTile) {
+      return attend_int_chunk(a, b, task, chunk, acc, next_states, states);
+    }
+  }
+  attend_chunk(a, s, b, task, chunk, next, next_states);
+  for (int64_t r = 0; r < task.rows(); ++r) {
+    if (chunk < chunks_of(a, task.t0 + r / task.heads())) {
+      merge_rows(next + r * kValueBlock, next_states[r], s.cols, acc + r * kValueBlock,
+                 block_stride(task), states + r);
+    }
+  }
 }
 
 // A task by one thread: chunk after chunk.
@@ -196,13 +240,7 @@ void run_whole(KernelContext& context, int thread, const MlaSparseArgs& a, const
   attend_chunk(a, s, b, task, 0, acc, states);
   const int64_t chunks = chunks_of(a, task.t1 - 1);
   for (int64_t chunk = 1; chunk < chunks; ++chunk) {
-    attend_chunk(a, s, b, task, chunk, next, next_states);
-    for (int64_t r = 0; r < rows; ++r) {
-      if (chunk < chunks_of(a, task.t0 + r / heads)) {
-        merge_rows(next + r * kValueBlock, next_states[r], s.cols, acc + r * kValueBlock,
-                   block_stride(task), states + r);
-      }
-    }
+    add_chunk(a, s, b, task, chunk, acc, states, next, next_states);
   }
   for (int64_t r = 0; r < rows; ++r) {
     float* out = output(a, task.t0 + r / heads, task.h0 + r % heads);

@@ -121,16 +121,28 @@ HWY_INLINE void softmax_row_bf16(float* HWY_RESTRICT scores, int64_t n) {
   }
 }
 
+// What the sums of two lists are multiplied by when they become one.
+struct MergeFactors {
+  float own, other;
+};
+
+// state <- the softmax over the list of state followed by that of other.
+HWY_INLINE MergeFactors merge_states(const RowState& other, RowState* state) {
+  const float new_max = std::fmax(state->max, other.max);
+  const MergeFactors f = {exp_nonpositive(state->max - new_max),
+                          exp_nonpositive(other.max - new_max)};
+  state->sum = state->sum * f.own + other.sum * f.other;
+  state->max = new_max;
+  return f;
+}
+
 // acc, state <- the softmax over the list of (acc, state) followed by the list of (other_acc,
 // other): both scaled to the larger maximum. Columns as value_rows has them.
 HWY_INLINE void merge_rows(const float* HWY_RESTRICT other_acc, const RowState& other, int64_t cols,
                            float* HWY_RESTRICT acc, int64_t block_stride, RowState* state) {
   const LaneTag d;
-  const float new_max = std::fmax(state->max, other.max);
-  const float a = exp_nonpositive(state->max - new_max), b = exp_nonpositive(other.max - new_max);
-  state->sum = state->sum * a + other.sum * b;
-  state->max = new_max;
-  const LaneVec va = hn::Set(d, a), vb = hn::Set(d, b);
+  const MergeFactors f = merge_states(other, state);
+  const LaneVec va = hn::Set(d, f.own), vb = hn::Set(d, f.other);
   for (int64_t c = 0; c < cols; c += kVec) {
     const int64_t at = c / kValueBlock * block_stride + c % kValueBlock;
     const LaneVec scaled = hn::Mul(hn::LoadU(d, acc + at), va);
