@@ -56,7 +56,7 @@ std::vector<std::string> arguments_of(const Events& events) {
   std::string arguments;
   for (const OutputEvent& event : events) {
     if (event.kind == Kind::kToolStart) {
-      require(!open && !event.text.empty());
+      require(!open);
       open = true;
       arguments.clear();
     } else if (event.kind == Kind::kToolEnd || event.kind == Kind::kToolBroken) {
