@@ -118,6 +118,11 @@ struct DenseGradients {
 class TrainAttentionCuda : public CudaTest {
  protected:
   void SetUp() override { product_error = kTwoParts; }
+  // Through scores in memory and train_products, not through mla_flash.
+  void dense_by_products() {
+    context().force("mla_dense_train", "cuda");
+    context().force("mla_dense_backward", "cuda");
+  }
   void round_to_bf16() {
     product_error = kBf16;
     context().force("train_products", "cuda_bf16");
@@ -200,12 +205,15 @@ constexpr DenseShape kDenseShapes[] = {
     {1, 128, 64, 128}, {3, 16, 8, 16}, {2, 20, 6, 21}, {2, 5, 1, 1}, {5, 33, 16, 31}};
 
 TEST_F(TrainAttentionCuda, DenseIsTheReference) {
-  for (const DenseShape& shape : kDenseShapes) {
-    for (const int64_t tokens : {1, 2, 63, 64, 65, 140}) {
-      SCOPED_TRACE("nope " + std::to_string(shape.nope) + " tokens " + std::to_string(tokens));
-      const DenseProblem p(shape, tokens);
-      for (const int64_t size : {0, 48}) expect_dense(p, forward(p), backward(p, size));
-      if (HasFatalFailure()) return;
+  for (const bool products : {false, true}) {
+    if (products) dense_by_products();
+    for (const DenseShape& shape : kDenseShapes) {
+      for (const int64_t tokens : {1, 2, 63, 64, 65, 140}) {
+        SCOPED_TRACE("nope " + std::to_string(shape.nope) + " tokens " + std::to_string(tokens));
+        const DenseProblem p(shape, tokens);
+        for (const int64_t size : {0, 48}) expect_dense(p, forward(p), backward(p, size));
+        if (HasFatalFailure()) return;
+      }
     }
   }
 }
@@ -223,6 +231,7 @@ TEST_F(TrainAttentionCuda, DenseHasTheSameBitsInEveryRun) {
 
 // Small factors, so that what rounding does to a weight stays small against it.
 TEST_F(TrainAttentionCuda, DenseInBf16IsTheReference) {
+  dense_by_products();
   round_to_bf16();
   for (const int64_t tokens : {65, 140}) {
     DenseProblem p({2, 64, 32, 48}, tokens);
