@@ -10,24 +10,12 @@ namespace {
 
 constexpr int kThreads = 512;
 
-__device__ float block_max(float x) {
-  __shared__ float part[kThreads / 32];
-  for (int offset = 16; offset > 0; offset /= 2) {
-    x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, offset));
-  }
-  if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = x;
-  __syncthreads();
-  float top = part[0];
-  for (int w = 1; w < kThreads / 32; ++w) top = fmaxf(top, part[w]);
-  return top;
-}
-
 __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(const CrossEntropyArgs a) {
   const int64_t row = blockIdx.x;
   const float* x = a.logits + row * a.vocabulary;
   float own = -INFINITY;
   for (int64_t v = threadIdx.x; v < a.vocabulary; v += kThreads) own = fmaxf(own, x[v]);
-  const double top = block_max(own);
+  const double top = block_max<kThreads>(own);
   double sum = 0;
   for (int64_t v = threadIdx.x; v < a.vocabulary; v += kThreads) sum += exp(x[v] - top);
   sum = block_sum<kThreads>(sum);

@@ -9,19 +9,6 @@ namespace {
 
 constexpr int kThreads = 512;
 
-// NaN is passed over.
-__device__ float block_max(float x) {
-  __shared__ float part[kThreads / 32];
-  for (int offset = 16; offset > 0; offset /= 2) {
-    x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, offset));
-  }
-  if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = x;
-  __syncthreads();
-  float top = part[0];
-  for (int w = 1; w < kThreads / 32; ++w) top = fmaxf(top, part[w]);
-  return top;
-}
-
 __global__ void __launch_bounds__(kThreads)
     cross_entropy_backward_kernel(const CrossEntropyBackwardArgs<float> a) {
   const int64_t row = blockIdx.x;
@@ -35,7 +22,7 @@ __global__ void __launch_bounds__(kThreads)
   const float at_target = x[target];
   float own = -INFINITY;
   for (int64_t v = threadIdx.x; v < a.vocabulary; v += kThreads) own = fmaxf(own, x[v]);
-  const float top = block_max(own);  // and every thread has read the target's value
+  const float top = block_max<kThreads>(own);  // and every thread has read the target's value
   double sum = 0;
   for (int64_t v = threadIdx.x; v < a.vocabulary; v += kThreads) {
     const float e = expf(x[v] - top);

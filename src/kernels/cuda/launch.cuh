@@ -79,4 +79,20 @@ __device__ inline T block_sum(T x) {
   return sum;
 }
 
+// Maximum over a block of kThreads threads, the same in every thread; NaN is passed over. Once in a
+// kernel: a second call would write while the first is read.
+template <int kThreads>
+__device__ inline float block_max(float x) {
+  static_assert(kThreads % 32 == 0);
+  __shared__ float part[kThreads / 32];
+  for (int offset = 16; offset > 0; offset /= 2) {
+    x = fmaxf(x, __shfl_xor_sync(0xFFFFFFFFu, x, offset));
+  }
+  if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = x;
+  __syncthreads();
+  float top = part[0];
+  for (int w = 1; w < kThreads / 32; ++w) top = fmaxf(top, part[w]);
+  return top;
+}
+
 }  // namespace tamis

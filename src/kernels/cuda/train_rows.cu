@@ -12,7 +12,7 @@ namespace {
 constexpr int kThreads = 256;
 
 // The largest over the block, NaN if one is.
-__device__ float block_max(float x) {
+__device__ float block_max_nan(float x) {
   __shared__ float part[kThreads / 32];
   for (int d = 16; d > 0; d /= 2) x = ptx::max_nan(x, __shfl_xor_sync(0xFFFFFFFFu, x, d));
   __syncthreads();
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kThreads) softmax_kernel(RowSet set, float sca
   Row<kHold> row(x, n);
   float top = -INFINITY;
   row.each(n, [&](int64_t, float v) { top = ptx::max_nan(top, scale * v); });
-  top = block_max(top);
+  top = block_max_nan(top);
   float sum = 0;
   row.each(n, [&](int64_t s, float& v) {
     v = expf(scale * v - top);
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kThreads) index_kl_kernel(RowSet set, IndexRow
     score[s] = sum;
     top = ptx::max_nan(top, sum);
   }
-  top = block_max(top);
+  top = block_max_nan(top);
   double sum = 0;
   for (int64_t s = threadIdx.x; s < n; s += kThreads) {
     sum += exp(static_cast<double>(score[s]) - top);
