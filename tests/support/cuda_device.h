@@ -11,6 +11,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <vector>
 
 #include "kernels/context.h"
@@ -54,7 +55,22 @@ class CudaTest : public testing::Test {
   // The same operation by the reference, on host memory.
   KernelContext& reference() { return reference_; }
 
+  // Under compute-sanitizer, which makes kernels a hundred times slower, TAMIS_TEST_EVERY=n leaves
+  // of a test's shapes the first and one in n.
+  static bool thinned() { return every() > 1; }
+  bool skip_case() {
+    const int i = cases_++;
+    return thinned() && i != 0 && i % every() != 3 % every();
+  }
+  static int repeats(int n) { return thinned() ? 1 : n; }
+
  private:
+  static int every() {
+    const char* n = std::getenv("TAMIS_TEST_EVERY");
+    return n == nullptr ? 1 : std::atoi(n);
+  }
+  int cases_ = 0;
+
   // Throws without a GPU, and the test fails: these run only where one is asked for.
   KernelContext context_{1, Backend::kCuda};
   KernelContext reference_{1, Backend::kReference};

@@ -55,6 +55,7 @@ class MlaFlashCuda : public CudaTest {
   }
 
   void check(const Shape& s) {
+    if (skip_case()) return;
     const int64_t qk = s.nope + s.rope, rows = s.tokens * s.heads;
     const Floats q = random_floats(rows * qk, 1), kv = random_floats(rows * (s.nope + s.v_dim), 2);
     const Floats k_pe = random_floats(s.tokens * s.rope, 3),

@@ -22,6 +22,7 @@ TEST_F(MoePermuteCuda, SortsStablyAndCombinesAsTheReference) {
     for (const int64_t tokens : {0, 1, 4, 5, 33, 129, 700}) {
       for (const int64_t chosen : {1, 8}) {
         for (const int64_t width : {1, 64, 1028}) {
+          if (skip_case()) continue;
           const int64_t pairs = tokens * chosen;
           const std::vector<int32_t> ids = random_ids(pairs, experts, 1);
           const std::vector<float> x = random_floats(tokens * width, 2);

@@ -67,6 +67,7 @@ TEST_F(MoeRouteCuda, IsTheProductTheGateAndThePermutation) {
     const TestWeight router = test_weight(dtype, c.experts, c.width, 1);
     const DeviceWeight w(context(), router);
     for (const int64_t tokens : {0, 1, 2, 4, 7, 8, 9, 70}) {
+      if (skip_case()) continue;
       std::vector<float> values = random_floats(tokens * c.width, 3);
       if (tokens == 2) values[0] = std::numeric_limits<float>::quiet_NaN();
       Device<float> x(context(), values), bias(context(), random_floats(c.experts, 2));

@@ -78,6 +78,7 @@ TEST_F(StepOutCuda, IsTheFirstOfTheLargest) {
     for (const int64_t rows : {0, 1, 2, 7, 256}) {
       if (rows * vocab > 1'000'000) continue;
       for (const int kind : {0, 1, 2, 3}) {
+        if (skip_case()) continue;
         std::vector<float> x = random_floats(rows * vocab, 5);
         for (float& v : x) {
           if (kind == 1) v = std::round(v);  // many equal

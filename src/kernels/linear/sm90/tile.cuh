@@ -18,6 +18,8 @@
 // L2: 37 (27) bytes.
 #pragma once
 
+#include <cstdlib>
+
 #include "kernels/cuda/convert.cuh"
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/launch.cuh"
@@ -47,7 +49,8 @@ struct Ring {
 template <typename T>
 class Copies {
  public:
-  __device__ Copies(typename T::Shared& s, int rank) : s_(s), rank_(rank) {}
+  __device__ Copies(typename T::Shared& s, int rank, int arrivals)
+      : s_(s), rank_(rank), arrivals_(arrivals) {}
 
   __device__ void tile(const Product& p, const Place& at, int x_rows) {
     const int tid = static_cast<int>(threadIdx.x) - kMultipliers * kWarpgroup;
@@ -123,12 +126,14 @@ class Copies {
 
   __device__ void arrive() {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) hopper::mbarrier_arrive(&s_.full[arrived_.slot]);
+    if (static_cast<int>(threadIdx.x) % 32 < arrivals_) {
+      hopper::mbarrier_arrive(&s_.full[arrived_.slot]);
+    }
     arrived_.next();
   }
 
   typename T::Shared& s_;
-  const int rank_;
+  const int rank_, arrivals_;
   Ring<T> ring_, arrived_;  // the next stage to copy; the next one to say is there
   int begun_ = 0;           // stages between them
 };
@@ -228,7 +233,7 @@ __device__ inline void store_tile(const Product& p, int64_t row, int64_t m0, boo
 // The products of one tile with up to kN rows of x, by one warpgroup.
 template <typename T, int kN>
 __device__ inline void multiply_tile(const Product& p, const Place& at, bool round, Ring<T>& ring,
-                                     typename T::Shared& s) {
+                                     typename T::Shared& s, int arrivals) {
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32, g = lane / 4, t = lane % 4;
   const int row = tid / 32 * 16 + g;  // of the tile
   float sum[kN / 2], total[kN / 2];
@@ -249,7 +254,11 @@ __device__ inline void multiply_tile(const Product& p, const Place& at, bool rou
   };
   const auto release = [&](int slot) {
     __syncwarp();
-    if (lane < kCluster) hopper::mbarrier_arrive_at(&s.empty[slot], lane);
+    if (arrivals == 1) {
+      if (lane < kCluster) hopper::mbarrier_arrive_at(&s.empty[slot], lane);
+    } else {
+      for (int rank = 0; rank < kCluster; ++rank) hopper::mbarrier_arrive_at(&s.empty[slot], rank);
+    }
   };
   const auto blocks = static_cast<int>(p.steps / 2);
   wait();
@@ -298,7 +307,7 @@ __device__ inline void multiply_tile(const Product& p, const Place& at, bool rou
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1) __cluster_dims__(kCluster, 1, 1)
-    tile_kernel(const __grid_constant__ NativeProducts products, int x_rows) {
+    tile_kernel(const __grid_constant__ NativeProducts products, int x_rows, int arrivals) {
   extern __shared__ __align__(1024) std::byte shared[];
   auto& s = *reinterpret_cast<typename T::Shared*>(shared);
   const int rank = hopper::cluster_rank();
@@ -306,8 +315,8 @@ __global__ void __launch_bounds__(kThreads, 1) __cluster_dims__(kCluster, 1, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < T::kStages; ++i) {
       // The copying warps and the thread that expects x; every multiplying warp of the cluster.
-      hopper::mbarrier_init(&s.full[i], kWarpgroup / 32 + 1);
-      hopper::mbarrier_init(&s.empty[i], kMultipliers * 4 * kCluster);
+      hopper::mbarrier_init(&s.full[i], kWarpgroup / 32 * arrivals + 1);
+      hopper::mbarrier_init(&s.empty[i], kMultipliers * 4 * kCluster * arrivals);
     }
     hopper::fence_mbarrier_init();
   }
@@ -317,7 +326,7 @@ __global__ void __launch_bounds__(kThreads, 1) __cluster_dims__(kCluster, 1, 1)
   const int tiles = s.first_tile[products.count];
   if (threadIdx.x >= kMultipliers * kWarpgroup) {
     hopper::fewer_registers<40>();
-    Copies<T> copies(s, rank);
+    Copies<T> copies(s, rank, arrivals);
     for (int tile = first; tile < tiles; tile += clusters) {
       const Place at = place_of(products, x_rows, s.first_tile, tile, rank);
       copies.tile(product(products, at.product), at, x_rows);
@@ -332,19 +341,26 @@ __global__ void __launch_bounds__(kThreads, 1) __cluster_dims__(kCluster, 1, 1)
       const auto rows = static_cast<int>(min(p.m - at.m0, int64_t{x_rows}));
       const bool round = products.round_bf16;
       if (rows <= 64) {
-        multiply_tile<T, 64>(p, at, round, ring, s);
+        multiply_tile<T, 64>(p, at, round, ring, s, arrivals);
       } else if (rows <= 128) {
-        multiply_tile<T, 128>(p, at, round, ring, s);
+        multiply_tile<T, 128>(p, at, round, ring, s, arrivals);
       } else if (rows <= 160) {
-        multiply_tile<T, 160>(p, at, round, ring, s);
+        multiply_tile<T, 160>(p, at, round, ring, s, arrivals);
       } else if (rows <= 176) {
-        multiply_tile<T, 176>(p, at, round, ring, s);
+        multiply_tile<T, 176>(p, at, round, ring, s, arrivals);
       } else {
-        multiply_tile<T, 192>(p, at, round, ring, s);
+        multiply_tile<T, 192>(p, at, round, ring, s, arrivals);
       }
     }
   }
   hopper::cluster_sync();  // a block's copies and arrivals may still be on their way to the other
+}
+
+// Lanes of a warp that say at a barrier what all of them have done: one, behind __syncwarp, which
+// racecheck does not follow. With TAMIS_RACECHECK=1 in the environment each lane speaks for itself.
+inline int arrivals_of_warp() {
+  static const int arrivals = std::getenv("TAMIS_RACECHECK") == nullptr ? 1 : 32;
+  return arrivals;
 }
 
 template <typename T>
@@ -355,7 +371,7 @@ void launch_tiles(KernelContext& context, const NativeProducts& p) {
   allow_shared(reinterpret_cast<const void*>(tile_kernel<T>), kBytes, "linear (sm90)");
   tile_kernel<T>
       <<<static_cast<unsigned>(clusters * kCluster), kThreads, kBytes, stream_of(context)>>>(
-          p, choose_x_rows(p, clusters));
+          p, choose_x_rows(p, clusters), arrivals_of_warp());
   check_launch("linear (sm90)");
 }
 
