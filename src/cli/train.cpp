@@ -27,7 +27,8 @@ struct TrainFlags {
   int64_t steps = std::numeric_limits<int64_t>::max();
   int threads = 0;
   bool dry_run = false;
-  std::string backend, precision;  // empty: the recipe's
+  std::string backend, precision;                // empty: the recipe's
+  int expert_parallel = 0, tensor_parallel = 0;  // 0: the recipe's
 };
 
 std::string time_text(double seconds) {
@@ -90,9 +91,23 @@ std::string machine_text(KernelContext& context, int ranks) {
   return fmt::format("{} threads", context.pool().num_threads() * ranks);
 }
 
+std::string ranks_text(const Recipe& recipe, int ranks) {
+  if (ranks == 1) return "";
+  std::string text = fmt::format("; {} ranks", ranks);
+  if (recipe.expert_parallel > 1) text += fmt::format(", {} share experts", recipe.expert_parallel);
+  if (recipe.tensor_parallel > 1) {
+    text += fmt::format(", {} share heads and widths", recipe.tensor_parallel);
+  }
+  return text;
+}
+
 int run_train(const TrainFlags& flags) {
   std::vector<std::string> settings = flags.settings;
   if (!flags.precision.empty()) settings.push_back("run.precision=\"" + flags.precision + "\"");
+  for (const auto& [key, ranks] : {std::pair{"expert_parallel", flags.expert_parallel},
+                                   std::pair{"tensor_parallel", flags.tensor_parallel}}) {
+    if (ranks > 0) settings.push_back(fmt::format("run.{}={}", key, ranks));
+  }
   Recipe recipe = Recipe::load(flags.config, settings);
   const Backend backend = backend_from_name(flags.backend.empty() ? recipe.backend : flags.backend);
   const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
@@ -120,7 +135,7 @@ int run_train(const TrainFlags& flags) {
     if (world->rank() > 0) return;
     if (r.stage != stage) {
       stage = r.stage;
-      const std::string ranks = world->size() > 1 ? fmt::format("; {} ranks", world->size()) : "";
+      const std::string ranks = ranks_text(trainer.recipe(), world->size());
       const std::string device =
           cuda ? fmt::format(
                      "; {} on {}",
@@ -155,6 +170,16 @@ void add_train(CLI::App& app, CommandBody& chosen) {
   command->add_option("--precision", flags->precision,
                       "f32 or bf16, what products round their factors to on CUDA; run.precision of "
                       "the recipe unless given");
+  command
+      ->add_option("--expert-parallel", flags->expert_parallel,
+                   "Ranks that share the experts; run.expert_parallel of the recipe unless given")
+      ->check(CLI::PositiveNumber);
+  command
+      ->add_option(
+          "--tensor-parallel", flags->tensor_parallel,
+          "Ranks that share heads and the width of MLPs; run.tensor_parallel of the recipe "
+          "unless given")
+      ->check(CLI::PositiveNumber);
   command->add_flag("--dry-run", flags->dry_run, "Print what the run needs, and stop");
   command->footer(
       "A run that was stopped or killed goes on where its last checkpoint was: give the same "
@@ -164,6 +189,7 @@ void add_train(CLI::App& app, CommandBody& chosen) {
       "  tamis train -c train.toml\n"
       "  tamis train -c train.toml --backend cuda\n"
       "  mpirun -n 4 tamis train -c train.toml      (the same bits as one process)\n"
+      "  mpirun -n 4 tamis train -c train.toml --expert-parallel 4      (the same bits, too)\n"
       "  tamis generate -m runs/tiny/sparse --prompt 'The '");
   command->callback([flags, &chosen] { chosen = [flags] { return run_train(*flags); }; });
 }

@@ -2,6 +2,7 @@
 // indexer.cpp).
 #include <cmath>
 
+#include "train/exchange.h"
 #include "train/pass.h"
 
 namespace tamis {
@@ -201,6 +202,36 @@ IndexerSequence<T> index_sequence(Pass<T>& p, int64_t l, int64_t begin, int64_t 
           work.d_index_k.data() + begin * m.index_dim};
 }
 
+// Queries and keys of all heads, for what looks at their mean.
+template <typename T>
+void gather_heads(Pass<T>& p, int64_t l) {
+  if (p.groups.tensor == nullptr) return;
+  const ModelConfig& m = p.config;
+  const LayerState<T>& a = p.layer(l);
+  Workspace<T>& work = p.state.work;
+  gather_columns(p, a.q.data(), p.tokens(), m.num_heads * m.qk_head(), work.all_q);
+  gather_columns(p, a.kv.data(), p.tokens(), m.num_heads * (m.nope + m.v_head), work.all_kv);
+}
+
+template <typename T>
+MlaSequence<T> all_heads_of_sequence(const Pass<T>& p, int64_t l, int64_t begin, int64_t count) {
+  MlaSequence<T> s = dense_sequence(p, l, begin, count);
+  if (p.groups.tensor == nullptr) return s;
+  const ModelConfig& m = p.config;
+  s.heads *= p.groups.tensor->size();
+  s.q = p.state.work.all_q.data() + begin * s.heads * m.qk_head();
+  s.kv = p.state.work.all_kv.data() + begin * s.heads * (m.nope + m.v_head);
+  return s;
+}
+
+// The mean over all heads from that over this rank's.
+template <typename T>
+void add_target_over_ranks(Pass<T>& p, T* target, int64_t n) {
+  if (p.groups.tensor == nullptr) return;
+  add_over_tensor_group(p, target, n);
+  scale_values(p.kernels, target, n, static_cast<T>(1) / static_cast<T>(p.groups.tensor->size()));
+}
+
 // The KL of layer l and the gradients of its indexer.
 template <typename T>
 void learn_indexer(Pass<T>& p, int64_t l) {
@@ -210,14 +241,16 @@ void learn_indexer(Pass<T>& p, int64_t l) {
   sized(p, work.d_index_q, n * m.index_heads * m.index_dim);
   sized(p, work.d_index_w, n * m.index_heads);
   sized(p, work.d_index_k, n * m.index_dim);
+  if (!p.sparse()) gather_heads(p, l);
   for_each_sequence(p, [&](int64_t begin, int64_t count) {
     const IndexerSequence<T> indexer = index_sequence(p, l, begin, count);
     if (!p.sparse()) {
-      return indexer_kl_dense<T>(p.kernels, {indexer, dense_sequence(p, l, begin, count)});
+      return indexer_kl_dense<T>(p.kernels, {indexer, all_heads_of_sequence(p, l, begin, count)});
     }
     const MlaSparseBackwardArgs<T> attention = sparse_sequence(p, l, begin, count);
     T* target = sized(p, work.target, count * k);
     mla_sparse_target<T>(p.kernels, {attention, target});
+    add_target_over_ranks(p, target, count * k);
     indexer_kl_sparse<T>(p.kernels, {indexer, attention.indices, target, k});
   });
   index_backward(p, l);
@@ -266,6 +299,7 @@ void measure_on_host(Pass<T>& p, int64_t l) {
 template <typename T>
 void measure_indexer(Pass<T>& p, int64_t l) {
   if (p.sparse()) expand(p, l);
+  gather_heads(p, l);
   if (p.kernels.device() != nullptr) return measure_on_host(p, l);
   const ModelConfig& m = p.config;
   const Workspace<T>& work = p.state.work;
@@ -277,8 +311,9 @@ void measure_indexer(Pass<T>& p, int64_t l) {
     x.tokens = count;
     x.heads = m.index_heads;
     x.dim = m.index_dim;
-    indexer_health<T>(p.kernels, {x, dense_sequence(p, l, begin, count), p.objective.measure_topk,
-                                  &p.result.health[static_cast<size_t>(l)]});
+    indexer_health<T>(p.kernels,
+                      {x, all_heads_of_sequence(p, l, begin, count), p.objective.measure_topk,
+                       &p.result.health[static_cast<size_t>(l)]});
   });
 }
 
@@ -434,6 +469,7 @@ void attention_forward(Pass<T>& p, int64_t l) {
   p.trade_expanded(l);
   const Product<T> out{a.o.data(), v, n, p.w + p.slots(l).o, d, v, sized(p, a.x_mid, n * d)};
   F::products(p.kernels, {&out, 1});
+  add_over_tensor_group(p, a.x_mid.data(), n * d);
   add_values(p.kernels, a.x.data(), n * d, a.x_mid.data());
 }
 
@@ -457,12 +493,15 @@ void attention_backward(Pass<T>& p, int64_t l, T* dx) {
   } else {
     attend_sparse_backward(p, l);
   }
+  add_over_tensor_group(p, work.dc_kv.data(), n * m.kv_lora);
+  add_over_tensor_group(p, work.dk_pe.data(), n * m.rope);
   rope_turn(p.kernels,
             turn(p, work.dq.data() + m.nope, q, qk, m.num_heads, RopeLayout::kInterleaved, true));
   rope_turn(p.kernels, turn(p, work.dk_pe.data(), m.rope, 0, 1, RopeLayout::kInterleaved, true));
   products_backward<T>(p.kernels,
                        {work.dq.data(), q, a.q_lora.data(), m.q_lora, n, p.w + s.q_b, q, m.q_lora,
                         sized(p, work.dq_lora, n * m.q_lora), false, p.grad + s.q_b});
+  add_over_tensor_group(p, work.dq_lora.data(), n * m.q_lora);
   p.trade_expanded(l);
   const auto eps = static_cast<T>(m.lora_norm_eps);
   rms_norm_backward<T>(

@@ -1,4 +1,5 @@
 // The MLP and the mixture of experts, forward and backward (src/model/moe.cpp).
+#include "train/exchange.h"
 #include "train/pass.h"
 
 namespace tamis {
@@ -75,24 +76,65 @@ void route(Pass<T>& p, int64_t l) {
                           sized(p, a.expert_ids, pairs), sized(p, a.expert_weights, pairs));
 }
 
-// The rows of layer l's experts.
+// Rows for this rank's experts from one batch, from row `first` on, and the gradients that it adds
+// to, as if the table began there.
 template <typename T>
-ExpertRows expert_rows(const Pass<T>& p, int64_t l) {
+struct ExpertSource {
+  ExpertRows rows;
+  int64_t first = 0;
+  T* grad = nullptr;
+};
+
+// The batch at work; with a group of experts, those of its ranks in order. Rows of different
+// batches are never multiplied together, so every product is that of a rank alone.
+template <typename T>
+std::vector<ExpertSource<T>> expert_sources(const Pass<T>& p, int64_t l) {
   const int64_t experts = p.config.num_experts;
-  return {p.state.expert_offsets.data() + l * (experts + 1), experts,
-          p.tokens() * p.config.experts_per_token};
+  const Group* group = p.groups.experts;
+  if (group == nullptr) {
+    return {{{p.state.expert_offsets.data() + l * (experts + 1), experts,
+              p.tokens() * p.config.experts_per_token},
+             0,
+             p.grad}};
+  }
+  const SourceRows& rows = p.layer(l).sources;
+  const ParameterTable::Range shared = p.table.experts();
+  std::vector<ExpertSource<T>> sources;
+  for (int r = 0; r < group->size(); ++r) {
+    const auto at = static_cast<size_t>(r);
+    const int64_t block = r < group->rank() ? r : r - 1;
+    T* grad = p.grad;
+    if (p.grad != nullptr && r != group->rank()) {
+      grad += p.table.size() + block * shared.size() - shared.begin;
+    }
+    sources.push_back({{rows.offsets[at].data(), experts / group->size(), rows.offsets[at].back()},
+                       rows.first[at],
+                       grad});
+  }
+  return sources;
 }
 
-// Rows sorted by expert, tokens ascending within one.
+// Rows of this rank's experts.
+template <typename T>
+int64_t expert_row_count(const Pass<T>& p, int64_t l) {
+  return p.groups.experts == nullptr ? p.tokens() * p.config.experts_per_token
+                                     : received_rows(p, l);
+}
+
+// Rows sorted by expert, tokens ascending within one, where their experts are.
 template <typename T>
 void permute(Pass<T>& p, int64_t l) {
   const ModelConfig& m = p.config;
   LayerState<T>& a = p.layer(l);
+  const bool alone = p.groups.experts == nullptr;
   const int64_t d = m.hidden_size, pairs = p.tokens() * m.experts_per_token;
+  T* rows = sized(p, alone ? a.expert_rows : p.state.work.drows, pairs * d);
   ForwardOps<T>::permute(p.kernels, m, a.expert_ids.data(), p.state.work.normed.data(), p.tokens(),
                          sized(p, a.expert_row_of, pairs),
-                         p.state.expert_offsets.data() + l * (m.num_experts + 1),
-                         sized(p, a.expert_rows, pairs * d));
+                         p.state.expert_offsets.data() + l * (m.num_experts + 1), rows);
+  if (alone) return;
+  exchange_counts(p, l);
+  send_to_experts(p, l, rows, d, sized(p, a.expert_rows, received_rows(p, l) * d));
 }
 
 // Values from one expert's matrices to the next one's.
@@ -106,20 +148,27 @@ template <typename T>
 void experts_forward(Pass<T>& p, int64_t l) {
   const ModelConfig& m = p.config;
   LayerState<T>& a = p.layer(l);
+  const bool alone = p.groups.experts == nullptr;
   const int64_t d = m.hidden_size, width = m.moe_intermediate, stride = expert_stride(p, l);
-  const int64_t pairs = p.tokens() * m.experts_per_token;
+  const int64_t all = expert_row_count(p, l), pairs = p.tokens() * m.experts_per_token;
   const MlpSlots& s = p.slots(l).experts[0];
-  T* act = sized(p, p.state.work.act, pairs * width);
-  const T* x = a.expert_rows.data();
-  const ExpertProduct<T> in[] = {
-      {x, p.w + s.gate, stride, width, d, sized(p, a.expert_gate, pairs * width)},
-      {x, p.w + s.up, stride, width, d, sized(p, a.expert_up, pairs * width)}};
-  const ExpertProduct<T> out{act, p.w + s.down, stride,
-                             d,   width,        sized(p, a.expert_down, pairs * d)};
-  const ExpertRows rows = expert_rows(p, l);
-  ForwardOps<T>::expert_products(p.kernels, rows, in);
-  ForwardOps<T>::swiglu(p.kernels, a.expert_gate.data(), a.expert_up.data(), pairs * width, act);
-  ForwardOps<T>::expert_products(p.kernels, rows, {&out, 1});
+  T *act = sized(p, p.state.work.act, all * width), *x = a.expert_rows.data();
+  T *gate = sized(p, a.expert_gate, all * width), *up = sized(p, a.expert_up, all * width);
+  T* y = sized(p, alone ? a.expert_down : p.state.work.exchanged, all * d);
+  const std::vector<ExpertSource<T>> sources = expert_sources(p, l);
+  for (const ExpertSource<T>& source : sources) {
+    const int64_t in_at = source.first * d, at = source.first * width;
+    const ExpertProduct<T> in[] = {{x + in_at, p.w + s.gate, stride, width, d, gate + at},
+                                   {x + in_at, p.w + s.up, stride, width, d, up + at}};
+    ForwardOps<T>::expert_products(p.kernels, source.rows, in);
+  }
+  ForwardOps<T>::swiglu(p.kernels, gate, up, all * width, act);
+  for (const ExpertSource<T>& source : sources) {
+    const ExpertProduct<T> out{act + source.first * width, p.w + s.down, stride, d, width,
+                               y + source.first * d};
+    ForwardOps<T>::expert_products(p.kernels, source.rows, {&out, 1});
+  }
+  if (!alone) return_from_experts(p, l, y, d, sized(p, a.expert_down, pairs * d));
 }
 
 // y = x W^T of every expert forward: dx = or += dy W, dw += dy^T x.
@@ -133,22 +182,26 @@ struct ExpertBackward {
 
 template <typename T>
 void expert_backward(Pass<T>& p, int64_t l, const ExpertBackward<T>& e) {
-  const ExpertRows rows = expert_rows(p, l);
-  const int64_t stride = expert_stride(p, l), all = rows.all;
-  GroupedMatmulArgs<T> dx{
-      {e.dy, e.rows, 1, p.w + e.w, e.cols, 1, e.dx, e.cols, all, e.cols, e.rows, e.add_dx},
-      GroupedOver::kRows,
-      stride,
-      rows.offsets,
-      rows.experts};
-  GroupedMatmulArgs<T> dw{
-      {e.dy, 1, e.rows, e.x, e.cols, 1, p.grad + e.w, e.cols, e.rows, e.cols, all, true},
-      GroupedOver::kInner,
-      stride,
-      rows.offsets,
-      rows.experts};
-  const GroupedMatmulArgs<T> list[] = {dx, dw};
-  grouped_matmuls<T>(p.kernels, list);
+  const int64_t stride = expert_stride(p, l);
+  for (const ExpertSource<T>& source : expert_sources(p, l)) {
+    const ExpertRows& rows = source.rows;
+    const int64_t all = rows.all;
+    const T* dy = e.dy + source.first * e.rows;
+    GroupedMatmulArgs<T> dx{{dy, e.rows, 1, p.w + e.w, e.cols, 1, e.dx + source.first * e.cols,
+                             e.cols, all, e.cols, e.rows, e.add_dx},
+                            GroupedOver::kRows,
+                            stride,
+                            rows.offsets,
+                            rows.experts};
+    GroupedMatmulArgs<T> dw{{dy, 1, e.rows, e.x + source.first * e.cols, e.cols, 1,
+                             source.grad + e.w, e.cols, e.rows, e.cols, all, true},
+                            GroupedOver::kInner,
+                            stride,
+                            rows.offsets,
+                            rows.experts};
+    const GroupedMatmulArgs<T> list[] = {dx, dw};
+    grouped_matmuls<T>(p.kernels, list);
+  }
 }
 
 // From work.ddown: the gradients of the experts' matrices, and drows.
@@ -157,18 +210,27 @@ void experts_backward(Pass<T>& p, int64_t l) {
   const ModelConfig& m = p.config;
   LayerState<T>& a = p.layer(l);
   Workspace<T>& work = p.state.work;
+  const bool alone = p.groups.experts == nullptr;
   const int64_t d = m.hidden_size, width = m.moe_intermediate;
-  const int64_t pairs = p.tokens() * m.experts_per_token;
+  const int64_t all = expert_row_count(p, l), pairs = p.tokens() * m.experts_per_token;
   const MlpSlots& s = p.slots(l).experts[0];
-  T *act = sized(p, work.act, pairs * width), *dact = sized(p, work.dact, pairs * width);
-  T *dgate = sized(p, work.dgate, pairs * width), *dup = sized(p, work.dup, pairs * width);
-  T *drows = sized(p, work.drows, pairs * d), *x = a.expert_rows.data();
-  ForwardOps<T>::swiglu(p.kernels, a.expert_gate.data(), a.expert_up.data(), pairs * width, act);
-  expert_backward<T>(p, l, {work.ddown.data(), act, s.down, d, width, dact, false});
+  T *act = sized(p, work.act, all * width), *dact = sized(p, work.dact, all * width);
+  T *dgate = sized(p, work.dgate, all * width), *dup = sized(p, work.dup, all * width);
+  const T *x = a.expert_rows.data(), *ddown = work.ddown.data();
+  T* drows = sized(p, work.drows, pairs * d);
+  if (!alone) {
+    T* received = sized(p, work.exchanged, all * d);
+    send_to_experts(p, l, ddown, d, received);
+    ddown = received;
+    drows = sized(p, work.ddown, all * d);
+  }
+  ForwardOps<T>::swiglu(p.kernels, a.expert_gate.data(), a.expert_up.data(), all * width, act);
+  expert_backward<T>(p, l, {ddown, act, s.down, d, width, dact, false});
   swiglu_backward<T>(p.kernels,
-                     {a.expert_gate.data(), a.expert_up.data(), dact, pairs, width, dgate, dup});
+                     {a.expert_gate.data(), a.expert_up.data(), dact, all, width, dgate, dup});
   expert_backward<T>(p, l, {dgate, x, s.gate, width, d, drows, false});
   expert_backward<T>(p, l, {dup, x, s.up, width, d, drows, true});
+  if (!alone) return_from_experts(p, l, drows, d, work.drows.data());
 }
 
 // From the gradients of the experts' weights, and the balance loss: dg += that of g.
@@ -226,6 +288,7 @@ void ffn_forward(Pass<T>& p, int64_t l, T* out) {
                    {a.expert_down.data(), a.expert_row_of.data(), a.expert_weights.data(),
                     p.tokens(), p.config.experts_per_token, p.config.hidden_size, out});
   }
+  add_over_tensor_group(p, out, values);
   add_values(p.kernels, a.x_mid.data(), values, out);
 }
 
@@ -243,11 +306,13 @@ void ffn_backward(Pass<T>& p, int64_t l, T* dx) {
         p.kernels, {a.expert_down.data(), a.expert_row_of.data(), a.expert_weights.data(), dx, n,
                     m.experts_per_token, d, sized(p, work.ddown, pairs * d),
                     sized(p, work.dexpert_weights, pairs)});
+    add_over_tensor_group(p, work.dexpert_weights.data(), pairs);
     experts_backward(p, l);
     moe_permute_backward<T>(
         p.kernels, {work.drows.data(), a.expert_row_of.data(), n, m.experts_per_token, d, dg});
-    router_backward(p, l, dg);
   }
+  add_over_tensor_group(p, dg, n * d);
+  if (is_moe(p, l)) router_backward(p, l, dg);
   const int64_t norm = p.slots(l).post_attention_norm;
   rms_norm_backward<T>(p.kernels, {a.x_mid.data(), d, p.w + norm, dg, n, d,
                                    static_cast<T>(m.norm_eps), dx, d, p.grad + norm});

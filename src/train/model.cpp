@@ -226,6 +226,14 @@ TrainModel<T>::TrainModel(const ModelConfig& config, const ParameterTable& table
 }
 
 template <typename T>
+TrainModel<T>::TrainModel(const ModelConfig& config, const ParameterTable& table, Group* experts,
+                          Group* tensor)
+    : TrainModel(config, table) {
+  experts_ = experts;
+  tensor_ = tensor;
+}
+
+template <typename T>
 TrainModel<T>::~TrainModel() = default;
 
 template <typename T>
@@ -242,7 +250,7 @@ StepResult TrainModel<T>::run(KernelContext& context, const Values& values, cons
   result.balance.resize(layers);
   result.load.assign(layers, std::vector<int64_t>(static_cast<size_t>(config_.num_experts)));
   Pass<T> p{context, config_,   table_,  values.weights, values.gradients,
-            batch,   objective, *state_, result};
+            batch,   objective, *state_, result,         {experts_, tensor_}};
   for (LayerState<T>& layer : state_->layers) layer.indices.clear();
   place_batch(p);
   forward(p);

@@ -19,6 +19,7 @@
 #include <span>
 #include <vector>
 
+#include "comm/group.h"
 #include "kernels/context.h"
 #include "kernels/indexer_kl/indexer_health.h"
 #include "model/config.h"
@@ -81,11 +82,18 @@ class TrainModel {
  public:
   // Keeps references to both.
   TrainModel(const ModelConfig& config, const ParameterTable& table);
+  // One of several ranks that compute together (parallel.h), on CPUs: `config` and `table` are of
+  // the rank. Every rank of a group calls run() with the same objective, those of `tensor` with the
+  // same batch too. Null: no such group; both are kept.
+  TrainModel(const ModelConfig& config, const ParameterTable& table, Group* experts, Group* tensor);
   ~TrainModel();
 
   struct Values {
     const T* weights = nullptr;  // [table.size()]
-    T* gradients = nullptr;      // [table.size()], added to; biases have none. Unused by evaluate
+    // [table.size()], added to; biases have none. Unused by evaluate. With a group of experts
+    // [table.experts().size()] more for each other rank of it, in their order: what this rank's
+    // experts learn from that rank's batch.
+    T* gradients = nullptr;
   };
   // InputError if an id is outside the vocabulary; UsageError if the objective needs an indexer
   // that the model does not have.
@@ -98,6 +106,7 @@ class TrainModel {
  private:
   const ModelConfig& config_;
   const ParameterTable& table_;
+  Group *experts_ = nullptr, *tensor_ = nullptr;
   std::unique_ptr<TrainState<T>> state_;
   std::unique_ptr<MtpState<T>> mtp_;
 };

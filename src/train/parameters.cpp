@@ -7,7 +7,8 @@ namespace tamis {
 // Walks the model once for each group, so that a group's tensors lie side by side.
 class ParameterTable::Builder {
  public:
-  Builder(const ModelConfig& config, ParameterTable& table) : c_(config), t_(table) {}
+  Builder(const ModelConfig& config, const ExpertShare& share, ParameterTable& table)
+      : c_(config), share_(share), t_(table) {}
 
   void build() {
     t_.layers_.resize(c_.layers.size() + static_cast<size_t>(c_.num_mtp_layers));
@@ -17,11 +18,22 @@ class ParameterTable::Builder {
       Range& range = t_.ranges_[static_cast<size_t>(group)];
       range.begin = next_;
       walk();
+      if (group == ParameterGroup::kModel && share_.count > 0) walk_share();
       range.end = next_;
     }
   }
 
  private:
+  void walk_share() {
+    t_.experts_.begin = next_;
+    for (size_t l = 0; l < t_.layers_.size(); ++l) {
+      const LayerConfig& layer = l < c_.layers.size() ? c_.layers[l] : c_.mtp_layer;
+      if (layer.ffn != FfnKind::kMoe) continue;
+      experts(t_.layers_[l], "model.layers." + std::to_string(l) + ".mlp.", share_);
+    }
+    t_.experts_.end = next_;
+  }
+
   void walk() {
     using G = ParameterGroup;
     const int64_t d = c_.hidden_size;
@@ -93,12 +105,17 @@ class ParameterTable::Builder {
     add(s.router, p + "gate.weight", {c_.num_experts, c_.hidden_size}, ParameterGroup::kModel);
     add(s.router_bias, p + "gate.e_score_correction_bias", {c_.num_experts}, ParameterGroup::kBias,
         ParameterStart::kZero);
-    s.experts.resize(static_cast<size_t>(c_.num_experts));
-    for (size_t e = 0; e < s.experts.size(); ++e) {
-      mlp(s.experts[e], p + "experts." + std::to_string(e) + ".", c_.moe_intermediate);
-    }
+    if (share_.count == 0) experts(s, p, {0, c_.num_experts});
     if (c_.num_shared_experts > 0) {
       mlp(s.mlp, p + "shared_experts.", c_.moe_intermediate * c_.num_shared_experts);
+    }
+  }
+
+  void experts(LayerSlots& s, const std::string& p, const ExpertShare& share) {
+    s.experts.resize(static_cast<size_t>(share.count));
+    for (size_t e = 0; e < s.experts.size(); ++e) {
+      const int64_t number = share.first + static_cast<int64_t>(e);
+      mlp(s.experts[e], p + "experts." + std::to_string(number) + ".", c_.moe_intermediate);
     }
   }
 
@@ -111,12 +128,15 @@ class ParameterTable::Builder {
   }
 
   const ModelConfig& c_;
+  const ExpertShare share_;
   ParameterTable& t_;
   ParameterGroup wanted_ = ParameterGroup::kModel;
   int64_t next_ = 0;
 };
 
-ParameterTable::ParameterTable(const ModelConfig& config) {
+ParameterTable::ParameterTable(const ModelConfig& config) : ParameterTable(config, ExpertShare{}) {}
+
+ParameterTable::ParameterTable(const ModelConfig& config, const ExpertShare& share) {
   for (const LayerConfig& layer : config.layers) {
     if (layer.indexer == IndexerKind::kShared) {
       throw InputError(
@@ -131,7 +151,7 @@ ParameterTable::ParameterTable(const ModelConfig& config) {
     throw InputError(
         "train: num_nextn_predict_layers: only one module of multi-token prediction is trained");
   }
-  Builder(config, *this).build();
+  Builder(config, share, *this).build();
 }
 
 }  // namespace tamis

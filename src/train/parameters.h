@@ -48,11 +48,19 @@ struct MtpSlots {
   int64_t enorm = -1, hnorm = -1, eh_proj = -1, norm = -1;
 };
 
+// The routed experts of every layer that a rank keeps: `count` of them from `first` on.
+struct ExpertShare {
+  int64_t first = 0, count = 0;
+};
+
 class ParameterTable {
  public:
   // InputError if the model has something that is not trained here: an indexer shared between
   // layers, router scores by softmax, or more than one module of multi-token prediction.
   explicit ParameterTable(const ModelConfig& config);
+  // Of a rank that keeps some experts alone, which follow everything else of the model's group.
+  // LayerSlots::experts counts from share.first.
+  ParameterTable(const ModelConfig& config, const ExpertShare& share);
 
   const std::vector<Parameter>& list() const { return list_; }
   // Of the model, and after them the layer of multi-token prediction if there is one.
@@ -65,6 +73,8 @@ class ParameterTable {
   };
   Range range(ParameterGroup group) const { return ranges_[static_cast<size_t>(group)]; }
   int64_t size() const { return list_.empty() ? 0 : ranges_[2].end; }
+  // The values of all experts of a table with a share of them, side by side; else empty.
+  Range experts() const { return experts_; }
 
   int64_t embed() const { return embed_; }
   int64_t head() const { return head_; }  // the embedding's if they are tied
@@ -75,7 +85,7 @@ class ParameterTable {
   std::vector<Parameter> list_;
   std::vector<LayerSlots> layers_;
   MtpSlots mtp_;
-  Range ranges_[3];
+  Range ranges_[3], experts_;
   int64_t embed_ = -1, head_ = -1, norm_ = -1;
 };
 

@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "comm/group.h"
 #include "kernels/buffer.h"
 #include "kernels/memory.h"
 #include "kernels/train_ops.h"
@@ -20,6 +21,13 @@ struct ExpandedState {
   Buffer<T> q_latent;               // sparse
 };
 
+// Where the rows of each rank of a group of experts lie among those that this rank's experts work
+// on: rank after rank, and expert after expert within one.
+struct SourceRows {
+  std::vector<int64_t> first;                 // [ranks + 1]
+  std::vector<std::vector<int64_t>> offsets;  // [ranks][own experts + 1], from `first` on
+};
+
 template <typename T>
 struct LayerState : ExpandedState<T> {
   Buffer<T> x;  // [tokens, hidden]: the residual stream that enters the layer
@@ -33,6 +41,7 @@ struct LayerState : ExpandedState<T> {
   Buffer<T> gate, up;
   Buffer<T> router, expert_weights, expert_rows, expert_gate, expert_up, expert_down;
   Buffer<int32_t> expert_ids, expert_row_of;
+  SourceRows sources;  // with a group of experts
 };
 
 // Reused by every layer in turn.
@@ -40,8 +49,9 @@ template <typename T>
 struct Workspace {
   Buffer<T> normed, delta, dnormed, dx;
   Buffer<T> d_o, dq, dkv, dc_kv, dk_pe, dkv_a, dq_a, dq_lora, dq_latent, do_latent;
+  Buffer<T> all_q, all_kv;  // of every head, with a tensor group
   Buffer<T> index_q, index_k_raw, index_k, index_w, d_index_q, d_index_k, d_index_w, target;
-  Buffer<T> act, dact, dgate, dup, shared, drouter, dexpert_weights, drows, ddown;
+  Buffer<T> act, dact, dgate, dup, shared, drouter, dexpert_weights, drows, ddown, exchanged;
   Buffer<T> final_x, final_normed, logits;
 };
 
@@ -83,6 +93,11 @@ struct MtpState {
   Buffer<T> djoined, half, back;
 };
 
+// The ranks that compute with this one; null: none.
+struct PassGroups {
+  Group *experts = nullptr, *tensor = nullptr;
+};
+
 template <typename T>
 struct Pass {
   KernelContext& kernels;
@@ -94,6 +109,7 @@ struct Pass {
   const Objective& objective;
   TrainState<T>& state;
   StepResult& result;
+  PassGroups groups;
 
   int64_t tokens() const { return batch.tokens(); }
   bool sparse() const { return objective.attention == TrainAttention::kSparse; }
@@ -188,7 +204,8 @@ void mtp_forward_backward(Pass<T>& p, MtpState<T>& mtp, T* d_normed);
 // The pass over the module's batch within that of the model.
 template <typename T>
 Pass<T> mtp_pass(Pass<T>& p, MtpState<T>& mtp) {
-  return {p.kernels, p.config, p.table, p.w, p.grad, mtp.batch, p.objective, mtp.state, p.result};
+  return {p.kernels, p.config,    p.table,   p.w,      p.grad,
+          mtp.batch, p.objective, mtp.state, p.result, p.groups};
 }
 
 // Puts p.batch into p.state: ids, targets, and cos and sin of positions, each sequence from 0; and

@@ -307,6 +307,8 @@ void read_run(Recipe& r, const toml::table& root, const std::string& where) {
   run.get("export", r.export_dtype);
   run.get("backend", r.backend);
   run.get("precision", r.precision);
+  run.get("expert_parallel", r.expert_parallel, 1, 1 << 20);
+  run.get("tensor_parallel", r.tensor_parallel, 1, 1 << 20);
   run.finish();
   if (r.export_dtype != "bf16" && r.export_dtype != "f32") {
     throw InputError(where + ": run.export: want bf16 or f32");
@@ -372,8 +374,10 @@ Recipe Recipe::load(const std::string& path, const std::vector<std::string>& set
   Recipe r;
   read_stages(r, root, path);
   read_run(r, root, path);
-  // A run may go on with another back end.
-  if (toml::table* run = root["run"].as_table()) run->erase("backend");
+  // A run may go on with another back end, and divided otherwise.
+  if (toml::table* run = root["run"].as_table()) {
+    for (const char* key : {"backend", "expert_parallel", "tensor_parallel"}) run->erase(key);
+  }
   std::ostringstream text;
   text << toml::json_formatter(root);
   r.text = text.str();

@@ -66,7 +66,9 @@ struct Recipe {
   std::vector<Stage> stages;
   std::string backend = "cpu";    // or cuda, reference
   std::string precision = "f32";  // or bf16: what products round their factors to (CUDA)
-  // The whole recipe but the back end, canonical: a run goes on only with the one it began with.
+  int64_t expert_parallel = 1, tensor_parallel = 1;  // ranks, see parallel.h
+  // The whole recipe but the back end and what ranks divide, canonical: a run goes on only with the
+  // one it began with.
   std::string text;
 
   int64_t total_steps() const;

@@ -148,21 +148,18 @@ Trainer::Trainer(Recipe recipe, KernelContext& context, std::unique_ptr<Group> o
   if (!recipe_.validation.empty()) {
     held_out_.emplace(recipe_.validation, recipe_.tokenizer, shards_);
   }
-  gradients_.resize(context_, table_->size());
-  replicas_ =
-      std::make_unique<Replicas>(context_, *table_, group != nullptr ? *group : *own_group_);
+  set_up_ranks(group != nullptr ? *group : *own_group_);
   optimizer_ = std::make_unique<Optimizer>(context_, replicas_->own_parts());
   for (const ParameterGroup g : {ParameterGroup::kModel, ParameterGroup::kIndexer}) {
     sums_[static_cast<size_t>(g)].resize(context_, optimizer_->first(g).size());
   }
-  model_ = std::make_unique<TrainModel<float>>(config_, *table_);
   std::vector<float> values(static_cast<size_t>(table_->size()));
   draw_values(*table_, recipe_.seed, deviation_of(config_text_), values.data());
   if (!recipe_.from.empty()) {
     const int64_t missing = load_values(Checkpoint::open(recipe_.from), *table_, values.data());
     indexer_at_start_ = config_.has_indexer() && missing == 0;
   }
-  place(values.data(), table_->size(), weights_);
+  place_weights(values.data());
   check();
   position_.recipe = recipe_.text;
   position_.data = checksum_of(data_);
@@ -171,6 +168,26 @@ Trainer::Trainer(Recipe recipe, KernelContext& context, std::unique_ptr<Group> o
   writer_ = std::make_unique<CheckpointWriter>(
       recipe_.out + "/checkpoints", *table_,
       CheckpointRetention{recipe_.keep_last, recipe_.keep_every});
+}
+
+void Trainer::set_up_ranks(Group& group) {
+  replicas_ = std::make_unique<Replicas>(context_, config_, *table_, group,
+                                         static_cast<int>(recipe_.expert_parallel),
+                                         static_cast<int>(recipe_.tensor_parallel));
+  replicas_->expect_same(
+      fmt::format("{}\n{} {}\n{}", recipe_.text, recipe_.expert_parallel, recipe_.tensor_parallel,
+                  config_text_),
+      "train: ranks have different recipes or model configurations; give all of them the same "
+      "files and flags");
+  gradients_.resize(context_, replicas_->gradient_size());
+  set_config(config_);
+  model_ = std::make_unique<TrainModel<float>>(
+      own_config_, replicas_->own_table(), replicas_->expert_group(), replicas_->tensor_group());
+}
+
+void Trainer::set_config(const ModelConfig& config) {
+  config_ = config;
+  own_config_ = config_of_rank(config_, replicas_->layout());
 }
 
 // The module is trained, and exported, if the stages say so.
@@ -208,7 +225,7 @@ void Trainer::restore() {
       throw InputError(*newest + ": began with other data; its text or its tasks have changed");
     }
     position_ = found.position;
-    place(found.weights.data(), table_->size(), weights_);
+    place_weights(found.weights.data());
     for (const ParameterGroup g : {ParameterGroup::kModel, ParameterGroup::kIndexer}) {
       const ParameterTable::Range part = replicas_->part(g, replicas_->rank());
       place(found.first.data() + part.begin, part.size(), optimizer_->first(g));
@@ -232,10 +249,32 @@ void Trainer::place(const float* values, int64_t count, Buffer<float>& to) {
   put(context_, to.resize(context_, count), values, bytes);
 }
 
-std::vector<float> Trainer::weights() const {
-  std::vector<float> values(static_cast<size_t>(weights_.size()));
-  get(context_, values.data(), weights_.data(),
-      weights_.size() * static_cast<int64_t>(sizeof(float)));
+// Of the whole model: what this rank computes with, and what it moves.
+void Trainer::place_weights(const float* whole) {
+  if (!replicas_->layout().divided()) return place(whole, table_->size(), weights_);
+  const int64_t size = replicas_->own_table().size();
+  replicas_->take_own(whole, weights_.resize(context_, size));
+  for (const ParameterGroup g : {ParameterGroup::kModel, ParameterGroup::kIndexer}) {
+    const ParameterTable::Range part = replicas_->part(g, replicas_->rank());
+    place(whole + part.begin, part.size(), moved_[static_cast<size_t>(g)]);
+  }
+}
+
+std::vector<float> Trainer::weights() {
+  std::vector<float> values(replicas_->rank() == 0 ? static_cast<size_t>(table_->size()) : 0);
+  const auto bytes = [](int64_t n) { return n * static_cast<int64_t>(sizeof(float)); };
+  if (!replicas_->layout().divided()) {
+    if (!values.empty()) get(context_, values.data(), weights_.data(), bytes(table_->size()));
+    return values;
+  }
+  for (const ParameterGroup g : {ParameterGroup::kModel, ParameterGroup::kIndexer}) {
+    replicas_->gather(g, moved_[static_cast<size_t>(g)].data(), values.data());
+  }
+  if (!values.empty()) {  // every rank has the biases
+    const ParameterTable::Range from = replicas_->own_table().range(ParameterGroup::kBias);
+    const ParameterTable::Range to = table_->range(ParameterGroup::kBias);
+    get(context_, values.data() + to.begin, weights_.data() + from.begin, bytes(to.size()));
+  }
   return values;
 }
 
@@ -351,26 +390,29 @@ double Trainer::flops() const {
 
 std::string Trainer::plan() const {
   const ParameterCount n = count_parameters(config_, *table_);
-  const double mib = static_cast<double>(table_->size()) * 4 / (1 << 20);
   const int ranks = replicas_->size();
+  const ParallelLayout& layout = replicas_->layout();
+  const double shared =
+      (layout.divided() ? 4.0 : 3.0) / ranks * static_cast<double>(table_->size());
+  const auto own = static_cast<double>(replicas_->own_table().size() + replicas_->gradient_size());
   std::string out = fmt::format(
       "parameters  {} of the model ({} met by a token), {} of the indexer\n"
       "memory      {:.0f} MiB{}: weights and gradients in float32, and the sum of gradients and "
       "two "
       "moments, which the ranks share\n",
-      n.model, n.active, n.indexer, (2 + 3.0 / ranks) * mib,
+      n.model, n.active, n.indexer, (own + shared) * 4 / (1 << 20),
       ranks > 1 ? fmt::format(" on each of {} ranks", ranks) : "");
   for (size_t i = 0; i < recipe_.stages.size(); ++i) {
     const Stage& s = recipe_.stages[i];
     const double per_token = flops_per_token(config_, *table_, s);
     const auto tokens = static_cast<double>(s.steps * s.batch * s.length);
-    out +=
-        stage_line(static_cast<int64_t>(i)) +
-        fmt::format("\n  {:.1f} MFLOP a token, {:.3g} tokens, {:.3g} FLOP\n", per_token / 1e6,
-                    tokens, per_token * tokens) +
-        "  data: " + sources_text(data_[i]) + "\n" +
-        fmt::format("  {:.0f} MiB of activations for a micro-batch of {}\n",
-                    static_cast<double>(activation_bytes(config_, s)) / (1 << 20), s.micro_batch);
+    out += stage_line(static_cast<int64_t>(i)) +
+           fmt::format("\n  {:.1f} MFLOP a token, {:.3g} tokens, {:.3g} FLOP\n", per_token / 1e6,
+                       tokens, per_token * tokens) +
+           "  data: " + sources_text(data_[i]) + "\n" +
+           fmt::format("  {:.0f} MiB of activations for a micro-batch of {}\n",
+                       static_cast<double>(activation_bytes(own_config_, s)) / (1 << 20),
+                       s.micro_batch);
   }
   return out;
 }
@@ -432,11 +474,14 @@ void Trainer::clear_values(Buffer<float>& values) {
 std::vector<double> Trainer::compute(const Stage& stage, const std::vector<MicroBatch>& batches,
                                      const Objective& objective) {
   const auto count = static_cast<int64_t>(batches.size());
-  const int ranks = replicas_->size();
+  const ParallelLayout& layout = replicas_->layout();
+  const int at_once = layout.data();
   for (Buffer<float>& sum : sums_) clear_values(sum);
   std::vector<double> numbers;
-  for (int64_t first = 0; first < count; first += ranks) {
-    const int64_t mine = first + replicas_->rank();
+  for (int64_t first = 0; first < count; first += at_once) {
+    int64_t mine = first + layout.data_index(replicas_->rank());
+    // A rank whose experts others need computes something, which nobody adds.
+    if (layout.expert > 1 && mine >= count) mine = first;
     StepResult r = no_result(config_, table_->layers().size());
     if (mine < count) {
       clear_values(gradients_);
@@ -445,11 +490,14 @@ std::vector<double> Trainer::compute(const Stage& stage, const std::vector<Micro
     }
     for (const ParameterGroup g : trained_groups(stage)) {
       replicas_->add_gradients(g, gradients_.data(),
-                               static_cast<int>(std::min<int64_t>(ranks, count - first)),
+                               static_cast<int>(std::min<int64_t>(at_once, count - first)),
                                sums_[static_cast<size_t>(g)].data());
     }
-    const std::vector<double> round = replicas_->all(numbers_of(r));
-    numbers.insert(numbers.end(), round.begin(), round.end());
+    const std::vector<double> own = numbers_of(r), round = replicas_->all(own);
+    for (int i = 0; i < at_once; ++i) {  // of the first rank of each tensor group
+      const auto from = round.begin() + static_cast<int64_t>(own.size()) * i * layout.tensor;
+      numbers.insert(numbers.end(), from, from + static_cast<int64_t>(own.size()));
+    }
   }
   return numbers;
 }
@@ -519,13 +567,20 @@ void Trainer::move(const Stage& stage, StepReport& report) {
   if (report.skipped) return;  // neither group moves
   for (const Move& m : moves) {
     const ParameterTable::Range part = replicas_->part(m.group, replicas_->rank());
-    optimizer_->step(context_, m.group, m.settings, *m.norm, weights_.data() + part.begin,
-                     sums_[static_cast<size_t>(m.group)].data());
-    replicas_->share(m.group, weights_.data());
+    const float* sum = sums_[static_cast<size_t>(m.group)].data();
+    if (replicas_->layout().divided()) {
+      float* moved = moved_[static_cast<size_t>(m.group)].data();
+      optimizer_->step(context_, m.group, m.settings, *m.norm, moved, sum);
+      replicas_->distribute(m.group, moved, weights_.data());
+    } else {
+      optimizer_->step(context_, m.group, m.settings, *m.norm, weights_.data() + part.begin, sum);
+      replicas_->share(m.group, weights_.data());
+    }
     remember_norm(m.group, *m.norm);
   }
   if (stage.trains_model()) {
-    update_router_biases(context_, *table_, load_, stage.bias_speed, weights_.data());
+    update_router_biases(context_, replicas_->own_table(), load_, stage.bias_speed,
+                         weights_.data());
   }
   position_.indexer_trained = position_.indexer_trained || stage.trains_indexer();
 }
@@ -550,11 +605,9 @@ TrainingState Trainer::state() {
   s.position = position_;
   s.clock_model = optimizer_->clock(ParameterGroup::kModel);
   s.clock_indexer = optimizer_->clock(ParameterGroup::kIndexer);
-  if (replicas_->rank() == 0) {
-    s.weights = weights();
-    s.first.resize(s.weights.size());
-    s.second.resize(s.weights.size());
-  }
+  s.weights = weights();
+  s.first.resize(s.weights.size());
+  s.second.resize(s.weights.size());
   for (const ParameterGroup g : {ParameterGroup::kModel, ParameterGroup::kIndexer}) {
     replicas_->gather(g, optimizer_->first(g).data(), s.first.data());
     replicas_->gather(g, optimizer_->second(g).data(), s.second.data());
@@ -571,6 +624,7 @@ void Trainer::save(bool stage_end) {
 // The model folder first: a kill between the two makes it again.
 void Trainer::end_stage() {
   const Stage& stage = recipe_.stages[static_cast<size_t>(position_.stage)];
+  const std::vector<float> values = weights();
   if (replicas_->rank() == 0) {
     ExportOptions o;
     o.folder = recipe_.out + "/" + stage.name;
@@ -585,7 +639,7 @@ void Trainer::end_stage() {
       o.max_position = config_.max_position;
       o.rope_theta = config_.rope_theta;
     }
-    export_model(o, *table_, weights());
+    export_model(o, *table_, values);
   }
   ++position_.stage;
   position_.stage_step = 0;
@@ -606,9 +660,10 @@ void Trainer::run(int64_t last_step, FunctionRef<void(const StepReport&)> report
   const auto stages = static_cast<int64_t>(recipe_.stages.size());
   while (position_.stage < stages && position_.step < last_step) {
     const Stage& stage = recipe_.stages[static_cast<size_t>(position_.stage)];
-    config_ = config_of(position_.stage);
+    set_config(config_of(position_.stage));
     StepReport r = step();
-    if (log && validates_now()) {
+    // A rank that has the whole model needs no other.
+    if (validates_now() && (log || replicas_->layout().divided())) {
       r.validation = validate(context_, *model_, config_, weights_.data(), *held_out_, stage,
                               recipe_.validation_sequences);
     }

@@ -51,8 +51,9 @@ class Trainer {
   // fresh, a checkpoint of another recipe or of other data.
   Trainer(Recipe recipe, KernelContext& context);
   // One of several ranks (on CPUs; UsageError for several on CUDA), which all have the same recipe
-  // and see the same files: they compute the micro-batches of a step in turn. The bits are those of
-  // one rank; rank 0 alone writes.
+  // (InputError if not) and see the same files: they compute the micro-batches of a step in turn,
+  // and divide the model as the recipe says (parallel.h). The bits are those of one rank, but with
+  // tensor parallelism, which adds in another order; rank 0 alone writes.
   Trainer(Recipe recipe, KernelContext& context, Group& group);
   ~Trainer();
 
@@ -64,7 +65,8 @@ class Trainer {
 
   const Recipe& recipe() const { return recipe_; }
   const RunPosition& position() const { return position_; }
-  std::vector<float> weights() const;  // a copy
+  // Collective. A copy of the whole model's, on rank 0.
+  std::vector<float> weights();
 
   // Runs until the end, or until `last_step` steps are done in all, and leaves a checkpoint.
   // DeviceError if max_skips steps in a row had no finite gradient.
@@ -73,6 +75,7 @@ class Trainer {
  private:
   void check() const;
   void place(const float* values, int64_t count, Buffer<float>& to);
+  void place_weights(const float* whole);
   void clear_values(Buffer<float>& values);
   void check_stage(int64_t index, bool indexer_ready) const;
   StepReport step();
@@ -88,6 +91,8 @@ class Trainer {
   void remember_norm(ParameterGroup group, double norm);
   // The model's configuration in a stage: YaRN may have come with one up to it.
   ModelConfig config_of(int64_t stage) const;
+  void set_up_ranks(Group& group);
+  void set_config(const ModelConfig& config);
   void set_up_mtp(const std::string& config);
   void check_validation() const;
   bool validates_now() const;
@@ -103,6 +108,7 @@ class Trainer {
   KernelContext& context_;
   std::string config_text_;
   ModelConfig base_config_, config_;  // as the run begins, as the stage has it
+  ModelConfig own_config_;            // what this rank computes of it
   std::unique_ptr<ParameterTable> table_;
   ShardCache shards_;
   std::vector<Mixture> data_;  // of each stage
@@ -110,7 +116,9 @@ class Trainer {
   std::unique_ptr<Replicas> replicas_;
   // Where the operations work. gradients_: of the micro-batch at work.
   Buffer<float> weights_, gradients_;
-  Buffer<float> sums_[2];  // of the step, this rank's part of each group
+  // This rank's part of each group: the sum of the step's gradients; in a divided layout also the
+  // weights, which it need not compute with.
+  Buffer<float> sums_[2], moved_[2];
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<TrainModel<float>> model_;
   std::unique_ptr<CheckpointWriter> writer_;

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "kernels/tolerance.h"
 #include "train/cost.h"
+#include "train/replicas.h"
 #include "train/tiny.h"
 
 namespace tamis {
@@ -334,6 +335,96 @@ TEST(FloatGradients, AnEvaluationHasTheLossOfTraining) {
     o.train_model = true;
     EXPECT_THROW(model.run(context, {values.data(), gradients.data()}, batch, o), UsageError);
   }
+}
+
+// Four heads, and widths that four ranks can share.
+ModelConfig divisible_config() {
+  ModelConfig config = tiny_config_with_mtp();
+  config.num_heads = 4;
+  config.intermediate = 16;
+  config.moe_intermediate = 8;
+  return config;
+}
+
+// Ranks that divide the model, each of a data index with a batch of its own, against a rank alone
+// with each batch: every tensor's gradient is off by `unit` of its norm at most.
+template <typename T>
+void expect_divided_is_whole(const ParallelLayout& layout, const Objective& o, double unit) {
+  const ModelConfig config = divisible_config();
+  const ParameterTable table(config);
+  const std::vector<float> floats = tiny_values(table);
+  const std::vector<T> values(floats.begin(), floats.end());
+  const auto batch = [&](int data) { return tiny_batch({40 + 3 * data, 1, 5}, config.vocab_size); };
+  std::vector<std::vector<T>> want;
+  std::vector<StepResult> result;
+  for (int data = 0; data < layout.data(); ++data) {
+    KernelContext context(1);
+    want.emplace_back(values.size());
+    TrainModel<T> model(config, table);
+    result.push_back(model.run(context, {values.data(), want.back().data()}, batch(data), o));
+  }
+  run_as_threads(layout.ranks, [&](Group& group) {
+    KernelContext context(1);
+    Replicas ranks(context, config, table, group, layout.expert, layout.tensor);
+    const ModelConfig own = config_of_rank(config, layout);
+    const ParameterTable& mine = ranks.own_table();
+    std::vector<float> part(static_cast<size_t>(mine.size()));
+    ranks.take_own(floats.data(), part.data());
+    const std::vector<T> weights(part.begin(), part.end());
+    std::vector<T> got(static_cast<size_t>(ranks.gradient_size()));
+    TrainModel<T> model(own, mine, ranks.expert_group(), ranks.tensor_group());
+    const int data = layout.data_index(group.rank()), index = layout.expert_index(group.rank());
+    const StepResult r = model.run(context, {weights.data(), got.data()}, batch(data), o);
+    const StepResult& alone = result[static_cast<size_t>(data)];
+    EXPECT_NEAR(loss_of(r, o), loss_of(alone, o), unit * std::abs(loss_of(alone, o)));
+    EXPECT_EQ(r.load, alone.load);
+    const auto compare = [&](const Piece& p, int64_t shift, const std::vector<T>& whole) {
+      double norm = 0, error = 0;
+      for (int64_t i = 0; i < p.rows * p.length; ++i) {
+        const double x = got[static_cast<size_t>(p.own + shift + i)];
+        const double y =
+            whole[static_cast<size_t>(p.whole + i / p.length * p.stride + i % p.length)];
+        norm += y * y;
+        error += (x - y) * (x - y);
+      }
+      EXPECT_LE(std::sqrt(error), unit * std::sqrt(norm)) << "place " << p.whole;
+    };
+    for (const Piece& p : pieces_of_rank(table, mine, layout, group.rank())) {
+      compare(p, 0, want[static_cast<size_t>(data)]);
+      for (int e = 0; p.expert && e < layout.expert; ++e) {
+        if (e == index) continue;
+        const int64_t block = e < index ? e : e - 1;
+        compare(p, mine.size() + block * mine.experts().size() - mine.experts().begin,
+                want[static_cast<size_t>(data - index + e)]);
+      }
+    }
+  });
+}
+
+// Products of each batch are those of a rank alone, and rows come back to where they were.
+TEST(RankGradients, ExpertParallelismChangesNoBit) {
+  for (const TrainAttention attention : {TrainAttention::kDense, TrainAttention::kSparse}) {
+    Objective o = everything(attention);
+    o.mtp_scale = 0.5;
+    expect_divided_is_whole<float>({2, 2, 1}, o, 0);
+    expect_divided_is_whole<float>({3, 3, 1}, o, 0);
+  }
+}
+
+// The same sums in another order: the bound of expect_float_is_double on both sides.
+TEST(RankGradients, TensorParallelismAddsInAnotherOrder) {
+  const double roundings = 2 * 40 * (49 + 19), unit64 = roundings * 0x1p-53;
+  for (const TrainAttention attention : {TrainAttention::kDense, TrainAttention::kSparse}) {
+    Objective o = everything(attention);
+    o.mtp_scale = 0.5;
+    expect_divided_is_whole<double>({4, 1, 4}, o, unit64);
+    o.recompute = true;
+    expect_divided_is_whole<float>({4, 2, 2}, o, roundings * kUnitF32);
+  }
+  Objective warmup;
+  warmup.train_model = false;
+  warmup.train_indexer = true;
+  expect_divided_is_whole<double>({2, 1, 2}, warmup, unit64);
 }
 
 TEST(FloatGradients, RefusesWhatItCannotDo) {

@@ -136,10 +136,10 @@ class Train(unittest.TestCase):
                            "OMPI_MCA_hwloc_base_binding_policy": "none",
                            "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
                            "ASAN_OPTIONS": "detect_leaks=0"}
-            for ranks in (2, 4):
+            for ranks, layout in ((2, ()), (4, ("--expert-parallel", "2"))):
                 out = f"ranks{ranks}"
                 done = subprocess.run([MPIEXEC, "-n", str(ranks), TAMIS,
-                                       *map(str, self.train(out, "--threads", "1"))],
+                                       *map(str, self.train(out, "--threads", "1", *layout))],
                                       capture_output=True, text=True, env=environment)
                 self.assertEqual(done.returncode, 0, done.stderr)
                 self.assertEqual(done.stderr.count("stage sparse:"), 1, done.stderr)
@@ -160,6 +160,7 @@ class Train(unittest.TestCase):
         refused(2, "want KEY=VALUE", "--set", "run.seed")
         refused(3, "--backend cpu", "--backend", "cuda")  # a build without CUDA, or no GPU
         refused(2, "needs --backend cuda", "--precision", "bf16")
+        refused(1, "mpirun -n 2", "--expert-parallel", "2")
         missing = tamis("train", "-c", self.folder / "nothing.toml")
         self.assertEqual(missing.returncode, 1)
 

@@ -16,6 +16,7 @@
 #include "base/json.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/scratch_folder.h"
+#include "kernels/tolerance.h"
 #include "train/event_file.h"
 
 namespace tamis {
@@ -198,53 +199,118 @@ TEST_F(Runs, GoingOnGivesTheBitsOfNeverStopping) {
   EXPECT_EQ(step, 14);
 }
 
-// Ranks share the micro-batches of a step; also when there are more ranks than those, and when a
-// run goes on with another number of ranks.
-TEST_F(Runs, AnyNumberOfRanksGivesTheSameBits) {
-  std::vector<std::string> shorter = {
-      "stage.0.steps=3",       "stage.1.steps=3",
-      "stage.2.steps=3",       "stage.0.micro_batch=1",
-      "stage.1.micro_batch=3", "stage.2.micro_batch=2",
-      "run.validate_every=2",  R"(data.validation=[{task = "copy", words = 4}])"};
-  const auto on = [&](int ranks, const std::string& out, int64_t last_step) {
+// Runs on several ranks, as threads.
+class RunsOnRanks : public Runs {
+ protected:
+  std::vector<StepReport> on(int ranks, const std::string& out, std::vector<std::string> more = {},
+                             int64_t last_step = 1 << 30) {
+    more.insert(more.begin(), kShort.begin(), kShort.end());
     std::vector<StepReport> reports;
     run_as_threads(ranks, [&](Group& group) {
       KernelContext context(1);
-      Trainer trainer(recipe(out, shorter), context, group);
+      Trainer trainer(recipe(out, more), context, group);
       trainer.run(last_step, [&](const StepReport& r) {
         if (group.rank() == 0) reports.push_back(r);
       });
     });
     return reports;
-  };
-  const std::vector<StepReport> one = run(recipe("one", shorter));
-  const std::string end = "/checkpoints/step-00000009-end.safetensors";
-  const auto expect_same = [&](const std::string& out) {
-    const SafetensorsFile a(*workshop_ / ("one" + end)), b(*workshop_ / (out + end));
+  }
+  static void expect_same_end(const std::string& one, const std::string& other) {
+    const std::string end = "/checkpoints/step-00000009-end.safetensors";
+    const SafetensorsFile a(*workshop_ / (one + end)), b(*workshop_ / (other + end));
     for (const TensorInfo& info : a.header().tensors) {
       const Tensor x = a.tensor(info), y = b.tensor(*b.find(info.name));
       ASSERT_EQ(std::memcmp(x.data, y.data, static_cast<size_t>(x.bytes())), 0)
-          << out << ": " << info.name;
+          << other << ": " << info.name;
     }
-  };
+  }
+  static void expect_same_reports(const std::vector<StepReport>& one,
+                                  const std::vector<StepReport>& other) {
+    ASSERT_EQ(other.size(), one.size());
+    for (size_t i = 0; i < one.size(); ++i) {
+      EXPECT_TRUE(other[i].loss == one[i].loss || std::isnan(one[i].loss)) << i;
+      EXPECT_EQ(other[i].kl, one[i].kl);
+      EXPECT_EQ(other[i].balance, one[i].balance);
+      EXPECT_EQ(other[i].norm_model, one[i].norm_model);
+      EXPECT_EQ(other[i].norm_indexer, one[i].norm_indexer);
+      EXPECT_EQ(other[i].most_loaded, one[i].most_loaded);
+      ASSERT_EQ(other[i].validation.has_value(), one[i].validation.has_value());
+      if (!one[i].validation) continue;
+      EXPECT_EQ(other[i].validation->sources[0].loss, one[i].validation->sources[0].loss);
+      EXPECT_EQ(other[i].validation->health[1].kl, one[i].validation->health[1].kl);
+    }
+  }
+
+  const std::vector<std::string> kShort = {
+      "stage.0.steps=3",       "stage.1.steps=3",
+      "stage.2.steps=3",       "stage.0.micro_batch=1",
+      "stage.1.micro_batch=3", "stage.2.micro_batch=2",
+      "run.validate_every=2",  R"(data.validation=[{task = "copy", words = 4}])"};
+};
+
+// Ranks share the micro-batches of a step; also when there are more ranks than those, when a run
+// goes on with another number of ranks, and when they share the experts.
+TEST_F(RunsOnRanks, AnyNumberOfRanksGivesTheSameBits) {
+  const std::vector<std::string> experts2 = {"run.expert_parallel=2"};
+  const std::vector<StepReport> one = run(recipe("one", kShort));
   for (const int ranks : {2, 3}) {
     const std::string out = "ranks" + std::to_string(ranks);
-    const std::vector<StepReport> several = on(ranks, out, 1 << 30);
-    ASSERT_EQ(several.size(), one.size());
-    for (size_t i = 0; i < one.size(); ++i) {
-      EXPECT_TRUE(several[i].loss == one[i].loss || std::isnan(one[i].loss)) << i;
-      EXPECT_EQ(several[i].kl, one[i].kl);
-      EXPECT_EQ(several[i].balance, one[i].balance);
-      EXPECT_EQ(several[i].norm_model, one[i].norm_model);
-      EXPECT_EQ(several[i].norm_indexer, one[i].norm_indexer);
-      EXPECT_EQ(several[i].most_loaded, one[i].most_loaded);
-    }
-    expect_same(out);
+    expect_same_reports(one, on(ranks, out));
+    expect_same_end("one", out);
   }
-  on(4, "changing", 2);
-  on(1, "changing", 4);
-  on(2, "changing", 1 << 30);
-  expect_same("changing");
+  for (const int ranks : {2, 4}) {
+    const std::string out = "experts" + std::to_string(ranks);
+    expect_same_reports(one, on(ranks, out, experts2));
+    expect_same_end("one", out);
+  }
+  on(4, "changing", {}, 2);
+  on(1, "changing", {}, 4);
+  on(2, "changing", experts2, 5);
+  on(4, "changing", {"run.expert_parallel=4"}, 8);
+  on(2, "changing");
+  expect_same_end("one", "changing");
+}
+
+// Tensor parallelism adds over heads and columns in another order than one rank, but always in the
+// same: a run that stops and goes on has the bits of one that does not.
+TEST_F(RunsOnRanks, TensorParallelRunsGoOnWithTheirOwnBits) {
+  const std::vector<std::string> divided = {"run.tensor_parallel=2", "run.expert_parallel=2"};
+  const std::vector<StepReport> one = run(recipe("one_more", kShort), 1);
+  const std::vector<StepReport> whole = on(4, "tensors", divided);
+  on(4, "tensor_parts", divided, 2);
+  on(4, "tensor_parts", divided, 5);
+  on(4, "tensor_parts", divided);
+  expect_same_end("tensors", "tensor_parts");
+  // One step of the same model: sums of at most 8192 terms through two layers of 20 operations.
+  const double unit = 2 * 40 * 8192 * kUnitF32;
+  EXPECT_NEAR(whole[0].loss, one[0].loss, unit * one[0].loss);
+  EXPECT_NEAR(whole[0].norm_model, one[0].norm_model, unit * one[0].norm_model);
+  EXPECT_NE(whole[0].norm_model, one[0].norm_model) << "another order";
+}
+
+TEST_F(RunsOnRanks, RefusesLayoutsThatDoNotFit) {
+  const auto refused = [&](int ranks, const std::vector<std::string>& settings,
+                           const std::string& why) {
+    try {
+      on(ranks, "refused_layout", settings, 1);
+      ADD_FAILURE() << "not refused: " << why;
+    } catch (const InputError& e) {
+      EXPECT_NE(std::string(e.what()).find(why), std::string::npos) << e.what();
+    }
+  };
+  refused(1, {"run.expert_parallel=2"}, "mpirun -n 2");
+  refused(3, {"run.expert_parallel=3"}, "3 does not divide the model's 4 experts");
+  refused(4, {"run.tensor_parallel=4"}, "4 does not divide the model's 2 attention heads");
+  try {
+    run_as_threads(2, [&](Group& group) {
+      KernelContext context(1);
+      const std::string seed = "run.seed=" + std::to_string(group.rank());
+      Trainer trainer(recipe("disagree", {seed}), context, group);
+    });
+    ADD_FAILURE() << "ranks with different recipes were not refused";
+  } catch (const InputError& e) {
+    EXPECT_NE(std::string(e.what()).find("give all of them the same"), std::string::npos);
+  }
 }
 
 TEST_F(Runs, ASequenceIsAFunctionOfSeedAndNumber) {
