@@ -21,7 +21,8 @@ void add_chat(CLI::App& app, CommandBody& chosen);
 void add_convert(CLI::App& app, CommandBody& chosen);
 void add_data(CLI::App& app, CommandBody& chosen);
 void add_eval(CLI::App& app, CommandBody& chosen);
-void add_eval_retrieval(CLI::App& eval, CommandBody& chosen);  // below `eval`
+void add_eval_exercises(CLI::App& eval, CommandBody& chosen);  // below `eval`
+void add_eval_retrieval(CLI::App& eval, CommandBody& chosen);
 void add_generate(CLI::App& app, CommandBody& chosen);
 void add_plan(CLI::App& app, CommandBody& chosen);
 void add_render(CLI::App& app, CommandBody& chosen);

@@ -39,10 +39,12 @@ class Scorer {
   }
 
   // One chunk from position 0. Its last token predicts nothing that is scored.
-  void score(std::span<const int32_t> ids, FunctionRef<void(int64_t)> progress) {
+  void score(std::span<const int32_t> ids, int64_t document, int64_t first,
+             FunctionRef<void(int64_t)> progress) {
     CachedSequence sequence;
     cache_.reserve(sequence, static_cast<int64_t>(ids.size()));
-    result_.chunks.emplace_back();
+    result_.chunks.push_back(
+        {{}, std::vector<MeanLoss>(result_.by_position.size()), document, first});
     result_.read_tokens += static_cast<int64_t>(ids.size());
     const auto predictions = static_cast<int64_t>(ids.size()) - 1;
     for (int64_t begin = 0; begin < predictions; begin += options_.forward) {
@@ -99,7 +101,8 @@ class Scorer {
       const double loss = losses_[static_cast<size_t>(i)];
       while (result_.by_position[range].last < begin + i + 1) ++range;
       for (MeanLoss* m :
-           {&result_.total, &result_.chunks.back(), &result_.by_position[range].loss}) {
+           {&result_.total, &result_.chunks.back().loss, &result_.by_position[range].loss,
+            &result_.chunks.back().by_position[range]}) {
         ++m->tokens;
         m->sum += loss;
       }
@@ -107,7 +110,8 @@ class Scorer {
   }
 
   KernelContext& context_;
-  KernelContext host_{1};  // the losses of a device's logits, which are on the host
+  KernelContext host_{
+      context_.pool().num_threads()};  // the losses of a device's logits, which are on the host
   const LoadedModel& model_;
   const PerplexityOptions& options_;
   std::unique_ptr<Selector> selector_;
@@ -119,23 +123,48 @@ class Scorer {
   std::vector<double> losses_;
 };
 
-void check(const ModelConfig& config, std::span<const int32_t> ids,
+void check(const ModelConfig& config, std::span<const std::span<const int32_t>> documents,
            const PerplexityOptions& options) {
   if (options.context < 2 || options.context > config.max_position) {
     throw UsageError("context: want 2 to " + std::to_string(config.max_position) +
                      " tokens (the model's maximum), got " + std::to_string(options.context));
   }
   if (options.forward < 1) throw UsageError("forward: want at least 1 token");
-  if (ids.size() < 2) {
-    throw InputError("the text has " + std::to_string(ids.size()) +
-                     " tokens: want at least 2, as the first is not scored");
-  }
-  for (const int32_t id : ids) {  // the last token of a chunk is a target only
-    if (id < 0 || id >= config.vocab_size) {
-      throw InputError("token id " + std::to_string(id) + ": the vocabulary has " +
-                       std::to_string(config.vocab_size));
+  size_t longest = 0;
+  for (const std::span<const int32_t> ids : documents) {
+    longest = std::max(longest, ids.size());
+    for (const int32_t id : ids) {  // the last token of a chunk is a target only
+      if (id < 0 || id >= config.vocab_size) {
+        throw InputError("token id " + std::to_string(id) + ": the vocabulary has " +
+                         std::to_string(config.vocab_size));
+      }
     }
   }
+  if (longest < 2) {
+    throw InputError("the text has " + std::to_string(longest) +
+                     " tokens: want at least 2, as the first is not scored");
+  }
+}
+
+PerplexityResult measure(KernelContext& context, const LoadedModel& model,
+                         std::span<const std::span<const int32_t>> documents,
+                         const PerplexityOptions& options, FunctionRef<void(int64_t)> progress) {
+  check(model.config(), documents, options);
+  Scorer scorer(context, model, options);
+  const auto length = static_cast<size_t>(options.context);
+  int64_t done = 0;
+  for (size_t d = 0; d < documents.size(); ++d) {
+    const std::span<const int32_t> ids = documents[d];
+    for (size_t begin = 0; begin < ids.size(); begin += length) {
+      if (options.limit_chunks > 0 && done == options.limit_chunks) return scorer.take();
+      const size_t count = std::min(length, ids.size() - begin);
+      if (count < 2 && documents.size() > 1) continue;
+      scorer.score(ids.subspan(begin, count), static_cast<int64_t>(d), static_cast<int64_t>(begin),
+                   progress);
+      ++done;
+    }
+  }
+  return scorer.take();
 }
 
 }  // namespace
@@ -149,16 +178,15 @@ double PerplexityResult::bits_per_byte(int64_t bytes) const {
 PerplexityResult measure_perplexity(KernelContext& context, const LoadedModel& model,
                                     std::span<const int32_t> ids, const PerplexityOptions& options,
                                     FunctionRef<void(int64_t)> progress) {
-  check(model.config(), ids, options);
-  Scorer scorer(context, model, options);
-  const auto length = static_cast<size_t>(options.context);
-  int64_t done = 0;
-  for (size_t begin = 0; begin < ids.size(); begin += length) {
-    if (options.limit_chunks > 0 && done == options.limit_chunks) break;
-    scorer.score(ids.subspan(begin, std::min(length, ids.size() - begin)), progress);
-    ++done;
-  }
-  return scorer.take();
+  return measure(context, model, {&ids, 1}, options, progress);
+}
+
+PerplexityResult measure_perplexity(KernelContext& context, const LoadedModel& model,
+                                    std::span<const std::vector<int32_t>> documents,
+                                    const PerplexityOptions& options,
+                                    FunctionRef<void(int64_t)> progress) {
+  const std::vector<std::span<const int32_t>> list(documents.begin(), documents.end());
+  return measure(context, model, list, options, progress);
 }
 
 }  // namespace tamis

@@ -35,9 +35,15 @@ struct PositionLoss {
   MeanLoss loss;
 };
 
+struct ChunkLoss {
+  MeanLoss loss;
+  std::vector<MeanLoss> by_position;  // as PerplexityResult has them
+  int64_t document = 0, begin = 0;    // its first token
+};
+
 struct PerplexityResult {
   MeanLoss total;                         // nats
-  std::vector<MeanLoss> chunks;           // in order
+  std::vector<ChunkLoss> chunks;          // in order
   std::vector<PositionLoss> by_position;  // 1-255, 256-1023, 1024-2047, 2048-4095, doubling
   int64_t read_tokens = 0;                // tokens of the chunks, scored or not
   double perplexity() const;
@@ -50,6 +56,11 @@ struct PerplexityResult {
 // for a context of less than 2 or more than the model's maximum.
 PerplexityResult measure_perplexity(KernelContext& context, const LoadedModel& model,
                                     std::span<const int32_t> ids, const PerplexityOptions& options,
+                                    FunctionRef<void(int64_t)> progress);
+// The same of several texts: no chunk has tokens of two. A last chunk of one token is left out.
+PerplexityResult measure_perplexity(KernelContext& context, const LoadedModel& model,
+                                    std::span<const std::vector<int32_t>> documents,
+                                    const PerplexityOptions& options,
                                     FunctionRef<void(int64_t)> progress);
 
 }  // namespace tamis

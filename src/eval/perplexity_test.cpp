@@ -69,18 +69,45 @@ TEST_F(PerplexityTest, ChunksAreScoredAlone) {
     const size_t begin = i * 48, end = std::min<size_t>(begin + 48, ids.size());
     const PerplexityResult alone = measure(
         {ids.begin() + static_cast<int64_t>(begin), ids.begin() + static_cast<int64_t>(end)});
-    EXPECT_EQ(alone.total.sum, whole.chunks[i].sum);
-    EXPECT_EQ(alone.total.tokens, whole.chunks[i].tokens);
+    EXPECT_EQ(alone.total.sum, whole.chunks[i].loss.sum);
+    EXPECT_EQ(alone.total.tokens, whole.chunks[i].loss.tokens);
   }
   EXPECT_EQ(whole.total.tokens, 47 + 47 + 20);
   EXPECT_EQ(whole.read_tokens, 117);
 }
 
+TEST_F(PerplexityTest, DocumentsAreScoredAlone) {
+  const std::vector<int32_t> ids = make_ids(130);
+  const auto at = [&](int64_t begin, int64_t end) {
+    return std::vector<int32_t>(ids.begin() + begin, ids.begin() + end);
+  };
+  // The second has a last chunk of one token, which is left out.
+  const std::vector<std::vector<int32_t>> documents = {at(0, 60), at(60, 109), at(109, 130)};
+  const PerplexityResult r =
+      measure_perplexity(context_, model_, documents, options_, [](int64_t) {});
+  const std::vector<std::vector<int32_t>> chunks = {at(0, 48), at(48, 60), at(60, 108),
+                                                    at(109, 130)};
+  const int64_t document[] = {0, 0, 1, 2}, begin[] = {0, 48, 0, 0};
+  ASSERT_EQ(r.chunks.size(), 4U);
+  for (size_t i = 0; i < 4; ++i) {
+    const PerplexityResult alone = measure(chunks[i]);
+    EXPECT_EQ(r.chunks[i].loss.sum, alone.total.sum);
+    EXPECT_EQ(r.chunks[i].document, document[i]);
+    EXPECT_EQ(r.chunks[i].begin, begin[i]);
+    ASSERT_EQ(r.chunks[i].by_position.size(), r.by_position.size());
+    EXPECT_EQ(r.chunks[i].by_position[0].sum, alone.total.sum);  // 48 tokens are one range
+  }
+  EXPECT_EQ(r.read_tokens, 48 + 12 + 48 + 21);
+  EXPECT_THROW(measure_perplexity(context_, model_, std::vector<std::vector<int32_t>>{at(0, 1)},
+                                  options_, [](int64_t) {}),
+               InputError);
+}
+
 TEST_F(PerplexityTest, AChunkOfOneTokenScoresNothing) {
   const PerplexityResult r = measure(make_ids(49));
   ASSERT_EQ(r.chunks.size(), 2U);
-  EXPECT_EQ(r.chunks[1].tokens, 0);
-  EXPECT_EQ(r.chunks[1].mean(), 0);
+  EXPECT_EQ(r.chunks[1].loss.tokens, 0);
+  EXPECT_EQ(r.chunks[1].loss.mean(), 0);
   EXPECT_EQ(r.total.tokens, 47);
   EXPECT_EQ(progress_, 47);
 }

@@ -84,9 +84,9 @@ class RandomSelector final : public Selector {
               uint8_t* has_nan) const override {
     zero(context, has_nan, in.tokens.num_tokens);
     std::vector<int32_t> rows(static_cast<size_t>(in.tokens.num_tokens * k_));
-    for (int64_t t = 0; t < in.tokens.num_tokens; ++t) {
+    context.pool().run(in.tokens.num_tokens, [&](int64_t t, int) {
       row(in.layer, in.tokens.position[t], rows.data() + t * k_);
-    }
+    });
     put(context, indices, rows.data(), static_cast<int64_t>(rows.size() * sizeof(int32_t)));
   }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
 
@@ -302,6 +303,8 @@ void read_run(Recipe& r, const toml::table& root, const std::string& where) {
   run.get("keep_every", r.keep_every, 0, kMost);
   run.get("validate_every", r.validate_every, 1, kMost);
   run.get("validation_sequences", r.validation_sequences, 1, kMost);
+  run.get("measure_sequences", r.measure_sequences, 0, kMost);
+  run.get("branch_from", r.branch_from);
   run.get("spike_factor", r.spike_factor, 0, kMost);
   run.get("max_skips", r.max_skips, 1, kMost);
   run.get("export", r.export_dtype);
@@ -356,6 +359,31 @@ int64_t Recipe::total_steps() const {
   return total;
 }
 
+bool Recipe::begins_like(const std::string& other, int64_t count) const {
+  const Json a = parse_json(text, "recipe"), b = parse_json(other, "recipe of a checkpoint");
+  const auto same = [&](const std::vector<std::string>& path) {
+    const Json *x = &a, *y = &b;
+    for (const std::string& key : path) {
+      const bool in_x = x->contains(key), in_y = y->contains(key);
+      if (!in_x || !in_y) return in_x == in_y;
+      x = &x->at(key);
+      y = &y->at(key);
+    }
+    return *x == *y;
+  };
+  if (!same({"model"}) || !same({"data", "train"}) || !same({"run", "seed"}) ||
+      !same({"run", "precision"}) || !same({"run", "spike_factor"})) {
+    return false;
+  }
+  const Json &x = a.at("stage"), &y = b.at("stage");
+  const auto n = static_cast<size_t>(count);
+  if (n > x.size() || n > y.size()) return false;
+  for (size_t i = 0; i < n; ++i) {
+    if (x.at(i) != y.at(i)) return false;
+  }
+  return true;
+}
+
 Recipe Recipe::load(const std::string& path, const std::vector<std::string>& settings) {
   toml::table root;
   try {
@@ -382,7 +410,8 @@ Recipe Recipe::load(const std::string& path, const std::vector<std::string>& set
   text << toml::json_formatter(root);
   r.text = text.str();
   const fs::path base = fs::path(path).parent_path();
-  for (std::string* p : {&r.config, &r.from, &r.tokenizer, &r.out}) resolve(*p, base);
+  for (std::string* p : {&r.config, &r.from, &r.tokenizer, &r.out, &r.branch_from})
+    resolve(*p, base);
   for (Stage& s : r.stages) {
     for (SourceSpec& source : s.sources) resolve(source.shards, base);
   }

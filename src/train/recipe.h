@@ -53,12 +53,16 @@ struct Recipe {
   std::string config;     // config.json, if it is not the one of `from`
   std::string tokenizer;  // folder with tokenizer.json
   std::string out;
+  // The folder of another run that agrees in its first stages: a fresh run takes weights, moments
+  // and clocks from the end of the last of them. Empty: it begins at the beginning.
+  std::string branch_from;
   uint64_t seed = 0;
   int64_t save_every = 100, keep_last = 2,
           keep_every = 0;              // steps; checkpoints besides those of stage ends
   std::vector<SourceSpec> validation;  // held out; empty: no validation
   int64_t validate_every = 100, validation_sequences = 16;  // steps; sequences of each source
-  int64_t max_skips = 10;  // steps in a row that do not move the model and end the run
+  int64_t measure_sequences = 1 << 20;  // of those, on which the indexer is measured
+  int64_t max_skips = 10;               // steps in a row that do not move the model and end the run
   // A step is skipped when a group's gradient norm exceeds this many times the mean of its earlier
   // steps in the stage; 0: only when it is not finite.
   double spike_factor = 0;
@@ -72,6 +76,9 @@ struct Recipe {
   std::string text;
 
   int64_t total_steps() const;
+  // Whether the recipe `text` of another run gives the same weights up to the end of its first
+  // `stages` stages: the same model, data, seed, precision and stages.
+  bool begins_like(const std::string& text, int64_t stages) const;
 
   // `settings` are KEY=VALUE changes, e.g. "stage.0.steps=10", "run.seed=3". InputError "WHERE:
   // key:

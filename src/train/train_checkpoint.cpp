@@ -123,6 +123,14 @@ std::optional<std::string> newest_checkpoint(const std::string& folder) {
   return found.front().string();
 }
 
+std::vector<std::string> stage_end_checkpoints(const std::string& folder) {
+  std::vector<std::string> found;
+  for (const fs::path& path : checkpoints(folder)) {
+    if (path.stem().string().ends_with(kStageEnd)) found.push_back(path.string());
+  }
+  return found;
+}
+
 TrainingState load_checkpoint(const std::string& path, const ParameterTable& table) {
   TrainingState state;
   const SafetensorsFile file(path);

@@ -41,6 +41,9 @@ void save_checkpoint(const std::string& folder, const TrainingState& state,
 // The newest checkpoint of the folder, none if there is no file.
 std::optional<std::string> newest_checkpoint(const std::string& folder);
 
+// Those of stage ends, newest first.
+std::vector<std::string> stage_end_checkpoints(const std::string& folder);
+
 // InputError naming the file if it is damaged, or of a model of another shape.
 TrainingState load_checkpoint(const std::string& path, const ParameterTable& table);
 

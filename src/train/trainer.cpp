@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <span>
 
 #include "base/error.h"
 #include "base/json.h"
@@ -84,7 +85,7 @@ StepResult no_result(const ModelConfig& config, size_t layers) {
   return r;
 }
 
-std::string checksum_of(const std::vector<Mixture>& data) {
+std::string checksum_of(std::span<const Mixture> data) {
   std::string text;
   for (const Mixture& m : data) {
     const std::string own = m.checksum();
@@ -213,9 +214,8 @@ void Trainer::set_up_mtp(const std::string& config) {
 }
 
 void Trainer::restore() {
-  const auto newest = newest_checkpoint(recipe_.out + "/checkpoints");
-  if (newest) {
-    TrainingState found = load_checkpoint(*newest, *table_);
+  if (const auto newest = newest_checkpoint(recipe_.out + "/checkpoints")) {
+    const TrainingState found = load_checkpoint(*newest, *table_);
     if (found.position.recipe != position_.recipe) {
       throw InputError(*newest +
                        ": began with another recipe; go on with that one, or choose "
@@ -224,15 +224,9 @@ void Trainer::restore() {
     if (found.position.data != position_.data) {
       throw InputError(*newest + ": began with other data; its text or its tasks have changed");
     }
-    position_ = found.position;
-    place_weights(found.weights.data());
-    for (const ParameterGroup g : {ParameterGroup::kModel, ParameterGroup::kIndexer}) {
-      const ParameterTable::Range part = replicas_->part(g, replicas_->rank());
-      place(found.first.data() + part.begin, part.size(), optimizer_->first(g));
-      place(found.second.data() + part.begin, part.size(), optimizer_->second(g));
-    }
-    optimizer_->clock(ParameterGroup::kModel) = found.clock_model;
-    optimizer_->clock(ParameterGroup::kIndexer) = found.clock_indexer;
+    take(found);
+  } else if (!recipe_.branch_from.empty()) {
+    branch();
   }
   for (const double step : replicas_->all({static_cast<double>(position_.step)})) {
     if (step == static_cast<double>(position_.step)) continue;
@@ -240,6 +234,42 @@ void Trainer::restore() {
                      "/checkpoints: another rank finds another checkpoint there; "
                      "want a folder that all of them share");
   }
+}
+
+void Trainer::take(const TrainingState& found) {
+  position_ = found.position;
+  place_weights(found.weights.data());
+  for (const ParameterGroup g : {ParameterGroup::kModel, ParameterGroup::kIndexer}) {
+    const ParameterTable::Range part = replicas_->part(g, replicas_->rank());
+    place(found.first.data() + part.begin, part.size(), optimizer_->first(g));
+    place(found.second.data() + part.begin, part.size(), optimizer_->second(g));
+  }
+  optimizer_->clock(ParameterGroup::kModel) = found.clock_model;
+  optimizer_->clock(ParameterGroup::kIndexer) = found.clock_indexer;
+}
+
+// From the last stage of the other run that this recipe has too. Data checksums are listed in the
+// order of the stages, so the earlier stages' are the beginning of them.
+void Trainer::branch() {
+  const std::vector<std::string> ends = stage_end_checkpoints(recipe_.branch_from + "/checkpoints");
+  for (const std::string& path : ends) {
+    TrainingState found = load_checkpoint(path, *table_);
+    RunPosition& p = found.position;
+    if (p.stage >= static_cast<int64_t>(recipe_.stages.size()) ||
+        !recipe_.begins_like(p.recipe, p.stage)) {
+      continue;
+    }
+    if (!p.data.starts_with(checksum_of(std::span(data_).first(static_cast<size_t>(p.stage))))) {
+      throw InputError(path + ": began with other data; its text or its tasks have changed");
+    }
+    p.recipe = position_.recipe;
+    p.data = position_.data;
+    take(found);
+    return;
+  }
+  throw InputError(recipe_.branch_from +
+                   ": run.branch_from: want a run that has ended a stage, with the same model, "
+                   "data, seed and stages up to there");
 }
 
 Trainer::~Trainer() = default;
@@ -665,7 +695,7 @@ void Trainer::run(int64_t last_step, FunctionRef<void(const StepReport&)> report
     // A rank that has the whole model needs no other.
     if (validates_now() && (log || replicas_->layout().divided())) {
       r.validation = validate(context_, *model_, config_, weights_.data(), *held_out_, stage,
-                              recipe_.validation_sequences);
+                              recipe_.validation_sequences, recipe_.measure_sequences);
     }
     if (log) log->add(r, stage.name);
     report(r);

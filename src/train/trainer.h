@@ -98,6 +98,8 @@ class Trainer {
   bool validates_now() const;
   void end_stage();
   void restore();
+  void take(const TrainingState& found);
+  void branch();
   TrainingState state();
   void save(bool stage_end);
 

@@ -12,7 +12,7 @@ constexpr uint64_t kHeldOut = 0x68656C64ULL;  // the seed of every validation
 
 ValidationReport validate(KernelContext& context, TrainModel<float>& model,
                           const ModelConfig& config, const float* weights, const Mixture& data,
-                          const Stage& stage, int64_t sequences) {
+                          const Stage& stage, int64_t sequences, int64_t measured) {
   const auto start = std::chrono::steady_clock::now();
   Objective o;
   o.attention = stage.sparse() ? TrainAttention::kSparse : TrainAttention::kDense;
@@ -20,16 +20,19 @@ ValidationReport validate(KernelContext& context, TrainModel<float>& model,
   o.train_model = false;
   o.evaluate = true;
   o.measure_topk = stage.sparse() ? stage.topk : config.index_topk;
-  if (o.measure_topk >= stage.length) o.measure_topk = 0;
+  const int64_t topk = o.measure_topk < stage.length && measured > 0 ? o.measure_topk : 0;
   ValidationReport report;
-  report.topk = o.measure_topk;
-  if (o.measure_topk > 0) report.health.resize(config.layers.size());
+  report.topk = topk;
+  if (topk > 0) report.health.resize(config.layers.size());
   for (size_t i = 0; i < data.sources().size(); ++i) {
     SourceLoss own{data.sources()[i].name()};
     double right = 0;
-    for (int64_t first = 0; first < sequences; first += stage.micro_batch) {
+    for (int64_t first = 0, last = 0; first < sequences; first = last) {
+      last = std::min(sequences, first + stage.micro_batch);
+      if (first < measured) last = std::min(last, measured);
+      o.measure_topk = first < measured ? topk : 0;
       MicroBatch batch;
-      for (int64_t n = first; n < std::min(sequences, first + stage.micro_batch); ++n) {
+      for (int64_t n = first; n < last; ++n) {
         data.append_from(i, kHeldOut, n, stage.length, stage.answers_only(), batch);
       }
       const StepResult r = model.run(context, {weights, nullptr}, batch, o);

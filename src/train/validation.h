@@ -27,10 +27,10 @@ struct ValidationReport {
   double seconds = 0;
 };
 
-// `sequences` of each source, with the attention of the stage. The indexer is measured with
-// stage.topk, else with config.index_topk, where the length exceeds it.
+// `sequences` of each source, with the attention of the stage. The indexer is measured on the first
+// `measured` of them, with stage.topk, else with config.index_topk, where the length exceeds it.
 ValidationReport validate(KernelContext& context, TrainModel<float>& model,
                           const ModelConfig& config, const float* weights, const Mixture& data,
-                          const Stage& stage, int64_t sequences);
+                          const Stage& stage, int64_t sequences, int64_t measured);
 
 }  // namespace tamis

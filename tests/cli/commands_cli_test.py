@@ -20,7 +20,7 @@ COMMANDS = {
     "bench": ["decode", "op", "prefill", "serve"],
     "chat": [],
     "convert": [],
-    "eval": ["perplexity", "retrieval"],
+    "eval": ["perplexity", "retrieval", "exercises"],
     "generate": [],
     "info": [],
     "render": [],
@@ -272,6 +272,32 @@ class Commands(unittest.TestCase):
         self.fails(tamis(*run), 2, "--text")
         self.fails(tamis(*run, "--task", "other"), 2, "other")
         self.fails(tamis(*run[:-4], "--context", 8192, "--task", "kv"), 2, "4096")
+
+    def test_exercises(self):
+        run = ["eval", "exercises", "-m", MODEL, "--sequences", 2, "--task", "copy:words=4", "--task",
+               "recall:queries=2", "--context", 128]
+        done = tamis(*run, "--json")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        cells = [json.loads(line) for line in done.stdout.splitlines()]
+        self.assertEqual([c["task"] for c in cells], ["copy:words=4", "recall:queries=2"])
+        for c in cells:
+            self.assertEqual(c["sequences"], 2)
+            self.assertEqual(c["answers"], len(c["results"].replace(" ", "")))
+            self.assertEqual(c["right"], c["results"].count("1"))
+        self.assertEqual(cells[1]["answers"], 4)
+        self.assertRegex(tamis(*run).stdout, r"recall:queries=2 +128 sparse +\d of 4")
+        self.fails(tamis(*run, "--task", "copy:word=3"), 2, "word=3")
+        self.fails(tamis(*run, "--context", 8192), 2, "4096")
+        lines = self.folder / "texts.jsonl"
+        lines.write_text('{"text": "One text of a few words."}\n\n{"text": "Another."}\n')
+        done = tamis("eval", "perplexity", "-m", MODEL, "--text", lines, "--json")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        chunks = json.loads(done.stdout)["chunks"]
+        self.assertEqual(len(chunks), 2)
+        self.assertEqual([sum(v[0] for v in c["by_position"].values()) for c in chunks],
+                         [c["tokens"] for c in chunks])
+        lines.write_text('{"txt": ""}')
+        self.fails(tamis("eval", "perplexity", "-m", MODEL, "--text", lines), 1, "texts.jsonl:1")
 
     def test_precision_of_quantised_checkpoints(self):
         int8 = self.folder / "int8"

@@ -148,6 +148,30 @@ class Train(unittest.TestCase):
                     self.assertEqual((self.folder / "single" / model).read_bytes(),
                                      (self.folder / out / model).read_bytes(), stage)
 
+    def test_a_branch_has_the_steps_of_the_whole_run(self):
+        done = tamis(*self.train("trunk"))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        branch = ["--set", f"run.branch_from={self.folder / 'trunk'}"]
+        done = tamis(*self.train("branch", *branch))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        # All but the last stage is the other run's, weights, moments and batches.
+        def log(out):
+            lines = [json.loads(line) for line in (self.folder / out / "log.jsonl").open()]
+            return [(line["step"], line["loss"], line.get("kl")) for line in lines]
+        self.assertEqual(log("branch"), log("trunk")[10:])
+        self.assertEqual((self.folder / "trunk/sparse/model.safetensors").read_bytes(),
+                         (self.folder / "branch/sparse/model.safetensors").read_bytes())
+        # Another last stage begins where that one did; another first stage has nothing to begin from.
+        done = tamis(*self.train("other", *branch, "--set", "stage.2.lr=2e-4"))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual([line[0] for line in log("other")], [11, 12, 13, 14])
+        self.assertEqual(log("other")[0], log("trunk")[10])
+        self.assertNotEqual(log("other")[1:], log("trunk")[11:])
+        for change in ["stage.0.lr=2e-3", "run.seed=7"]:
+            done = tamis(*self.train("none", *branch, "--set", change))
+            self.assertEqual(done.returncode, 1)
+            self.assertIn("run.branch_from", done.stderr)
+
     def test_refuses(self):
         def refused(code, text, *arguments):
             done = tamis(*self.train("refused", *arguments))
