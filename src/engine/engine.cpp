@@ -208,11 +208,28 @@ void Engine::probe_tokens(Sequence& s, int64_t rows) {
   }
 }
 
-// Logits come to the host only if one of the requests needs more of them than the largest.
+// Logits come to the host only if one of the requests needs them there: for log-probabilities, for
+// a constraint, on the CPU for all but the largest, and where a penalty of a guess depends on
+// whether the one before it comes true.
 void Engine::choose_results(Pass pass) {
-  best_only_ = std::all_of(pass.begin(), pass.end(), [](const Sequence* s) {
-    return s->logit_row < 0 || (s->sampler.takes_largest() && !s->matcher);
+  draws_.clear();
+  edits_.clear();
+  const bool device = context_.device() != nullptr;
+  best_only_ = std::all_of(pass.begin(), pass.end(), [&](const Sequence* s) {
+    if (s->logit_row < 0) return true;
+    if (s->matcher) return false;
+    if (!device) return s->sampler.takes_largest();
+    return s->sampler.wants_id_alone() && (s->drafts.empty() || !s->sampler.remembers_tokens());
   });
+  const bool all_largest = std::all_of(pass.begin(), pass.end(), [](const Sequence* s) {
+    return s->logit_row < 0 || s->sampler.takes_largest();
+  });
+  if (!best_only_ || all_largest) return;
+  for (const Sequence* s : pass) {
+    for (size_t i = 0; s->logit_row >= 0 && i <= s->drafts.size(); ++i) {
+      draws_.push_back(s->sampler.draw(i, edits_));
+    }
+  }
 }
 
 void Engine::run_batch(const Selector& selector) {
@@ -231,6 +248,8 @@ void Engine::run_batch(const Selector& selector) {
   b.logit_rows = logit_rows_;
   b.logits = best_only_ ? nullptr : logits_.data();
   b.best = best_only_ ? best_.data() : nullptr;
+  b.draws = draws_;
+  b.edits = edits_;
   b.hidden = drafter_ != nullptr ? hidden_.data() : nullptr;
   b.failed_layer = failed_.data();
   const auto begin = std::chrono::steady_clock::now();

@@ -122,6 +122,8 @@ class Engine {
   std::vector<BatchSequence> slices_;
   std::vector<float> logits_, hidden_;
   std::vector<int32_t> best_;
+  std::vector<SampleRow> draws_;  // how a device draws the tokens of a pass; empty: the largest
+  std::vector<SampleEdit> edits_;
   bool best_only_ = false;  // this pass gives best_, not logits_
   Sampler::Scratch scratch_;
   std::vector<uint64_t> allowed_;

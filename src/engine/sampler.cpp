@@ -5,17 +5,17 @@
 #include <string>
 
 #include "base/error.h"
+#include "kernels/sample/sample_weight.h"
 
 namespace tamis {
 namespace {
 
-// A uniform number in [0, 1): splitmix64 of the counter, 53 bits.
-double uniform(uint64_t seed, uint64_t step) {
+// 64 uniform bits: splitmix64 of the counter.
+uint64_t uniform(uint64_t seed, uint64_t step) {
   uint64_t x = seed + (step + 1) * 0x9E3779B97F4A7C15ULL;
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ULL;
   x = (x ^ (x >> 27)) * 0x94D049BB133111EBULL;
-  x ^= x >> 31;
-  return static_cast<double>(x >> 11) * 0x1p-53;
+  return x ^ (x >> 31);
 }
 
 void want(bool ok, const char* name, const char* range) {
@@ -44,80 +44,67 @@ Sampler::Sampler(const SamplingParams& params, int64_t vocab_size,
                  const std::vector<int32_t>& prompt)
     : params_(params), vocab_size_(vocab_size) {
   params_.check(vocab_size);
-  const auto vocab = static_cast<size_t>(vocab_size);
-  if (params_.repetition_penalty != 1) {
-    seen_.resize(vocab);
-    for (const int32_t id : prompt) seen_[static_cast<size_t>(id)] = 1;
+  if (vocab_size > kMostSampled) {
+    throw UsageError("sampling: want a vocabulary of at most " + std::to_string(kMostSampled) +
+                     " tokens, this model has " + std::to_string(vocab_size));
   }
-  if (params_.presence_penalty != 0 || params_.frequency_penalty != 0) counts_.resize(vocab);
+  if (!changes_logits()) return;
+  edit_of_.assign(static_cast<size_t>(vocab_size), -1);
+  for (const auto& [id, bias] : params_.logit_bias) edit(id).bias += bias;
+  if (params_.repetition_penalty == 1) return;
+  for (const int32_t id : prompt) edit(id).seen = 1;
 }
 
-// All tokens, in the order of their ids, with the bias added; then those of the mask alone.
+SampleEdit& Sampler::edit(int32_t id) {
+  int32_t& at = edit_of_[static_cast<size_t>(id)];
+  if (at < 0) {
+    at = static_cast<int32_t>(edits_.size());
+    edits_.push_back({id});
+  }
+  return edits_[static_cast<size_t>(at)];
+}
+
+void Sampler::remember(int32_t id) {
+  ++step_;
+  if (params_.repetition_penalty != 1) edit(id).seen = 1;
+  if (params_.presence_penalty != 0 || params_.frequency_penalty != 0) ++edit(id).count;
+}
+
+SampleRow Sampler::row(uint64_t step) const {
+  SampleRow r;
+  r.temperature = params_.temperature;
+  r.top_p = params_.top_p;
+  r.min_p = params_.min_p;
+  r.repetition = params_.repetition_penalty;
+  r.presence = params_.presence_penalty;
+  r.frequency = params_.frequency_penalty;
+  r.top_k = params_.top_k;
+  r.random = uniform(params_.seed, step);
+  return r;
+}
+
+SampleRow Sampler::draw(uint64_t ahead, std::vector<SampleEdit>& edits) const {
+  SampleRow r = row(step_ + ahead);
+  r.first_edit = static_cast<int64_t>(edits.size());
+  r.edits = static_cast<int64_t>(edits_.size());
+  edits.insert(edits.end(), edits_.begin(), edits_.end());
+  return r;
+}
+
+// All tokens, in the order of their ids, edited; then those of the mask alone.
 void Sampler::gather(const float* logits, TokenBits allowed, Scratch& all) const {
   all.resize(static_cast<size_t>(vocab_size_));
   for (size_t i = 0; i < all.size(); ++i) all[i] = {logits[i], static_cast<int32_t>(i)};
-  for (const auto& [id, bias] : params_.logit_bias) all[static_cast<size_t>(id)].logit += bias;
-  penalise(all);
+  const SampleRow penalties = row(0);
+  for (const SampleEdit& e : edits_) {
+    float& logit = all[static_cast<size_t>(e.id)].logit;
+    logit = edited_logit(logit, e, penalties);
+  }
   if (allowed.empty()) return;
-  std::erase_if(all, [&](const Candidate& c) {
+  std::erase_if(all, [&](const SampleCandidate& c) {
     return (allowed[static_cast<size_t>(c.id) / 64] >> (c.id % 64) & 1) == 0;
   });
   if (all.empty()) throw InputError("the constraint allows no token here");
-}
-
-void Sampler::penalise(Scratch& all) const {
-  const float r = params_.repetition_penalty;
-  for (size_t i = 0; i < seen_.size(); ++i) {
-    if (seen_[i] != 0) all[i].logit = all[i].logit > 0 ? all[i].logit / r : all[i].logit * r;
-  }
-  for (size_t i = 0; i < counts_.size(); ++i) {
-    if (counts_[i] == 0) continue;
-    all[i].logit -=
-        params_.presence_penalty + params_.frequency_penalty * static_cast<float>(counts_[i]);
-  }
-}
-
-// The candidates that top-k, min-p and top-p leave, best first, in front; without these all of
-// them, in the order of their ids. One order for each set of parameters: the draw depends on it.
-int32_t Sampler::draw(Scratch& all, uint64_t step) const {
-  const auto better = [](const Candidate& a, const Candidate& b) {
-    return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
-  };
-  const Candidate best = *std::min_element(all.begin(), all.end(), better);
-  if (params_.temperature == 0) return best.id;
-  const auto weight = [&](const Candidate& c) {
-    return std::exp((static_cast<double>(c.logit) - best.logit) / params_.temperature);
-  };
-  if (params_.top_k > 0 && static_cast<size_t>(params_.top_k) < all.size()) {
-    const auto end = all.begin() + params_.top_k;
-    std::nth_element(all.begin(), end, all.end(), better);
-    all.erase(end, all.end());
-    std::sort(all.begin(), all.end(), better);
-  }
-  if (params_.min_p > 0) {
-    std::erase_if(all, [&](const Candidate& c) { return weight(c) < params_.min_p; });
-  }
-  double kept = 0;
-  for (const Candidate& c : all) kept += weight(c);
-  size_t count = all.size();
-  if (params_.top_p < 1) {
-    // A heap gives the best ones in order; few are needed where the model is sure.
-    const double wanted = params_.top_p * kept;
-    const auto worse = [&](const Candidate& a, const Candidate& b) { return better(b, a); };
-    std::make_heap(all.begin(), all.end(), worse);
-    kept = 0;
-    for (count = 0; count < all.size() && kept < wanted; ++count) {
-      std::pop_heap(all.begin(), all.end() - static_cast<int64_t>(count), worse);
-      kept += weight(all[all.size() - 1 - count]);
-    }
-    std::reverse(all.begin(), all.end());
-  }
-  double target = uniform(params_.seed, step) * kept;
-  for (size_t i = 0; i + 1 < count; ++i) {
-    target -= weight(all[i]);
-    if (target < 0) return all[i].id;
-  }
-  return all[count - 1].id;
 }
 
 void report_logprobs(const float* logits, int64_t vocab_size, int64_t top, SampledToken& out) {
@@ -140,18 +127,20 @@ void report_logprobs(const float* logits, int64_t vocab_size, int64_t top, Sampl
   }
 }
 
-bool Sampler::changes_logits() const {
-  return !params_.logit_bias.empty() || !seen_.empty() || !counts_.empty();
+bool Sampler::remembers_tokens() const {
+  return params_.repetition_penalty != 1 || params_.presence_penalty != 0 ||
+         params_.frequency_penalty != 0;
 }
 
+bool Sampler::changes_logits() const { return !params_.logit_bias.empty() || remembers_tokens(); }
+
 bool Sampler::takes_largest() const {
-  return params_.temperature == 0 && !changes_logits() && !params_.logprob &&
-         params_.top_logprobs == 0;
+  return params_.temperature == 0 && !changes_logits() && wants_id_alone();
 }
 
 void Sampler::take(int32_t id, SampledToken& out) {
   out.id = id;
-  ++step_;
+  remember(id);
 }
 
 int32_t Sampler::choose(const float* logits, TokenBits allowed, Scratch& all, uint64_t step) const {
@@ -159,7 +148,7 @@ int32_t Sampler::choose(const float* logits, TokenBits allowed, Scratch& all, ui
     return static_cast<int32_t>(std::max_element(logits, logits + vocab_size_) - logits);
   }
   gather(logits, allowed, all);
-  return draw(all, step);
+  return draw_token(all, row(step));
 }
 
 int32_t Sampler::guess(const float* logits, TokenBits allowed, Scratch& scratch,
@@ -169,10 +158,8 @@ int32_t Sampler::guess(const float* logits, TokenBits allowed, Scratch& scratch,
 
 void Sampler::sample(const float* logits, TokenBits allowed, Scratch& scratch, SampledToken& out) {
   out.id = choose(logits, allowed, scratch, step_);
-  ++step_;
-  if (!seen_.empty()) seen_[static_cast<size_t>(out.id)] = 1;
-  if (!counts_.empty()) ++counts_[static_cast<size_t>(out.id)];
-  if (!params_.logprob && params_.top_logprobs == 0) return;
+  remember(out.id);
+  if (wants_id_alone()) return;
   report_logprobs(logits, vocab_size_, params_.top_logprobs, out);
 }
 

@@ -1,5 +1,5 @@
 // From logits to a token: bias, penalties, the mask of a constraint, temperature, top-k, min-p,
-// top-p, then a draw.
+// top-p, then a draw (kernels/sample/sample.h), by the host or by a device.
 //
 // The draw of step i is a function of (seed, i) and the logits alone, so a request gives the same
 // tokens whatever runs beside it.
@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "engine/token_reads.h"
+#include "kernels/sample/sample.h"
 
 namespace tamis {
 
@@ -51,12 +52,8 @@ using TokenBits = std::span<const uint64_t>;
 
 class Sampler {
  public:
-  struct Candidate {
-    float logit;
-    int32_t id;
-  };
   // Shared by the samplers of one engine; one entry a token.
-  using Scratch = std::vector<Candidate>;
+  using Scratch = std::vector<SampleCandidate>;
 
   // `prompt` counts as seen for the repetition penalty. UsageError from check(), and for a bias on
   // an id outside the vocabulary.
@@ -69,6 +66,13 @@ class Sampler {
   // Whether sample() gives the first of the largest logits, and nothing but its id: then take() of
   // that id does the same without the logits. A mask is the caller's to look for.
   bool takes_largest() const;
+  // Whether its id is all that is wanted of a token: then draw() says how a device finds the one
+  // that sample() would give, and take() of that id does the rest.
+  bool wants_id_alone() const { return !params_.logprob && params_.top_logprobs == 0; }
+  // Of the token `ahead` calls from now; its edits are appended to the list.
+  SampleRow draw(uint64_t ahead, std::vector<SampleEdit>& edits) const;
+  // Whether what the tokens are changes the logits of later ones.
+  bool remembers_tokens() const;
   void take(int32_t id, SampledToken& out);
 
   // The token that sample() would give, `ahead` calls from now, if these were its logits: a guess
@@ -78,14 +82,15 @@ class Sampler {
  private:
   int32_t choose(const float* logits, TokenBits allowed, Scratch& all, uint64_t step) const;
   void gather(const float* logits, TokenBits allowed, Scratch& all) const;
-  void penalise(Scratch& all) const;
-  int32_t draw(Scratch& all, uint64_t step) const;
+  SampleRow row(uint64_t step) const;
   bool changes_logits() const;
+  SampleEdit& edit(int32_t id);
+  void remember(int32_t id);
 
   SamplingParams params_;
   int64_t vocab_size_;
-  std::vector<uint8_t> seen_;     // of prompt and answer; empty without a repetition penalty
-  std::vector<uint32_t> counts_;  // in the answer; empty without the other penalties
+  std::vector<SampleEdit> edits_;  // an id's bias, and its part of prompt and answer
+  std::vector<int32_t> edit_of_;   // by id, -1: none; empty if no logit is changed
   uint64_t step_ = 0;
 };
 

@@ -234,6 +234,7 @@ void attend_expanded(LayerContext& c, const AttentionWeights& w, const MlaSparse
   d.rope = m.rope;
   d.v_dim = m.v_head;
   d.position = c.staged.tokens.position + first;
+  d.positions = total;
   d.kv = expand.y;
   d.k_pe = k_pe;
   d.indices = a.indices == nullptr ? nullptr : a.indices + first * a.k;

@@ -10,6 +10,7 @@ namespace tamis {
 namespace {
 
 constexpr int64_t kAlignment = 16;
+static_assert(sizeof(SampleEdit) == kAlignment, "places of edits are counted in them");
 
 // Lays arrays one after the other into memory that is uploaded as one piece. The first pass, with
 // no memory, only counts.
@@ -111,6 +112,9 @@ void StagedBatch::pack(Activations& act) {
     tokens.sequence = p.put(batch_.tokens.sequence, n);
     tokens.position = p.put(batch_.tokens.position, n);
     logit_rows = p.put(batch_.logit_rows.data(), rows());
+    const Packer::Room<SampleRow> rows_drawn =
+        p.room<SampleRow>(static_cast<int64_t>(batch_.draws.size()));
+    draws = rows_drawn.device;
     const Packer::Room<KvSequence> tables = p.room<KvSequence>(numbers(batch_));
     tokens.sequences = tables.device;
     // Last, because their number grows: all else stays where a recorded step looks for it.
@@ -118,6 +122,12 @@ void StagedBatch::pack(Activations& act) {
       const int32_t number = batch_.tokens.sequence[s.first_token];
       const int32_t* pages = p.put(batch_.tokens.sequences[number].pages, pages_of(batch_, s));
       if (tables.host != nullptr) tables.host[number].pages = pages;
+    }
+    const int64_t first_edit = p.size() / static_cast<int64_t>(sizeof(SampleEdit));
+    p.put(batch_.edits.data(), static_cast<int64_t>(batch_.edits.size()));
+    for (size_t r = 0; rows_drawn.host != nullptr && r < batch_.draws.size(); ++r) {
+      rows_drawn.host[r] = batch_.draws[r];
+      rows_drawn.host[r].first_edit += first_edit;  // of what lies where in_.to says
     }
   };
   Packer count(nullptr, nullptr);
@@ -159,6 +169,9 @@ void StagedBatch::check_logits(int32_t mark) const {
   out.host_best = best_;
   out.host_failed = best_ + rows();
   step_out(context_, out);
+  if (batch_.draws.empty()) return;
+  sample_tokens(context_, {logits, rows(), vocab_, draws,
+                           reinterpret_cast<const SampleEdit*>(in_.to), best_});
 }
 
 void StagedBatch::finish() const {

@@ -7,6 +7,7 @@
 //   s.finish();                            batch.logits, best and failed_layer are there
 #pragma once
 
+#include "kernels/sample/sample.h"
 #include "kernels/step_io/step_io.h"
 #include "model/transformer.h"
 
@@ -16,7 +17,8 @@ class StagedBatch {
  public:
   StagedBatch(KernelContext& context, const Batch& batch, int64_t vocab, Activations& act);
   void start() const;
-  // Marks sequences whose logits are not all finite, and finds the largest of each row.
+  // Marks sequences whose logits are not all finite, and finds each row's token: the largest, or
+  // the one drawn.
   void check_logits(int32_t mark) const;
   // Gives the results to the batch and waits for them.
   void finish() const;
@@ -24,6 +26,7 @@ class StagedBatch {
   TokenMap tokens;
   const int32_t* ids = nullptr;         // [tokens]
   const int32_t* logit_rows = nullptr;  // [batch.logit_rows]
+  const SampleRow* draws = nullptr;     // [batch.draws]
   float* logits = nullptr;
   int32_t* failed = nullptr;  // [batch.sequences], all -1 at the start
 

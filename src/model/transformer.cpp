@@ -119,6 +119,7 @@ StepGraphs::Key step_key(const LayerContext& c, const ModelWeights* weights) {
           c.selector.topk(),
           c.selector.uses_indexer() ? 1 : 0,
           c.selector.selects_all() ? 1 : 0,
+          c.batch.draws.empty() ? 0 : 1,
           indexer_needed(c) ? 1 : 0};
 }
 

@@ -16,6 +16,7 @@
 #include "base/function_ref.h"
 #include "comm/group.h"
 #include "kernels/context.h"
+#include "kernels/sample/sample.h"
 #include "model/activations.h"
 #include "model/config.h"
 #include "model/device_weights.h"
@@ -45,6 +46,9 @@ struct Batch {
   float* logits = nullptr;              // out [logit_rows, vocab_size]; or null
   int32_t* best =
       nullptr;  // out [logit_rows]: id of the largest logit, the lowest of equals; or null
+  // Device: with these, [logit_rows], `best` is the token drawn (kernels/sample/sample.h).
+  std::span<const SampleRow> draws;
+  std::span<const SampleEdit> edits;
   float* hidden = nullptr;  // out [tokens, hidden_size]: after the final norm; or null
   // out [sequences]: the first layer that produced a number that is not finite (num_layers: the
   // head), -1 if none. Such a sequence's logits mean nothing; the others' are untouched.

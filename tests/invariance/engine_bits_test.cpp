@@ -108,6 +108,32 @@ TEST_P(EngineBits, GreedyTokensNeedNoLogits) {
   for (const auto& answer : ids.front()) EXPECT_EQ(answer.size(), 12U);
 }
 
+// A device draws what the host draws from the same logits; so with the requests' neighbours too.
+TEST_P(EngineBits, DrawnTokensNeedNoLogits) {
+  std::vector<Request> requests;
+  for (uint32_t seed = 0; seed < 16; ++seed) {
+    Request r = request(seed, 1 + 9 * seed, 16);
+    if (seed % 8 == 7) r.sampling.temperature = 0;
+    r.sampling.top_p = seed % 2 == 0 ? 1.0F : 0.7F;
+    r.sampling.top_k = seed % 3 == 0 ? 0 : 20;
+    r.sampling.min_p = seed % 5 == 0 ? 0.01F : 0.0F;
+    r.sampling.repetition_penalty = seed % 4 == 1 ? 1.2F : 1.0F;
+    r.sampling.presence_penalty = seed % 4 == 2 ? 0.5F : 0.0F;
+    r.sampling.frequency_penalty = seed % 4 == 3 ? 0.3F : 0.0F;
+    if (seed % 6 == 5) r.sampling.logit_bias = {{3, 4.0F}, {7, -100.0F}, {3, 2.5F}};
+    requests.push_back(r);
+  }
+  std::vector<Request> bare = requests;
+  for (Request& r : bare) r.sampling.logprob = false;
+  Engine with(*model_, context_, options_), without(*model_, context_, options_);
+  auto want = run(with, requests), got = run(without, bare);
+  for (const auto& [number, answer] : want) {
+    EXPECT_EQ(got[number].ids, answer.ids) << number;
+    EXPECT_EQ(answer.ids.size(), 16U);
+  }
+  EXPECT_EQ(alone(bare[5]).ids, want[5].ids);
+}
+
 TEST_P(EngineBits, Among64Others) {
   std::vector<Request> requests;
   for (uint32_t i = 0; i < 65; ++i) requests.push_back(request(i, 1 + i * 7 % 120, 1 + i % 40));

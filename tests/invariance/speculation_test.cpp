@@ -136,6 +136,18 @@ TEST_P(Speculation, OwnGuessesChangeNothing) {
   }
 }
 
+// Nor where nobody asks for log-probabilities, and a device draws the tokens.
+TEST_P(Speculation, DrawnTokensNeedNoLogits) {
+  auto all = requests(12);
+  const auto want = plain(all);
+  for (Request& r : all) r.sampling.logprob = false;
+  EngineOptions o = options_;
+  o.speculative_tokens = 3;
+  Engine engine(*model_, context_, o);
+  const auto got = run(engine, all);
+  for (size_t i = 0; i < all.size(); ++i) EXPECT_EQ(got[i].ids, want[i].ids) << i;
+}
+
 TEST_P(Speculation, RightAndWrongGuessesChangeNothing) {
   auto all = requests(16);
   for (size_t i = 0; i < all.size(); i += 3) all[i].top_reads = 4;

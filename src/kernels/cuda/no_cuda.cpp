@@ -34,6 +34,7 @@
 #include "kernels/rms_norm/rms_norm_impl.h"
 #include "kernels/rope/rope_backward_impl.h"
 #include "kernels/rope/rope_impl.h"
+#include "kernels/sample/sample_impl.h"
 #include "kernels/step_io/step_io_impl.h"
 #include "kernels/swiglu/swiglu_backward_impl.h"
 #include "kernels/swiglu/swiglu_impl.h"
@@ -89,6 +90,8 @@ void mla_dense_backward_flash(KernelContext&, const MlaDenseBackwardArgs<float>&
 bool mla_flash_supports(const MlaSequence<float>&) { return true; }
 void mla_dense_train_flash(KernelContext&, const MlaDenseTrainArgs&) { refuse(); }
 void mla_dense_train_cuda(KernelContext&, const MlaDenseTrainArgs&) { refuse(); }
+void mla_dense_mma_cuda(KernelContext&, const MlaDenseArgs&) { refuse(); }
+bool mla_dense_mma_supports(const MlaDenseArgs&) { refuse(); }
 void mla_dense_cuda(KernelContext&, const MlaDenseArgs&) { refuse(); }
 bool mla_dense_cuda_supports(const MlaDenseArgs&) { return true; }
 void mla_sparse_backward_cuda(KernelContext&, const MlaSparseBackwardArgs<float>&) { refuse(); }
@@ -115,6 +118,7 @@ void ropes_cuda(KernelContext&, std::span<const RopeArgs>) { refuse(); }
 void token_ops_cuda(KernelContext&, int64_t, std::span<const TokenStep>) { refuse(); }
 void rope_cuda(KernelContext&, const RopeArgs&) { refuse(); }
 void round_rows_cuda(KernelContext&, const RoundRowsArgs&) { refuse(); }
+void sample_tokens_cuda(KernelContext&, const SampleTokensArgs&) { refuse(); }
 void scale_values_cuda(KernelContext&, float*, int64_t, float) { refuse(); }
 void select_window_cuda(KernelContext&, const SelectWindowArgs&) { refuse(); }
 void step_in_cuda(KernelContext&, const StepInArgs&) { refuse(); }

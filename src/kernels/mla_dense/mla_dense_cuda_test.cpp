@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <cstring>
+#include <string>
 
 #include "kernels/mla_dense/test_problem.h"
 #include "support/cuda_device.h"
@@ -18,7 +20,7 @@ bool same_bits(const float* a, const float* b, int64_t n) {
 
 class MlaDenseCuda : public CudaTest {
  protected:
-  Floats run(const Problem& problem, int64_t begin, int64_t end, bool round = false) {
+  Floats run(const Problem& problem, int64_t begin, int64_t end) {
     MlaDenseArgs a = problem.args(begin, end);
     const int64_t n = end - begin, s = problem.positions();
     const Device<float> q(context(), Floats(a.q, a.q + n * a.heads * (a.nope + a.rope)));
@@ -35,7 +37,7 @@ class MlaDenseCuda : public CudaTest {
     a.k_pe = k_pe.data();
     a.position = position.data();
     if (a.indices != nullptr) a.indices = indices.data();
-    a.round_bf16 = round;
+    a.round_bf16 = problem.round_bf16;
     a.out = out.data();
     mla_dense(context(), a);
     return out.read();
@@ -79,30 +81,79 @@ TEST_F(MlaDenseCuda, AttendsToTheSelectionAlone) {
 }
 
 TEST_F(MlaDenseCuda, BitsDependOnTheTokenAlone) {
-  for (const Shape& shape : kShapes) {
-    const Problem problem(shape, 67, 140);
-    const Floats whole = all(problem);
-    for (const int64_t chunk : {1, 7, 64}) {
-      if (skip_case()) continue;
-      for (int64_t begin = 0; begin < problem.tokens(); begin += chunk) {
-        const int64_t end = std::min(begin + chunk, problem.tokens());
-        const Floats piece = run(problem, begin, end);
-        ASSERT_TRUE(same_bits(whole.data() + begin * problem.row(), piece.data(),
-                              (end - begin) * problem.row()));
+  for (const bool rounded : {false, true}) {
+    for (const Shape& shape : kShapes) {
+      for (const bool selected : {false, true}) {
+        Problem problem(shape, 67, 140);
+        if (rounded) problem.round_inputs();
+        if (selected) problem.select(5);
+        const Floats whole = all(problem);
+        for (const int64_t chunk : {1, 7, 64}) {
+          if (skip_case()) continue;
+          for (int64_t begin = 0; begin < problem.tokens(); begin += chunk) {
+            const int64_t end = std::min(begin + chunk, problem.tokens());
+            const Floats piece = run(problem, begin, end);
+            ASSERT_TRUE(same_bits(whole.data() + begin * problem.row(), piece.data(),
+                                  (end - begin) * problem.row()));
+          }
+        }
       }
     }
   }
 }
 
 TEST_F(MlaDenseCuda, APositionThatAQueryDoesNotSeeCannotReachIt) {
-  Problem problem({2, 16, 8, 16}, 60, 60);
-  const Floats clean = all(problem);
-  problem.poison_position(31);
-  const Floats got = all(problem);
-  EXPECT_TRUE(same_bits(clean.data(), got.data(), 31 * problem.row()));
-  for (size_t i = static_cast<size_t>(31 * problem.row()); i < got.size(); ++i) {
-    ASSERT_TRUE(std::isnan(got[i])) << i;
+  for (const bool rounded : {false, true}) {
+    Problem problem({2, 16, 8, 16}, 60, 60);
+    if (rounded) problem.round_inputs();
+    const Floats clean = all(problem);
+    problem.poison_position(31);
+    const Floats got = all(problem);
+    EXPECT_TRUE(same_bits(clean.data(), got.data(), 31 * problem.row()));
+    for (size_t i = static_cast<size_t>(31 * problem.row()); i < got.size(); ++i) {
+      ASSERT_TRUE(std::isnan(got[i])) << i;
+    }
   }
+}
+
+// As mla_sparse's: weights are rounded to bf16 before they are divided by their sum here and after
+// in the reference; each moves a weighted mean by at most a unit of the largest value.
+TEST_F(MlaDenseCuda, TensorCoresAgreeWithTheReference) {
+  for (const Shape& shape : kShapes) {
+    for (const auto& [tokens, positions] :
+         {std::pair<int64_t, int64_t>{1, 1}, {1, 300}, {3, 64}, {65, 65}, {130, 200}, {64, 513}}) {
+      for (const int64_t k : {0, 1, 64, 400}) {
+        if (skip_case()) continue;
+        Problem problem(shape, tokens, positions);
+        problem.round_inputs();
+        if (k > 0) problem.select(k);
+        expect_near(all(problem), problem.all("reference"),
+                    4 * problem.tolerance() + 2 * kUnitBf16 * problem.largest_value());
+      }
+    }
+  }
+  const std::vector<std::string> ran = context().explain();
+  EXPECT_EQ(std::count(ran.begin(), ran.end(), "mla_dense: cuda_mma"), 1);
+}
+
+// Where every selected position of a tile, or of all before it, is another query's.
+TEST_F(MlaDenseCuda, ValuesThatAreNotFiniteReachTheirQueriesAlone) {
+  Problem problem({2, 128, 64, 128}, 70, 300);
+  problem.round_inputs();
+  problem.select(30);
+  const Floats clean = all(problem);
+  problem.poison_position(280);
+  const Floats got = all(problem);
+  int64_t hit = 0;
+  for (int64_t t = 0; t < problem.tokens(); ++t) {
+    const int32_t* list = problem.args(t, t + 1).indices;
+    const bool sees = std::find(list, list + 30, 280) != list + 30;
+    hit += sees ? 1 : 0;
+    for (int64_t i = t * problem.row(); i < (t + 1) * problem.row(); ++i) {
+      ASSERT_TRUE(sees ? std::isnan(got[i]) : got[i] == clean[i]) << t;
+    }
+  }
+  EXPECT_GT(hit, 0) << "nobody sees it";
 }
 
 }  // namespace

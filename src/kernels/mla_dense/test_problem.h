@@ -7,6 +7,7 @@
 #include "kernels/mla_dense/mla_dense.h"
 #include "kernels/tolerance.h"
 #include "support/paged_cache.h"
+#include "tensor/convert.h"
 
 namespace tamis::mla_dense_test {
 
@@ -39,6 +40,7 @@ class Problem {
     a.position = position_.data() + begin;
     a.kv = kv_.data();
     a.k_pe = k_pe_.data();
+    a.positions = positions_;
     a.indices = indices_.empty() ? nullptr : indices_.data() + begin * k_;
     a.k = k_;
     a.softmax_scale = scale();
@@ -94,6 +96,14 @@ class Problem {
   }
 
   bool round_bf16 = false;  // what run() asks for
+
+  // As the native path has them.
+  void round_inputs() {
+    round_bf16 = true;
+    for (auto* values : {&q_, &kv_, &k_pe_}) {
+      for (float& x : *values) x = round_to_bf16(x);
+    }
+  }
 
   // k random positions that each query sees, or all if it sees fewer.
   void select(int64_t k) {
