@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "base/error.h"
+#include "cli/crossover.h"
 #include "cli/support.h"
 #include "comm/launcher.h"
 
@@ -34,6 +35,18 @@ void ModelFlags::add_to(CLI::App& app) {
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
   app.add_option("--selection-seed", selection_seed, "Seed of --attention random");
   app.add_option("--cache-type", cache, "auto, f32, bf16 or fp8")->capture_default_str();
+  app.add_option("--gemm", gemm,
+                 "With --backend cuda --precision native, products of many rows by Tamis's own "
+                 "kernels (own), or by cuBLASLt (cublaslt): faster where matrices are large, but a "
+                 "token's bits then depend on the batch and the chunk it is computed in")
+      ->check(CLI::IsMember({"own", "cublaslt"}))
+      ->capture_default_str();
+  app.add_option("--dense-below", dense_below,
+                 "With --backend cuda --precision native, positions of a prompt before this one "
+                 "attend in the expanded (MHA) form, those after it in the absorbed (MQA) form; "
+                 "default what `tamis plan --measure` has stored for this GPU, else by counting "
+                 "products")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
   app.add_flag("--explain-kernels", explain_kernels,
                "Print which implementation of each operation ran");
 }
@@ -42,6 +55,12 @@ std::unique_ptr<KernelContext> ModelFlags::make_context() const {
   const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   auto context =
       std::make_unique<KernelContext>(threads > 0 ? threads : cores, backend_from_name(backend));
+  if (gemm == "cublaslt") {
+    if (context->device() == nullptr) {
+      throw UsageError("--gemm cublaslt: only with --backend cuda");
+    }
+    context->force("linear_tiles", "cuda_cublaslt");
+  }
   if (const char* forced = std::getenv("TAMIS_OP")) context->force_list(forced);
   return context;
 }
@@ -56,6 +75,16 @@ LoadOptions ModelFlags::load_options() const {
   }
   if (cuda && o.model.precision == Precision::kInt8) {
     throw UsageError("--precision int8: not on --backend cuda; use exact");
+  }
+  if (cuda && o.model.precision == Precision::kNative) {
+    o.expand_below = [this](const ModelConfig& config) {
+      if (dense_below >= 0) return dense_below;
+      const std::string key = crossover_key(cuda_devices().front().name, config);
+      return stored_crossover(crossover_file(), key).value_or(-1);
+    };
+  }
+  if (dense_below >= 0 && !o.expand_below) {
+    throw UsageError("--dense-below: only with --backend cuda --precision native");
   }
   o.model.swap_index_rope = wrong_index_rope;
   o.index_topk = index_topk;

@@ -21,7 +21,9 @@ struct ModelFlags {
   std::string precision = "auto";  // set before add_to by commands with another default
   std::string attention = "auto";
   std::string cache = "auto";
+  std::string gemm = "own";
   int64_t index_topk = 0;
+  int64_t dense_below = -1;  // --dense-below; -1: not given
   uint64_t selection_seed = 0;
   bool follow_links = false;
   bool explain_kernels = false;

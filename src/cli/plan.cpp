@@ -8,7 +8,9 @@
 #include <nlohmann/json.hpp>
 
 #include "base/json.h"
+#include "base/log.h"
 #include "cli/commands.h"
+#include "cli/crossover.h"
 #include "cli/model_flags.h"
 #include "cli/support.h"
 
@@ -33,6 +35,7 @@ struct Plan {
   MachineLimits limits;
   std::vector<Speed> speeds;
   int64_t crossover = -1, available = 0, measured_peak = 0;
+  int64_t dense_below = -1;  // of prompts on a device, measured
 };
 
 PlanOptions plan_options(const Flags& f, const LoadedModel& model, const ProcessMemory& before,
@@ -63,6 +66,24 @@ void measure(KernelContext& context, const LoadedModel& model, const PlanOptions
     t.policy.kind = s.attention;
     s.measured = measure_decode(context, model, s.depth, t).tokens_per_second;
   }
+}
+
+// Where prompts are read faster in the absorbed form, for later runs on this GPU.
+void find_crossover(KernelContext& context, const LoadedModel& model, const PlanOptions& o,
+                    Plan& plan) {
+  if (o.precision != Precision::kNative || o.policy.kind != AttentionKind::kSparse) return;
+  ThroughputOptions t;
+  t.policy = o.policy;
+  t.cache = o.cache;
+  t.chunk = o.chunk;
+  plan.dense_below = measure_crossover(context, model, t);
+  const std::string file = crossover_file();
+  if (file.empty()) {
+    log_warning("the crossover is not stored: set TAMIS_CACHE or HOME, or pass --dense-below");
+    return;
+  }
+  store_crossover(file, crossover_key(context.device()->info().name, model.config()),
+                  plan.dense_below);
 }
 
 void add_speeds(const LoadedModel& model, const PlanOptions& o, Plan& plan) {
@@ -124,6 +145,10 @@ std::string speed_table(const Plan& plan) {
                     attention_name(s.attention), (s.cost.weight_bytes + s.cost.cache_bytes) * 1e-6,
                     s.cost.flops * 1e-6, rate(s.predicted), rate(s.measured));
   }
+  if (plan.dense_below >= 0) {
+    out += fmt::format("Prompts attend in the expanded form before position {}, measured\n",
+                       plan.dense_below);
+  }
   if (plan.crossover >= 0) out += fmt::format("Sparse wins from depth {}\n", plan.crossover);
   return out;
 }
@@ -156,6 +181,7 @@ OrderedJson to_json(const Plan& plan, const PlanOptions& o) {
                   {"largest_context", m.largest_context},
                   {"decode", speeds}};
   if (plan.measured_peak > 0) out["memory"]["measured_peak"] = plan.measured_peak;
+  if (plan.dense_below >= 0) out["dense_below"] = plan.dense_below;
   if (plan.limits.flops > 0) {
     out["machine"] = {{"read_bytes_per_s", plan.limits.read_bytes_per_second},
                       {"flops", plan.limits.flops}};
@@ -217,10 +243,10 @@ int run(const Flags& f) {
   if (f.measure) {
     add_speeds(*model, o, measured);
     measure(*context, *model, o, measured);
+    if (context->device() != nullptr) find_crossover(*context, *model, o, plan);
   }
   plan.measured_peak = measured.measured_peak;
-  // The probe measures the CPU.
-  if (!f.no_probe && context->device() == nullptr) {
+  if (!f.no_probe) {
     plan.limits = probe_machine(*context);
     plan.crossover = crossover_depth(*model, o, plan.limits);
   }

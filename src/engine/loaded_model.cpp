@@ -15,9 +15,10 @@ ModelConfig configure(const Checkpoint& checkpoint, const LoadOptions& options) 
   return c;
 }
 
-ModelOptions choose(const LoadOptions& options, const ModelWeights& weights,
-                    const std::string& folder) {
+ModelOptions choose(const LoadOptions& options, const ModelConfig& config,
+                    const ModelWeights& weights, const std::string& folder) {
   ModelOptions model = options.model;
+  if (options.expand_below) model.expand_below = options.expand_below(config);
   const bool quantised = weights.has_integers();
   if (model.precision == Precision::kInt8 && !quantised) {
     throw UsageError("precision int8: " + folder +
@@ -38,6 +39,6 @@ LoadedModel::LoadedModel(const std::string& folder, const LoadOptions& options,
       config_(configure(checkpoint_, options)),
       weights_(ModelWeights::load(checkpoint_, config_, *group_, options.with_mtp)),
       model_(std::make_unique<Transformer>(config_, weights_, *group_,
-                                           choose(options, weights_, folder))) {}
+                                           choose(options, config_, weights_, folder))) {}
 
 }  // namespace tamis

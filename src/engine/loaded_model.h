@@ -1,6 +1,7 @@
 // A checkpoint opened for running: configuration, mapped weights, the model over them.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -16,6 +17,8 @@ struct LoadOptions {
   int64_t index_topk = 0;     // in place of the checkpoint's, if not 0
   bool with_mtp = false;      // load the multi-token-prediction layers too
   bool follow_links = false;  // accept files that are links to outside the folder
+  // Given the configuration: ModelOptions::expand_below, in place of what is there.
+  std::function<int64_t(const ModelConfig&)> expand_below;
   // Precision::kExact becomes kInt8 if the checkpoint has weights in int8 or int4.
   bool int8_if_quantised = false;
 };

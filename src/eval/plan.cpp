@@ -7,6 +7,7 @@
 #include <string>
 
 #include "kernels/linear/linear.h"
+#include "kernels/workloads/cuda_workloads.h"
 #include "model/device_weights.h"
 
 namespace tamis {
@@ -152,6 +153,11 @@ DevicePlan plan_device_memory(const LoadedModel& model, const PlanOptions& o, in
 }
 
 MachineLimits probe_machine(KernelContext& context) {
+  if (context.device() != nullptr) {
+    const CudaPeak peak = measure_cuda_peak(context);
+    // Of the bytes copied half are read.
+    return {peak.bytes_per_second, peak.flops};
+  }
   constexpr int64_t kCols = 4096, kRows = int64_t{1} << 14, kSide = 512, kTokens = 256;
   // Any bits that are ordinary numbers: 0x3c3c is bf16 0.0115.
   std::vector<std::byte> memory(static_cast<size_t>(kRows * kCols * 2), std::byte{0x3c});

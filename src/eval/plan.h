@@ -61,7 +61,7 @@ int64_t activation_bytes(const ModelConfig& config, const PlanOptions& options, 
                          int64_t tokens);
 
 // What our own products reach here: a matrix from memory times one vector, and one from cache
-// times many.
+// times many. On a device a copy and mma.sync.
 struct MachineLimits {
   double read_bytes_per_second = 0, flops = 0;
 };

@@ -56,7 +56,8 @@ class Bench {
         selector_(make_selector(options.policy)),
         cache_(model.config(), paged(options, max_tokens), context.device()),
         sequences_(static_cast<size_t>(options.batch)),
-        seed_(options.seed) {
+        seed_(options.seed),
+        expand_below_(options.expand_below) {
     for (CachedSequence& s : sequences_) {
       if (!cache_.reserve(s, max_tokens)) throw UsageError("bench: the cache is too small");
     }
@@ -75,8 +76,10 @@ class Bench {
     cache_.write_back(pages);
   }
 
-  // One forward pass of `tokens` random ids for each sequence; logits of the last of each.
-  void step(int64_t tokens) {
+  // One forward pass of `tokens` random ids for each sequence; logits of the last of each. As the
+  // engine, it reads prompts in the expanded form in native precision.
+  void step(int64_t tokens, bool prompt = false) {
+    const bool expanded = prompt && model_.model().options().precision == Precision::kNative;
     const auto vocab = static_cast<uint64_t>(model_.config().vocab_size);
     ids_.clear();
     positions_.clear();
@@ -85,7 +88,7 @@ class Bench {
     slices_.clear();
     tables_.clear();
     for (CachedSequence& s : sequences_) {
-      slices_.push_back({static_cast<int64_t>(ids_.size()), tokens, false});
+      slices_.push_back({static_cast<int64_t>(ids_.size()), tokens, expanded});
       tables_.push_back({s.pages.data()});
       for (int64_t i = 0; i < tokens; ++i) {
         seed_ = mix(seed_);
@@ -106,6 +109,7 @@ class Bench {
                 tables_.data()};
     b.ids = ids_.data();
     b.sequences = slices_;
+    b.expand_below = expand_below_;
     b.kv = cache_.view();
     b.logit_rows = rows_;
     b.logits = best_only ? nullptr : logits_.data();
@@ -127,6 +131,7 @@ class Bench {
   PagedCache cache_;
   std::vector<CachedSequence> sequences_;
   uint64_t seed_;
+  int64_t expand_below_;
   Activations act_;
   std::vector<int32_t> ids_, positions_, sequence_, rows_, best_, failed_;
   std::vector<BatchSequence> slices_;
@@ -213,7 +218,7 @@ Throughput measure_prefill(KernelContext& context, const LoadedModel& model, int
     bench.set_depth(0);
     seconds.push_back(timed([&] {
       for (int64_t done = 0; done < tokens; done += options.chunk) {
-        bench.step(std::min(options.chunk, tokens - done));
+        bench.step(std::min(options.chunk, tokens - done), true);
       }
     }));
   }
@@ -226,6 +231,42 @@ Throughput measure_prefill(KernelContext& context, const LoadedModel& model, int
                                  tokens / 2, options.batch);
   t.gigaflops = c.flops * static_cast<double>(tokens) / t.seconds * 1e-9;
   return t;
+}
+
+double measure_chunk(KernelContext& context, const LoadedModel& model, int64_t depth,
+                     const ThroughputOptions& options) {
+  Bench bench(context, model, options, depth + options.chunk);
+  bench.fill(depth);
+  std::vector<double> seconds;
+  for (int64_t r = 0; r <= options.repeat; ++r) {
+    bench.set_depth(depth);
+    seconds.push_back(timed([&] { bench.step(options.chunk, true); }));
+  }
+  seconds.erase(seconds.begin());  // buffers grew
+  return median(seconds);
+}
+
+int64_t measure_crossover(KernelContext& context, const LoadedModel& model,
+                          const ThroughputOptions& options) {
+  const int64_t end = model.config().max_position - options.chunk;
+  const auto wins = [&](int64_t depth) {
+    ThroughputOptions absorbed = options, expanded = options;
+    absorbed.expand_below = 0;
+    expanded.expand_below = INT64_MAX;
+    return measure_chunk(context, model, depth, absorbed) <
+           measure_chunk(context, model, depth, expanded);
+  };
+  int64_t low = 0, high = std::max<int64_t>(options.policy.topk, 1);
+  while (high < end && !wins(high)) {
+    low = high;
+    high *= 2;
+  }
+  if (high >= end) return model.config().max_position;
+  while (high - low > high / 16) {
+    const int64_t middle = low + (high - low) / 2;
+    (wins(middle) ? high : low) = middle;
+  }
+  return high;
 }
 
 Throughput measure_decode(KernelContext& context, const LoadedModel& model, int64_t depth,

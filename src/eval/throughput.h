@@ -17,6 +17,7 @@ struct ThroughputOptions {
   int64_t tokens = 32;  // decode steps timed
   int64_t repeat = 3;   // the median is reported
   uint64_t seed = 1;
+  int64_t expand_below = -1;  // of a prompt's attention; -1: the model's
 };
 
 struct Throughput {
@@ -30,6 +31,15 @@ struct Throughput {
 // Prompts of `tokens` random ids, from an empty cache.
 Throughput measure_prefill(KernelContext& context, const LoadedModel& model, int64_t tokens,
                            const ThroughputOptions& options);
+
+// Seconds of one chunk of a prompt behind `depth` tokens of random cache entries; the median.
+double measure_chunk(KernelContext& context, const LoadedModel& model, int64_t depth,
+                     const ThroughputOptions& options);
+
+// The first position from which a chunk in the absorbed form is faster than one in the expanded
+// form, to a sixteenth of it; the model's longest context if none is.
+int64_t measure_crossover(KernelContext& context, const LoadedModel& model,
+                          const ThroughputOptions& options);
 
 // Decode steps after `depth` tokens of context. The context's cache entries are random numbers of
 // the size that norms give: they take the same time as real ones and need no hour-long prefill.

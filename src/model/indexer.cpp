@@ -30,11 +30,8 @@ void rotated(LayerContext& c, float* x, int64_t heads, bool hadamard_too) {
 // Every token takes all that it sees, and nobody asks for the list: on a device, attention without
 // one has the same bits and saves making it.
 bool takes_all(const LayerContext& c) {
-  const auto& sequences = c.batch.sequences;
   return c.act.place.device != nullptr && c.observer == nullptr && c.selector.uses_indexer() &&
-         !indexer_needed(c) &&
-         std::none_of(sequences.begin(), sequences.end(),
-                      [](const BatchSequence& s) { return s.expanded; });
+         !indexer_needed(c);
 }
 
 }  // namespace

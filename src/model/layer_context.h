@@ -55,6 +55,10 @@ struct LayerContext {
 void mla_forward(LayerContext& c, const AttentionWeights& w, const LayerConfig& kind,
                  int64_t layer);
 
+// The position at which dense attention in the expanded form costs as many products as that to
+// `topk` entries in the absorbed form.
+int64_t balanced_position(const ModelConfig& config, int64_t topk);
+
 // The indexer of one layer, in steps around those of mla_forward: whether there will be scores;
 // whether keys and queries are rotated before they are quantised; the key's norm; RoPE of the key
 // and, if there are any, the queries; what follows it; the queries' scales.

@@ -245,6 +245,27 @@ void attend_expanded(LayerContext& c, const AttentionWeights& w, const MlaSparse
   mla_dense(c.kernels, d);
 }
 
+// ModelOptions::expand_below says where.
+int64_t expand_below(const LayerContext& c) {
+  if (c.selector.selects_all()) return INT64_MAX;
+  if (c.batch.expand_below >= 0) return c.batch.expand_below;
+  if (c.options.expand_below >= 0) return c.options.expand_below;
+  if (c.act.place.device == nullptr) return INT64_MAX;
+  return balanced_position(c.config, c.selector.topk());
+}
+
+// The tokens of a prompt before that position, then the others: what one of them gets does not
+// depend on where its chunk ends.
+void attend_prompt(LayerContext& c, const AttentionWeights& w, const MlaSparseArgs& a,
+                   const BatchSequence& s) {
+  const int32_t* position = c.batch.tokens.position + s.first_token;
+  const int64_t below =
+      std::lower_bound(position, position + s.num_tokens, expand_below(c)) - position;
+  if (below > 0) attend_expanded(c, w, a, {s.first_token, below, true});
+  if (below == s.num_tokens) return;
+  attend_absorbed(c, w, a, {s.first_token + below, s.num_tokens - below, false});
+}
+
 void attend(LayerContext& c, const AttentionWeights& w, const MlaSparseArgs& a) {
   const int64_t n = c.tokens(), heads = c.local_heads();
   c.act.o.get(n * heads * c.config.v_head);
@@ -253,7 +274,7 @@ void attend(LayerContext& c, const AttentionWeights& w, const MlaSparseArgs& a) 
                                     [](const BatchSequence& s) { return s.expanded; });
   if (!expanded) return attend_absorbed(c, w, a, {0, n, false});
   for (const BatchSequence& s : c.batch.sequences) {
-    s.expanded ? attend_expanded(c, w, a, s) : attend_absorbed(c, w, a, s);
+    s.expanded ? attend_prompt(c, w, a, s) : attend_absorbed(c, w, a, s);
   }
 }
 
@@ -273,6 +294,10 @@ void project_out(LayerContext& c, const AttentionWeights& w) {
 }
 
 }  // namespace
+
+int64_t balanced_position(const ModelConfig& m, int64_t topk) {
+  return topk * (2 * m.kv_lora + m.rope) / (m.nope + m.rope + m.v_head);
+}
 
 void mla_forward(LayerContext& c, const AttentionWeights& w, const LayerConfig& kind,
                  int64_t layer) {

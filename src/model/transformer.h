@@ -33,7 +33,8 @@ struct LayerContext;
 // One sequence's tokens within a batch.
 struct BatchSequence {
   int64_t first_token = 0, num_tokens = 0;
-  // Attention in the expanded (MHA) form: the native path's prefill. Off, the absorbed form.
+  // Attention in the expanded (MHA) form, for positions before expand_below: the native path's
+  // prefill. Off, the absorbed form (MQA).
   bool expanded = false;
 };
 
@@ -42,6 +43,7 @@ struct Batch {
   const int32_t* ids = nullptr;  // [tokens], each in [0, vocab_size)
   std::span<const BatchSequence> sequences;
   KvView kv;
+  int64_t expand_below = -1;            // -1: the model's
   std::span<const int32_t> logit_rows;  // tokens whose logits are wanted
   float* logits = nullptr;              // out [logit_rows, vocab_size]; or null
   int32_t* best =
@@ -60,6 +62,10 @@ struct ModelOptions {
   // Wrong on purpose, for the negative controls of `tamis verify`.
   bool swap_index_rope = false;
   bool no_hadamard = false;
+  // From this position on a prompt's tokens attend in the absorbed form, which reads the selected
+  // entries alone. -1: on a device where both forms need as many products, on the CPU nowhere.
+  // Where nothing is selected the expanded form needs fewer everywhere.
+  int64_t expand_below = -1;
 };
 
 class Transformer {
