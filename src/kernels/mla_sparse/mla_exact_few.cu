@@ -87,36 +87,58 @@ __device__ bool last_of(uint32_t* arrivals, int count) {
   return last;
 }
 
-// Folds the parts of the block's heads, as mla_exact_combine.
+// Folds the parts of the block's heads, as mla_exact_combine; those of kAtOnce chunks and all heads
+// are on their way together.
 __device__ void fold_parts(const MlaSparseArgs& a, int width, const Parts& parts, int64_t t,
                            int64_t head0, int chunks) {
-  const int heads = static_cast<int>(min(a.heads - head0, int64_t{kHeads}));
-  for (int r = 0; r < heads; ++r) {
-    Softmax all;
-    float sum[kColumns] = {};
-#pragma unroll 8
-    for (int c = 0; c < chunks; ++c) {
-      const int64_t at = (t * parts.chunks + c) * a.heads + head0 + r;
-      const float2 stats = __ldcg(reinterpret_cast<const float2*>(parts.stats) + at);
-      Fold f{0, 1};
-      if (c == 0) {
-        all = {stats.x, stats.y};
-      } else {
-        f = fold(all, {stats.x, stats.y}, &all);
-      }
+  constexpr int kAtOnce = 8;
+  Softmax all[kHeads];
+  float sum[kHeads][kColumns] = {};
+  for (int c0 = 0; c0 < chunks; c0 += kAtOnce) {
+    float2 stats[kAtOnce][kHeads];
+    float part[kAtOnce][kHeads][kColumns];
 #pragma unroll
-      for (int j = 0; j < kColumns; ++j) {
-        const int d = threadIdx.x + kBlock * j;
-        if (d >= width) continue;
-        const float part = __ldcg(parts.sums + at * width + d);
-        sum[j] = c == 0 ? part : fmaf(sum[j], f.left, part * f.right);
+    for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+      for (int r = 0; r < kHeads; ++r) {
+        const int64_t h = min(head0 + r, a.heads - 1);
+        const int64_t at = (t * parts.chunks + min(c0 + i, chunks - 1)) * a.heads + h;
+        stats[i][r] = __ldcg(reinterpret_cast<const float2*>(parts.stats) + at);
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j) {
+          const int d = min(static_cast<int>(threadIdx.x) + kBlock * j, width - 1);
+          part[i][r][j] = __ldcg(parts.sums + at * width + d);
+        }
       }
     }
-    const float factor = 1.0f / all.sum;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (c0 + i >= chunks) break;
+#pragma unroll
+      for (int r = 0; r < kHeads; ++r) {
+        const Softmax next{stats[i][r].x, stats[i][r].y};
+        Fold f{0, 1};
+        if (c0 + i == 0) {
+          all[r] = next;
+        } else {
+          f = fold(all[r], next, &all[r]);
+        }
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j) {
+          const float x = part[i][r][j];
+          sum[r][j] = c0 + i == 0 ? x : fmaf(sum[r][j], f.left, x * f.right);
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < kHeads; ++r) {
+    const float factor = 1.0f / all[r].sum;
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
-      const int d = threadIdx.x + kBlock * j;
-      if (d < width) a.out[(t * a.heads + head0 + r) * width + d] = sum[j] * factor;
+      const int d = static_cast<int>(threadIdx.x) + kBlock * j;
+      if (head0 + r >= a.heads || d >= width) continue;
+      a.out[(t * a.heads + head0 + r) * width + d] = sum[r][j] * factor;
     }
   }
 }
