@@ -112,7 +112,9 @@ PrefixFile prefix_file(const Flags& f, const server::AppOptions& o, const Loaded
                        const CacheOptions& cache) {
   if (f.prefix_file.empty()) return {};
   // Tenants are numbered by their place among the keys.
-  std::string more = f.model.backend + '\n';
+  // What the prefixes' bits depend on, beside what prefix_maker() looks at.
+  std::string more = f.model.backend + '\n' + f.model.gemm + '\n' +
+                     std::to_string(model.model().options().expand_below) + '\n';
   for (const std::string& key : o.access.keys) more += key + '\n';
   return {f.prefix_file, prefix_maker(model, cache, more), f.prefix_file_bytes};
 }
