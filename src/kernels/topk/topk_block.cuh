@@ -79,6 +79,33 @@ __device__ void find_bin(uint32_t rank, Search<B>& s) {
   __syncthreads();
 }
 
+// choose() among the `count` values from low to high, at most 32: every warp looks at all of them.
+template <typename B, typename Visit>
+__device__ Cut choose_few(const Visit& visit, int64_t n, uint32_t rank, uint32_t low, uint32_t high,
+                          uint32_t count, Search<B>& s) {
+  __syncthreads();  // the bins are read
+  if (threadIdx.x == 0) s.bins[0] = 0;
+  __syncthreads();
+  for (int64_t i = threadIdx.x; i < n; i += B::kThreads) {
+    visit(i, [&](uint32_t v) {
+      if (v >= low && v <= high) s.bins[1 + atomicAdd(&s.bins[0], 1u)] = v;
+    });
+  }
+  __syncthreads();
+  const uint32_t lane = threadIdx.x % 32, mine = lane < count ? s.bins[1 + lane] : 0;
+  uint32_t greater = 0, equal = 0;
+  for (uint32_t i = 0; i < count; ++i) {
+    const uint32_t other = __shfl_sync(kAll, mine, static_cast<int>(i));
+    greater += other > mine ? 1 : 0;
+    equal += other == mine ? 1 : 0;
+  }
+  const bool here = lane < count && greater < rank && rank <= greater + equal;
+  const int at = __ffs(static_cast<int>(__ballot_sync(kAll, here))) - 1;
+  const uint32_t ties = __shfl_sync(kAll, rank - greater, at);
+  const bool all = ties == __shfl_sync(kAll, equal, at);
+  return {__shfl_sync(kAll, mine, at), all ? -1 : static_cast<int32_t>(ties)};
+}
+
 // Chooses `rank` of the `n` values visit(i, f) gives to f (it may give none for an i), from the
 // greatest down. There are at least `rank` of them, 1 or more.
 template <typename B, typename Visit>
@@ -118,6 +145,7 @@ __device__ Cut choose(const Visit& visit, int64_t n, uint32_t rank, Search<B>& s
     if (count == rank) return {low, -1};
     if (shift == 0) return {low, static_cast<int32_t>(rank)};
     high = min(high, low + (1u << shift) - 1);
+    if (count <= 32) return choose_few(visit, n, rank, low, high, count, s);
     __syncthreads();  // the bins are read; they are cleared next
   }
 }
