@@ -15,8 +15,8 @@ namespace {
 struct Cut {
   int64_t first_task = 0, tasks = 0;
   int64_t rows = 1, x_rows = 1, x_blocks = 0;  // rows of W and of x in a task
-  // Where its x lies among all quantised x, and who quantises it: none of the blocks if it is that
-  // of an earlier product.
+  // Where its x lies among all quantised x (bytes, and scales), and who quantises it: none of the
+  // blocks if it is that of an earlier product.
   int64_t values = 0, scales = 0, first_block = 0;
 };
 
@@ -59,8 +59,8 @@ bool same_x(const LinearArgs& a, const LinearArgs& b) {
 // The tasks of all products and the room of their x.
 struct Plan {
   Cut* cuts;
-  int64_t products, tasks = 0, blocks = 0;  // blocks of x to quantise
-  int64_t values = 0, scales = 0;
+  int64_t products, tasks = 0, blocks = 0;    // blocks of x to quantise
+  int64_t values = 0, bytes = 0, scales = 0;  // of x
 
   // The product that has number `index` of the tasks, or of the blocks.
   const Cut& find(int64_t index, int64_t Cut::*first) const {
@@ -86,9 +86,10 @@ Plan plan_products(std::span<const LinearArgs> args, int threads, Cut* cuts) {
       cut.scales = last_cut->scales;
       continue;
     }
-    cut.values = plan.values;
+    cut.values = plan.bytes;
     cut.scales = plan.scales;
     plan.values += a.m * group_count(a.w.cols) * kIntGroup;
+    plan.bytes += a.m * group_count(a.w.cols) * kIntGroup * value_bytes(a.m);
     plan.scales += a.m * group_count(a.w.cols);
     plan.blocks += cut.x_blocks;
     last = &a;
@@ -105,7 +106,7 @@ void linears_int8_simd(KernelContext& context, const std::span<const LinearArgs>
   const auto products = static_cast<int64_t>(args.size());
   auto* cuts = reinterpret_cast<Cut*>(context.scratch(0, 3, (products + 1) * kCutFloats));
   const Plan plan = plan_products(args, context.pool().num_threads(), cuts);
-  auto* values = reinterpret_cast<int8_t*>(context.scratch(0, 2, plan.values / 4));
+  auto* values = reinterpret_cast<int8_t*>(context.scratch(0, 2, plan.bytes / 4));
   float* scales = context.scratch(0, 4, plan.scales);
   for (const LinearArgs& a : args) {
     for (int64_t m = 0; a.w.cols == 0 && m < a.m; ++m) {
@@ -114,8 +115,8 @@ void linears_int8_simd(KernelContext& context, const std::span<const LinearArgs>
   }
   const auto part_of_x = [&](const LinearArgs& a, const Cut& cut, int64_t block) -> QuantisedX {
     const int64_t groups = group_count(a.w.cols), m = block * cut.x_rows;
-    return {values + cut.values + m * groups * kIntGroup, scales + cut.scales + m * groups,
-            std::min(cut.x_rows, a.m - m)};
+    return {values + cut.values + m * groups * kIntGroup * value_bytes(a.m),
+            scales + cut.scales + m * groups, std::min(cut.x_rows, a.m - m)};
   };
   const auto quantise = [&](int64_t index, int) {
     const Cut& cut = plan.find(index, &Cut::first_block);

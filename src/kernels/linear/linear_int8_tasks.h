@@ -19,14 +19,16 @@ constexpr int64_t kTaskBytes = 262144;              // weights of a task with fe
 constexpr int64_t kAhead = 256;                     // bytes of W fetched ahead in the direct path
 constexpr int64_t kAheadScaleRows = 2;              // rows of scales fetched ahead
 constexpr int64_t kQuads = kIntGroup / 4;           // of columns in a group
-constexpr int64_t kQuadBytes = 2 * kPanelRows * 4;  // of four columns: W and its magnitudes
+constexpr int64_t kQuadBytes = kPanelRows * 4 * 2;  // of four columns, as int16
 constexpr int64_t kGroupBytes = kQuads * kQuadBytes;
 constexpr int64_t kPanelFloats = kChunkGroups * kGroupBytes / 4;
 constexpr int64_t kPanelScales = kPanelRows * kChunkGroups;
 static_assert(kPanelRows == 2 * kLaneRows && kBlockX % kTileX == 0);
 
-// Some rows of x, quantised: for every chunk of groups, [rows][groups of the chunk][32] values in
-// the order of the format's Group, and beside them s_x [rows][groups of the chunk].
+// Some rows of x, quantised: for every chunk of groups, [rows][groups of the chunk][32] values, and
+// beside them s_x [rows][groups of the chunk]. Up to kDirectRows rows of x a value is a byte, in
+// the order of the format's Group; for more rows an int16, of every four of that order first the
+// two even ones, for all fours of the group, then the odd ones.
 struct QuantisedX {
   int8_t* values;
   float* scales;
@@ -46,6 +48,9 @@ struct QuantiseTask {
   int64_t m;
   QuantisedX x;
 };
+
+// Of a value of x where x has m rows.
+inline int64_t value_bytes(int64_t m) { return m > kDirectRows ? 2 : 1; }
 
 inline int64_t group_count(int64_t cols) { return (cols + kIntGroup - 1) / kIntGroup; }
 

@@ -6,11 +6,11 @@
 //   row becomes int16 and meets x in two multiply-adds; the sums of eight rows are gathered into
 //   one vector, converted and scaled once. About 75 instructions for 256 bytes of I8, so bound by
 //   the bandwidth of W. The eight rows lie an eighth of the task apart: eight contiguous streams.
-// blocked, more rows: 16 rows of W by 512 columns go into a panel (17 KiB, stays in L1), four
-// columns
-//   of eight rows in a vector and their magnitudes in another, and meet four columns of x,
-//   broadcast, in tiles of 4 rows of x: 8 sums, 4 registers of x, 2 of W. 40 instructions for 256
-//   products, and for 32 columns 34 more to scale the sums. Bound by the instructions a cycle.
+// blocked, more rows: 16 rows of W by 512 columns go into a panel (16 KiB, stays in L1) as int16,
+//   two columns of eight rows in a vector, and meet two columns of x, broadcast, in tiles of 4 rows
+//   of x: 8 sums, 4 registers of x, 2 of W. 22 instructions for 128 products, and for 32 columns 34
+//   more to scale the sums. Products of bytes need as many instructions (sign, multiply, widen, add
+//   for 32) but three of four, not two, on the two ports that multiply. Bound by those ports.
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -75,16 +75,23 @@ HWY_INLINE void even_columns_first(int8_t* q) {
   }
 }
 
+// 32 bytes as the int16 of QuantisedX.
+HWY_INLINE void widen_group(const int8_t* q, int8_t* out) {
+  const I8x values = load_ints(q);
+  store_ints(even_bytes(values), out);
+  store_ints(odd_bytes(values), out + kGroupValues);
+}
+
 void quantise_task(const QuantiseTask& task) {
   const LinearArgs& a = *task.args;
-  const int64_t groups = group_count(a.w.cols);
+  const int64_t groups = group_count(a.w.cols), bytes = value_bytes(a.m);
   for (int64_t begin = 0; begin < groups; begin += kChunkGroups) {
     const int64_t count = std::min(kChunkGroups, groups - begin);
-    int8_t* q = task.x.values + begin * task.x.rows * kIntGroup;
+    int8_t* q = task.x.values + begin * task.x.rows * kIntGroup * bytes;
     float* s = task.x.scales + begin * task.x.rows;
     for (int64_t i = 0; i < task.x.rows; ++i) {
       const float* x = a.x + (task.m + i) * a.x_stride;
-      for (int64_t g = begin; g < begin + count; ++g, q += kIntGroup) {
+      for (int64_t g = begin; g < begin + count; ++g, q += kIntGroup * bytes) {
         const int64_t c = g * kIntGroup;
         float edge[kGroupValues] = {};
         const float* from = x + c;
@@ -92,8 +99,11 @@ void quantise_task(const QuantiseTask& task) {
           std::copy_n(from, a.w.cols - c, edge);
           from = edge;
         }
-        *s++ = quantise_group(from, q);
-        if (a.w.dtype == DType::kI4) even_columns_first(q);
+        int8_t narrow[kGroupValues];
+        int8_t* values = bytes == 1 ? q : narrow;
+        *s++ = quantise_group(from, values);
+        if (a.w.dtype == DType::kI4) even_columns_first(values);
+        if (bytes != 1) widen_group(narrow, q);
       }
     }
   }
@@ -223,8 +233,8 @@ void direct(const Int8Task& task) {
 
 // ---- blocked
 
-// The panel: [groups][8 quads of columns], each the quads of 16 rows and then their magnitudes, and
-// s_w [groups][16 rows].
+// The panel: [groups][8 quads of columns], each the even columns of 16 rows as pairs of int16 and
+// then the odd ones, and s_w [groups][16 rows].
 struct Panel {
   int8_t* values;
   float* scales;
@@ -250,6 +260,7 @@ void fill_panel(const Weight& w, int64_t row, int64_t last, int64_t begin, int64
       I8x quads[kLaneRows];
       TAMIS_UNROLL for (int64_t i = 0; i < kLaneRows; ++i) {
         const int8_t* p = rows.values[i] + g * Groups::kBytes;
+        hwy::Prefetch(p + kPanelRows * w.row_bytes);  // of the next panel
         quads[i] = HWY_LIKELY(g < whole)
                        ? Groups::load_bytes(p)
                        : Groups::load_bytes(EdgeGroup<Groups>(p, w.cols - g * kIntGroup).bytes);
@@ -257,25 +268,26 @@ void fill_panel(const Weight& w, int64_t row, int64_t last, int64_t begin, int64
       transpose8(quads);
       int8_t* out = panel.values + k * kGroupBytes + v * kLaneRows * 4;
       TAMIS_UNROLL for (int64_t i = 0; i < kQuads; ++i) {
-        store_ints(quads[i], out + i * kQuadBytes);
-        store_ints(abs_bytes(quads[i]), out + i * kQuadBytes + kQuadBytes / 2);
+        store_ints(even_bytes(quads[i]), out + i * kQuadBytes);
+        store_ints(odd_bytes(quads[i]), out + i * kQuadBytes + kQuadBytes / 2);
       }
     }
   }
 }
 
-// The sums of one group for M rows of x, `stride` values apart, and 16 rows of W.
+// The sums of one group for M rows of x, `stride` bytes apart, and 16 rows of W.
 template <int M>
-HWY_INLINE void multiply_quads(const int8_t* HWY_RESTRICT w, const int8_t* HWY_RESTRICT x,
+HWY_INLINE void multiply_pairs(const int8_t* HWY_RESTRICT w, const int8_t* HWY_RESTRICT x,
                                int64_t stride, I8x (*sum)[2]) {
   TAMIS_UNROLL for (int m = 0; m < M; ++m) sum[m][0] = sum[m][1] = zero_ints();
-  TAMIS_UNROLL for (int64_t s = 0; s < kQuads; ++s, w += kQuadBytes, x += 4) {
-    I8x xs[M];
-    TAMIS_UNROLL for (int m = 0; m < M; ++m) xs[m] = broadcast_quad(x + m * stride);
-    TAMIS_UNROLL for (int v = 0; v < 2; ++v) {
-      const I8x ws = load_ints(w + v * kLaneRows * 4);
-      const I8x w_abs = load_ints(w + v * kLaneRows * 4 + kQuadBytes / 2);
-      TAMIS_UNROLL for (int m = 0; m < M; ++m) sum[m][v] = add_quads(ws, w_abs, xs[m], sum[m][v]);
+  TAMIS_UNROLL for (int64_t s = 0; s < kQuads; ++s, x += 4) {
+    TAMIS_UNROLL for (int64_t odd = 0; odd < 2; ++odd, w += kQuadBytes / 2) {
+      const I8x w0 = load_ints(w), w1 = load_ints(w + kLaneRows * 4);
+      TAMIS_UNROLL for (int m = 0; m < M; ++m) {
+        const I8x xs = broadcast_pair(x + m * stride + odd * kGroupValues);
+        sum[m][0] = add_pairs(xs, w0, sum[m][0]);
+        sum[m][1] = add_pairs(xs, w1, sum[m][1]);
+      }
     }
   }
 }
@@ -309,23 +321,30 @@ HWY_INLINE void store_y(const F8* values, int64_t valid, float* y) {
 template <int M>
 void tile(const Panel& panel, const int8_t* x, const float* s_x, int64_t count, bool first,
           int64_t valid, float* y, int64_t y_stride) {
-  F8 acc[M][2];
+  HWY_ALIGN float acc[M][kPanelRows];  // the integer sums have the registers
   TAMIS_UNROLL for (int m = 0; m < M; ++m) {
-    acc[m][0] = acc[m][1] = zero8();
-    if (!first) load_y(y + m * y_stride, valid, acc[m]);
+    F8 values[2] = {zero8(), zero8()};
+    if (!first) load_y(y + m * y_stride, valid, values);
+    store8(values[0], acc[m]);
+    store8(values[1], acc[m] + kLanes);
   }
   for (int64_t g = 0; g < count; ++g) {
     I8x sum[M][2];
-    multiply_quads<M>(panel.values + g * kGroupBytes, x + g * kIntGroup, count * kIntGroup, sum);
-    TAMIS_UNROLL for (int v = 0; v < 2; ++v) {
-      const F8 s_w = load8(panel.scales + g * kPanelRows + v * kLaneRows);
-      TAMIS_UNROLL for (int m = 0; m < M; ++m) {
-        const F8 scale = mul8(s_w, set8(s_x[m * count + g]));
-        acc[m][v] = fma8(to_floats(sum[m][v]), scale, acc[m][v]);
-      }
+    multiply_pairs<M>(panel.values + g * kGroupBytes, x + g * kIntGroup * 2, count * kIntGroup * 2,
+                      sum);
+    const float* s_w = panel.scales + g * kPanelRows;
+    const F8 s_w0 = load8(s_w), s_w1 = load8(s_w + kLanes);
+    TAMIS_UNROLL for (int m = 0; m < M; ++m) {
+      const F8 s = set8(s_x[m * count + g]);
+      float* to = acc[m];
+      store8(fma8(to_floats(sum[m][0]), mul8(s_w0, s), load8(to)), to);
+      store8(fma8(to_floats(sum[m][1]), mul8(s_w1, s), load8(to + kLanes)), to + kLanes);
     }
   }
-  TAMIS_UNROLL for (int m = 0; m < M; ++m) store_y(acc[m], valid, y + m * y_stride);
+  TAMIS_UNROLL for (int m = 0; m < M; ++m) {
+    const F8 values[2] = {load8(acc[m]), load8(acc[m] + kLanes)};
+    store_y(values, valid, y + m * y_stride);
+  }
 }
 
 // Groups [begin, begin + count) of 16 rows of W from `row` on, times all rows of x of the task.
@@ -335,7 +354,7 @@ void multiply_panel(const Int8Task& task, int64_t row, int64_t begin, int64_t co
   const int64_t last = task.row + task.rows;
   const Panel panel = {reinterpret_cast<int8_t*>(task.panel), task.panel + kPanelFloats};
   fill_panel<Groups>(a.w, row, last, begin, count, panel);
-  const int8_t* x = task.x.values + begin * task.x.rows * kIntGroup;
+  const int8_t* x = task.x.values + begin * task.x.rows * kIntGroup * 2;
   const float* s_x = task.x.scales + begin * task.x.rows;
   float* y = a.y + task.m * a.y_stride + row;
   for (int64_t m = 0; m < task.x.rows;) {
@@ -351,7 +370,7 @@ void multiply_panel(const Int8Task& task, int64_t row, int64_t begin, int64_t co
     }
     const int64_t done = std::min(left, kTileX);
     m += done;
-    x += done * count * kIntGroup;
+    x += done * count * kIntGroup * 2;
     s_x += done * count;
     y += done * a.y_stride;
   }

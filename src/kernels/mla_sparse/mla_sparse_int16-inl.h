@@ -18,6 +18,7 @@
 #include <cstring>
 #include <limits>
 
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "kernels/mla_sparse/mla_sparse_int16.h"
 #include "kernels/mla_sparse/mla_sparse_rows-inl.h"
@@ -29,10 +30,11 @@ HWY_BEFORE_NAMESPACE();
 namespace tamis {
 namespace HWY_NAMESPACE {
 
-static_assert(kInt16Tile == kTile);
-// Tiles whose values are summed together: the sums of a chunk stay in L1, and meet those of the
-// chunks before once.
-constexpr int64_t kGroupTiles = 4;
+// Tiles whose entries are weighed and summed together: a sum over a whole group meets float once.
+constexpr int64_t kGroupTiles = kInt16Group / kTile;
+static_assert(kInt16Group % kTile == 0);
+// Floats between the scores of two rows: not a power of two, whose rows share few sets of L1.
+constexpr int64_t kScoreStride = kInt16Group + kDotLanes;
 
 using PairTag = hn::RebindToSigned<LaneTag>;  // a lane: two int16, or an int32
 using PairVec = hn::Vec<PairTag>;
@@ -81,6 +83,21 @@ HWY_INLINE PairVec broadcast_pair(const int16_t* p) {
   return hn::Set(PairTag(), pair);
 }
 
+// x to the nearest integer, as the last 16 bits of a lane. |x| < 2^15: x + 1.5 * 2^23 has no bits
+// behind the point.
+HWY_INLINE PairVec nearest_bits(LaneVec x) {
+  const LaneTag d;
+  return hn::BitCast(PairTag(), hn::Add(x, hn::Set(d, 0x1.8p23F)));
+}
+
+// s_x of a row by its largest magnitude: NaN if a value is not finite, 0 if the row counts as
+// zeros. `integers`: its integers are not all 0.
+HWY_INLINE float int16_scale(float largest, int limit, bool* integers) {
+  *integers = largest <= std::numeric_limits<float>::max() && largest >= kSmallestInt16Row;
+  if (HWY_LIKELY(*integers)) return largest / static_cast<float>(limit);
+  return largest < kSmallestInt16Row ? 0 : std::numeric_limits<float>::quiet_NaN();
+}
+
 // quantize_int16 of x, padded with zeros to whole steps of 16, as is out.
 HWY_INLINE float quantise_row(const float* HWY_RESTRICT x, int64_t n, int limit,
                               int16_t* HWY_RESTRICT out) {
@@ -95,17 +112,57 @@ HWY_INLINE float quantise_row(const float* HWY_RESTRICT x, int64_t n, int limit,
     most = hn::Max(most, hn::And(hn::BitCast(di, hn::LoadU(d, x + i)), magnitude));
   }
   const auto largest = std::bit_cast<float>(hn::GetLane(hn::MaxOfLanes(di, most)));
-  if (HWY_UNLIKELY(!(largest <= std::numeric_limits<float>::max()) ||
-                   largest < kSmallestInt16Row)) {
+  bool integers;
+  const float scale = int16_scale(largest, limit, &integers);
+  if (HWY_UNLIKELY(!integers)) {
     std::fill_n(out, end, int16_t{0});
-    return largest < kSmallestInt16Row ? 0 : std::numeric_limits<float>::quiet_NaN();
+    return scale;
   }
   const auto inverse = hn::Set(d, static_cast<float>(limit) / largest);
   for (int64_t i = 0; i < end; i += kVec) {
     const auto scaled = hn::NearestInt(hn::Mul(hn::LoadU(d, x + i), inverse));
     hn::StoreU(hn::DemoteTo(shorts, scaled), shorts, out + i);
   }
-  return largest / static_cast<float>(limit);
+  return scale;
+}
+
+// quantise_row of a row of bf16, whose length is a multiple of 2 * kVec. A lane is a pair of
+// values: the even one in the low bits, as in memory.
+HWY_INLINE float quantise_bf16_row(const std::byte* HWY_RESTRICT in, int64_t n, int limit,
+                                   int16_t* HWY_RESTRICT out) {
+  const LaneTag d;
+  const PairTag di;
+  const auto* x = reinterpret_cast<const int16_t*>(in);
+  const auto high = hn::Set(di, static_cast<int32_t>(0xFFFF0000));
+  const auto even = [](PairVec pair) HWY_ATTR { return hn::ShiftLeft<16>(pair); };
+  const auto odd = [high](PairVec pair) HWY_ATTR { return hn::And(pair, high); };
+  const auto magnitude = hn::Set(di, 0x7FFFFFFF);
+  auto most = hn::Zero(di);
+  for (int64_t i = 0; i < n; i += 2 * kVec) {
+    const PairVec pair = load_pairs(x + i);
+    most = hn::Max(most, hn::Max(hn::And(even(pair), magnitude), hn::And(pair, magnitude)));
+  }
+  // The bits of an even neighbour behind those of an odd value do not change the order.
+  const auto largest = std::bit_cast<float>(hn::GetLane(hn::MaxOfLanes(di, hn::And(most, high))));
+  bool integers;
+  const float scale = int16_scale(largest, limit, &integers);
+  if (HWY_UNLIKELY(!integers)) {
+    std::fill_n(out, n, int16_t{0});
+    return scale;
+  }
+  const auto inverse = hn::Set(d, static_cast<float>(limit) / largest);
+  const auto integer = [&](PairVec bits) HWY_ATTR {
+    return nearest_bits(hn::Mul(hn::BitCast(d, bits), inverse));
+  };
+  const auto low = hn::Set(di, 0xFFFF);
+  for (int64_t i = 0; i < n; i += 2 * kVec) {
+    const PairVec pair = load_pairs(x + i);
+    const PairVec first = hn::And(integer(even(pair)), low);
+    const PairVec both = hn::Or(first, hn::ShiftLeft<16>(integer(odd(pair))));
+    const hn::Repartition<int16_t, PairTag> shorts;
+    hn::StoreU(hn::BitCast(shorts, both), shorts, out + i);
+  }
+  return scale;
 }
 
 // A row of latents and RoPE values side by side, in place: the latter to their place in a row of
@@ -124,24 +181,22 @@ struct IntBuffers {
   int16_t* q;
   float *q_latent_scale, *q_rope_scale;
   // Keys of a tile: [64 / kPanelKeys][dim / 2][kPanelKeys][2]. Values of a group of tiles:
-  // [cols / kValueBlock][kGroupTiles][32][kValueBlock][2].
+  // [cols / kValueBlock][kInt16Group / 2][kValueBlock][2].
   int16_t *panels, *values;
-  float *k_latent_scale, *k_rope_scale;  // [64]
+  float *k_latent_scale, *k_rope_scale;  // [kInt16Group]
   float* row;                            // one row of floats
   int16_t* rows;                         // eight rows of integers
-  float* scores;                         // [rows][64]
-  int16_t* weights;                      // [kGroupTiles][rows][64]
-  float *alpha, *w_scale;                // [kGroupTiles][rows]
+  float* scores;                         // [rows][kScoreStride]
+  int16_t* weights;                      // [rows][kInt16Group]
+  float* w_scale;                        // [rows]
   MergeFactors* factors;                 // [rows]
 
   static int64_t q_floats(const IntSizes& s, int64_t rows) { return rows * (s.dim / 2 + 2); }
   static int64_t tile_floats(const IntSizes& s) {
-    return kTile * s.dim / 2 + kGroupTiles * kTile * s.cols / 2 + 2 * kTile + s.dim +
+    return kTile * s.dim / 2 + kInt16Group * s.cols / 2 + 2 * kInt16Group + s.dim +
            kTileRows * s.dim;
   }
-  static int64_t score_floats(int64_t rows) {
-    return rows * (kTile + kGroupTiles * (kTile / 2 + 2) + 2);
-  }
+  static int64_t score_floats(int64_t rows) { return rows * (kScoreStride + kInt16Group / 2 + 3); }
 
   IntBuffers(const IntSizes& s, int64_t task_rows, float* q_room, float* tile_room,
              float* score_room) {
@@ -151,15 +206,15 @@ struct IntBuffers {
     panels = reinterpret_cast<int16_t*>(tile_room);
     tile_room += kTile * s.dim / 2;
     values = reinterpret_cast<int16_t*>(tile_room);
-    k_latent_scale = tile_room + kGroupTiles * kTile * s.cols / 2;
-    k_rope_scale = k_latent_scale + kTile;
-    row = k_rope_scale + kTile;
+    k_latent_scale = tile_room + kInt16Group * s.cols / 2;
+    k_rope_scale = k_latent_scale + kInt16Group;
+    row = k_rope_scale + kInt16Group;
     rows = reinterpret_cast<int16_t*>(row + s.dim);
     scores = score_room;
-    weights = reinterpret_cast<int16_t*>(scores + task_rows * kTile);
-    alpha = scores + task_rows * (kTile + kGroupTiles * kTile / 2);
-    w_scale = alpha + kGroupTiles * task_rows;
-    factors = reinterpret_cast<MergeFactors*>(w_scale + kGroupTiles * task_rows);
+    score_room += task_rows * kScoreStride;
+    weights = reinterpret_cast<int16_t*>(score_room);
+    w_scale = score_room + task_rows * kInt16Group / 2;
+    factors = reinterpret_cast<MergeFactors*>(w_scale + task_rows);
   }
 };
 
@@ -228,17 +283,24 @@ HWY_INLINE void store_entries(const IntSizes& s, int64_t tile, int64_t first, co
 HWY_NOINLINE inline void load_int_tile(const MlaSparseArgs& a, const IntSizes& s,
                                        const KvSequence& seq, const List& list, int64_t begin,
                                        int64_t n, int64_t tile, const IntBuffers& b) {
+  const bool bf16 = a.kv.layout.latent_format == KvFormat::kBF16 && s.latent % (2 * kVec) == 0 &&
+                    s.rope % (2 * kVec) == 0;
   for (int64_t i = 0; i < round_up(n, kPanelKeys); ++i) {
     int16_t* out = b.rows + i % kLanes * s.dim;
-    if (i < n) {
-      latent_row_to_float(a.kv.layout, latent_row(a.kv, seq, list[begin + i]), b.row);
+    float *latent_scale = b.k_latent_scale + tile * kTile + i,
+          *rope_scale = b.k_rope_scale + tile * kTile + i;
+    const std::byte* in = i < n ? latent_row(a.kv, seq, list[begin + i]) : nullptr;
+    if (in != nullptr && bf16) {
+      *latent_scale = quantise_bf16_row(in, s.latent, s.latent_limit, out);
+      *rope_scale = quantise_bf16_row(in + s.latent * 2, s.rope, s.rope_limit, out + s.rope_begin);
+    } else if (in != nullptr) {
+      latent_row_to_float(a.kv.layout, in, b.row);
       pad_row(s, b.row);
-      b.k_latent_scale[i] = quantise_row(b.row, s.latent, s.latent_limit, out);
-      b.k_rope_scale[i] =
-          quantise_row(b.row + s.rope_begin, s.rope, s.rope_limit, out + s.rope_begin);
+      *latent_scale = quantise_row(b.row, s.latent, s.latent_limit, out);
+      *rope_scale = quantise_row(b.row + s.rope_begin, s.rope, s.rope_limit, out + s.rope_begin);
     } else {
       std::fill_n(out, s.dim, int16_t{0});
-      b.k_latent_scale[i] = b.k_rope_scale[i] = 0;
+      *latent_scale = *rope_scale = 0;
     }
     if (i % kLanes == kLanes - 1) store_entries(s, tile, i + 1 - kLanes, b);
   }
@@ -260,19 +322,20 @@ HWY_INLINE void add_panel(const int16_t* HWY_RESTRICT q, const int16_t* HWY_REST
   }
 }
 
-// Scores of rows r .. r + kRows with panel `k` of the tile.
+// Scores of rows r .. r + kRows with the panel of entry `k` of tile `tile`.
 template <int kRows>
-void int_scores(const IntSizes& s, const IntBuffers& b, int64_t r, int64_t k) {
+void int_scores(const IntSizes& s, const IntBuffers& b, int64_t r, int64_t tile, int64_t k) {
   const LaneTag d;
   const int16_t *q = b.q + r * s.dim, *panel = b.panels + k * s.dim;
-  float* out = b.scores + r * kTile + k;
+  const int64_t at = tile * kTile + k;
+  float* out = b.scores + r * kScoreStride + at;
   PairVec sum[kRows][2];
   add_panel<kRows>(q, panel, s.rope_begin / 2, sum);
   TAMIS_UNROLL for (int i = 0; i < kRows; ++i) {
     const LaneVec scale = hn::Set(d, b.q_latent_scale[r + i]);
     TAMIS_UNROLL for (int v = 0; v < 2; ++v) {
-      const LaneVec both = hn::Mul(scale, hn::LoadU(d, b.k_latent_scale + k + v * kVec));
-      hn::StoreU(hn::Mul(hn::ConvertTo(d, sum[i][v]), both), d, out + i * kTile + v * kVec);
+      const LaneVec both = hn::Mul(scale, hn::LoadU(d, b.k_latent_scale + at + v * kVec));
+      hn::StoreU(hn::Mul(hn::ConvertTo(d, sum[i][v]), both), d, out + i * kScoreStride + v * kVec);
     }
   }
   add_panel<kRows>(q + s.rope_begin * kRows, panel + s.rope_begin * kPanelKeys,
@@ -280,39 +343,69 @@ void int_scores(const IntSizes& s, const IntBuffers& b, int64_t r, int64_t k) {
   TAMIS_UNROLL for (int i = 0; i < kRows; ++i) {
     const LaneVec scale = hn::Set(d, b.q_rope_scale[r + i]);
     TAMIS_UNROLL for (int v = 0; v < 2; ++v) {
-      float* to = out + i * kTile + v * kVec;
-      const LaneVec both = hn::Mul(scale, hn::LoadU(d, b.k_rope_scale + k + v * kVec));
+      float* to = out + i * kScoreStride + v * kVec;
+      const LaneVec both = hn::Mul(scale, hn::LoadU(d, b.k_rope_scale + at + v * kVec));
       hn::StoreU(hn::MulAdd(hn::ConvertTo(d, sum[i][v]), both, hn::LoadU(d, to)), d, to);
     }
   }
 }
 
-// The weights p [64] of a row, of which n are real, times the scales of their entries, as integers;
-// returns s_w. An entry behind n may be NaN and must not show.
-HWY_INLINE float quantise_weights(const float* HWY_RESTRICT p, const float* HWY_RESTRICT k_scale,
-                                  int64_t n, int16_t* HWY_RESTRICT out) {
-  const LaneTag d;
-  HWY_ALIGN float w[kTile];
-  for (int64_t i = 0; i < kTile; i += kVec) {
-    hn::Store(hn::Mul(hn::LoadU(d, p + i), hn::LoadU(d, k_scale + i)), d, w + i);
+// Scores of rows [from, rows) of the task with the n entries of tile `tile` of a group. between(i)
+// is called before panel i.
+template <typename Between>
+HWY_INLINE void score_int_tile(const IntSizes& s, const IntBuffers& b, int64_t tile, int64_t from,
+                               int64_t rows, int64_t n, const Between& between) {
+  for (int64_t k = 0; k < n; k += kPanelKeys) {
+    between(k);
+    for (int64_t r = 0; r < rows;) {
+      const int64_t group = tile_rows(rows - r);
+      if (r + group > from) {
+        with_rows(group, [&]<int kRows>() { int_scores<kRows>(s, b, r, tile, k); });
+      }
+      r += group;
+    }
   }
-  std::fill(w + n, w + kTile, 0.0F);
-  return quantise_row(w, kTile, kWeightLimit, out);
 }
 
-// sum[r][c] = sum[r][c] alpha[r] + scale[r] (weights[r] . values of column c); without alpha sum is
-// set. One block of columns, `pairs` pairs of entries.
+// The weights p [end] of a row, in place, times the scales of their entries, as integers; returns
+// s_w. Entries from n on may be NaN and must not show.
+HWY_INLINE float quantise_weights(float* p, const float* HWY_RESTRICT k_scale, int64_t n,
+                                  int64_t end, int16_t* HWY_RESTRICT out) {
+  const LaneTag d;
+  for (int64_t i = 0; i < end; i += kVec) {
+    hn::StoreU(hn::Mul(hn::LoadU(d, p + i), hn::LoadU(d, k_scale + i)), d, p + i);
+  }
+  std::fill(p + n, p + end, 0.0F);
+  return quantise_row(p, end, kWeightLimit, out);
+}
+
+// Scores of row r with the first n of a group's entries become weights; 0 from n to the end of its
+// panels. Returns what the row's sums of values are to be multiplied by before the group's.
+HWY_INLINE float weigh_int_row(const IntBuffers& b, int64_t r, int64_t n, int64_t group,
+                               RowState* state) {
+  float* scores = b.scores + r * kScoreStride;
+  const int64_t end = round_up(group, kPanelKeys);
+  const float alpha = softmax_part(scores, n, end, state);
+  b.w_scale[r] = quantise_weights(scores, b.k_latent_scale, n, end, b.weights + r * kInt16Group);
+  return alpha;
+}
+
+// sum[r][c] = s_w[r] (weights[r] . values of column c), merged into what is there by `factors`;
+// without them sum is set. One block of columns, `pairs` pairs of entries.
 template <int kRows>
 void int_values(const int16_t* HWY_RESTRICT weights, const int16_t* HWY_RESTRICT values,
-                int64_t pairs, const float* scale, const float* alpha, float* HWY_RESTRICT sum) {
+                int64_t pairs, const float* scale, const MergeFactors* factors,
+                float* HWY_RESTRICT sum) {
   const LaneTag d;
   constexpr int64_t kShorts = 2 * kVec;
+  // The sums of all rows leave the caches between two groups.
+  TAMIS_UNROLL for (int r = 0; r < kRows; ++r) hwy::Prefetch(sum + r * kValueBlock);
   PairVec acc[kRows][2];
   TAMIS_UNROLL for (int r = 0; r < kRows; ++r) acc[r][0] = acc[r][1] = hn::Zero(PairTag());
   TAMIS_UNROLL_4 for (int64_t i = 0; i < pairs; ++i, values += 2 * kShorts) {
     const PairVec v0 = load_pairs(values), v1 = load_pairs(values + kShorts);
     TAMIS_UNROLL for (int r = 0; r < kRows; ++r) {
-      const PairVec w = broadcast_pair(weights + r * kTile + 2 * i);
+      const PairVec w = broadcast_pair(weights + r * kInt16Group + 2 * i);
       acc[r][0] = add_pairs(w, v0, acc[r][0]);
       acc[r][1] = add_pairs(w, v1, acc[r][1]);
     }
@@ -320,86 +413,32 @@ void int_values(const int16_t* HWY_RESTRICT weights, const int16_t* HWY_RESTRICT
   TAMIS_UNROLL for (int r = 0; r < kRows; ++r) {
     TAMIS_UNROLL for (int v = 0; v < 2; ++v) {
       float* to = sum + r * kValueBlock + v * kVec;
-      const LaneVec x = hn::ConvertTo(d, acc[r][v]), s = hn::Set(d, scale[r]);
-      if (alpha == nullptr) {
-        hn::StoreU(hn::Mul(x, s), d, to);
-      } else {
-        const LaneVec before = hn::Mul(hn::LoadU(d, to), hn::Set(d, alpha[r]));
-        hn::StoreU(hn::MulAdd(x, s, before), d, to);
+      LaneVec x = hn::Mul(hn::ConvertTo(d, acc[r][v]), hn::Set(d, scale[r]));
+      if (factors != nullptr) {
+        const LaneVec before = hn::Mul(hn::LoadU(d, to), hn::Set(d, factors[r].own));
+        x = hn::MulAdd(x, hn::Set(d, factors[r].other), before);
       }
+      hn::StoreU(x, d, to);
     }
   }
 }
 
-// The part of a group's tile that rows of a task see: those from `from` on, pairs of entries.
-struct IntTileRange {
-  int64_t from, pairs;
-};
-
-// Weights of rows [from, rows) of the task for the n entries of tile `tile` of a group; row r sees
-// seen(r) of them, at least one. between(i) is called before panel i.
-template <typename Seen, typename Between>
-HWY_INLINE IntTileRange weigh_int_tile(const IntSizes& s, const IntBuffers& b, int64_t tile,
-                                       int64_t from, int64_t rows, int64_t n, const Seen& seen,
-                                       const Between& between, RowState* states) {
-  for (int64_t k = 0; k < n; k += kPanelKeys) {
-    between(k);
-    for (int64_t r = 0; r < rows;) {
-      const int64_t group = tile_rows(rows - r);
-      if (r + group > from) {
-        with_rows(group, [&]<int kRows>() { int_scores<kRows>(s, b, r, k); });
-      }
-      r += group;
-    }
-  }
-  for (int64_t r = from; r < rows; ++r) {
-    const int64_t at = tile * rows + r, visible = seen(r);
-    float* scores = b.scores + r * kTile;
-    b.alpha[at] = softmax_tile(scores, visible, states + r);
-    b.w_scale[at] = quantise_weights(scores, b.k_latent_scale, visible, b.weights + at * kTile);
-  }
-  return {from, (n + 1) / 2};
-}
-
-// acc = acc own + sum other of `rows` rows of one block of columns.
-HWY_INLINE void merge_block(const float* HWY_RESTRICT sum, const MergeFactors* factors,
-                            int64_t rows, float* HWY_RESTRICT acc) {
-  const LaneTag d;
-  for (int64_t r = 0; r < rows; ++r) {
-    const LaneVec own = hn::Set(d, factors[r].own), other = hn::Set(d, factors[r].other);
-    for (int64_t i = r * kValueBlock; i < (r + 1) * kValueBlock; i += kVec) {
-      const LaneVec scaled = hn::Mul(hn::LoadU(d, acc + i), own);
-      hn::StoreU(hn::MulAdd(hn::LoadU(d, sum + i), other, scaled), d, acc + i);
-    }
-  }
-}
-
-// The values of a group of tiles. acc as the float tiles have it: [blocks of columns][rows]
-// [kValueBlock]. The first group of a chunk sets it; with `merges` the group is a whole chunk and
-// is merged into acc by b.factors. Later tiles are seen by fewer rows.
-HWY_NOINLINE inline void sum_int_group(const IntSizes& s, const IntBuffers& b,
-                                       const IntTileRange* ranges, int64_t tiles, int64_t rows,
-                                       bool first, bool merges, float* acc) {
-  HWY_ALIGN float room[kTileRows * kValueBlock];
+// The values of a group of `entries`, for rows [from, rows). acc as the float tiles have it:
+// [blocks of columns][rows][kValueBlock]. It is set or, with b.factors, `merges` with what is
+// there.
+HWY_NOINLINE inline void sum_int_group(const IntSizes& s, const IntBuffers& b, int64_t entries,
+                                       int64_t from, int64_t rows, bool merges, float* acc) {
   const int16_t* block = b.values;
   for (int64_t c = 0; c < s.cols; c += kValueBlock) {
-    for (int64_t r = ranges[0].from; r < rows;) {
-      const int64_t end = r + tile_rows(rows - r);
-      float* sums = merges ? room : acc + r * kValueBlock;
-      for (int64_t i = 0; i < tiles; ++i) {
-        const int64_t r0 = std::max(r, ranges[i].from), at = i * rows + r0;
-        if (r0 >= end) break;
-        with_rows(end - r0, [&]<int kRows>() {
-          int_values<kRows>(b.weights + at * kTile, block + i * kTile * kValueBlock,
-                            ranges[i].pairs, b.w_scale + at,
-                            first && i == 0 ? nullptr : b.alpha + at,
-                            sums + (r0 - r) * kValueBlock);
-        });
-      }
-      if (merges) merge_block(room, b.factors + r, end - r, acc + r * kValueBlock);
-      r = end;
+    for (int64_t r = from; r < rows;) {
+      const int64_t group = tile_rows(rows - r);
+      with_rows(group, [&]<int kRows>() {
+        int_values<kRows>(b.weights + r * kInt16Group, block, (entries + 1) / 2, b.w_scale + r,
+                          merges ? b.factors + r : nullptr, acc + r * kValueBlock);
+      });
+      r += group;
     }
-    block += kGroupTiles * kTile * kValueBlock;
+    block += kInt16Group * kValueBlock;
     acc += rows * kValueBlock;
   }
 }

@@ -67,8 +67,8 @@ struct Sums {
   double max = -HUGE_VAL, sum = 0;
   std::vector<double> values;
 
-  // Entries [begin, begin + scores.size()) of the list.
-  void add_tile(const std::vector<double>& scores, const IntRows& k, size_t begin) {
+  // A group: entries [begin, begin + scores.size()) of the list.
+  void add_group(const std::vector<double>& scores, const IntRows& k, size_t begin) {
     double top = max;
     for (const double s : scores) top = std::max(top, s);
     const double alpha = std::exp(max - top);
@@ -116,11 +116,11 @@ void mla_sparse_int16_token(const MlaSparseArgs& a, int64_t t, const std::vector
     for (size_t i = 0; i < set.size(); ++i) scores[i] = score(q, k, i);
     Sums sums;
     sums.values.assign(static_cast<size_t>(c), 0.0);
-    for (size_t begin = 0; begin < set.size(); begin += kInt16Tile) {
-      const size_t end = std::min(set.size(), begin + kInt16Tile);
-      sums.add_tile({scores.begin() + static_cast<int64_t>(begin),
-                     scores.begin() + static_cast<int64_t>(end)},
-                    k, begin);
+    for (size_t begin = 0; begin < set.size(); begin += kInt16Group) {
+      const size_t end = std::min(set.size(), begin + kInt16Group);
+      sums.add_group({scores.begin() + static_cast<int64_t>(begin),
+                      scores.begin() + static_cast<int64_t>(end)},
+                     k, begin);
     }
     float* out = a.out + (t * a.heads + h) * c;
     for (int64_t d = 0; d < c; ++d) {

@@ -36,9 +36,9 @@ double rms(const std::vector<float>& a, const std::vector<float>& b) {
 // result is far nearer to the reference than the integers are to the exact result.
 TEST(MlaSparseInt16, AgreesWithTheReferenceAndReadsSelectedRowsAlone) {
   for (const Shape& shape :
-       {Shape{1, 512, 64, 3}, Shape{2, 512, 64, 64}, Shape{3, 32, 8, 65}, Shape{4, 32, 0, 1},
-        Shape{5, 40, 4, 63}, Shape{10, 48, 6, 257}, Shape{16, 512, 64, 300}, Shape{33, 128, 16, 4},
-        Shape{7, 136, 17, 800}, Shape{8, 1040, 64, 70}}) {
+       {Shape{1, 512, 64, 128}, Shape{2, 512, 64, 192}, Shape{3, 32, 8, 129}, Shape{4, 32, 0, 255},
+        Shape{5, 40, 4, 256}, Shape{10, 48, 6, 257}, Shape{16, 512, 64, 300},
+        Shape{33, 128, 16, 131}, Shape{7, 136, 17, 800}, Shape{8, 1040, 64, 170}}) {
     for (const KvFormat format : kFormats) {
       Problem problem(shape, format);
       problem.poison_unselected();
@@ -62,7 +62,8 @@ TEST(MlaSparseInt16, AgreesWithTheReferenceAndReadsSelectedRowsAlone) {
 // same for each of the two; six deviations bound all of them, and move a weighted mean of values by
 // twice that times the largest. Then half a step of each weight's integer and of each value.
 TEST(MlaSparseInt16, TheReferenceLiesNearTheExactResult) {
-  for (const Shape& shape : {Shape{4, 512, 64, 64}, Shape{3, 40, 4, 300}, Shape{2, 1040, 16, 65}}) {
+  for (const Shape& shape :
+       {Shape{4, 512, 64, 128}, Shape{3, 40, 4, 300}, Shape{2, 1040, 16, 165}}) {
     Problem problem(shape, KvFormat::kF32);
     const auto exact = problem.all("reference");
     problem.int16 = true;
@@ -79,7 +80,7 @@ TEST(MlaSparseInt16, TheReferenceLiesNearTheExactResult) {
 
 TEST(MlaSparseInt16, BitsDependOnTheTokenAlone) {
   for (const KvFormat format : kFormats) {
-    for (const Shape& shape : {Shape{16, 512, 64, 600}, Shape{5, 40, 4, 300}, Shape{1, 32, 8, 64},
+    for (const Shape& shape : {Shape{16, 512, 64, 600}, Shape{5, 40, 4, 300}, Shape{1, 32, 8, 164},
                                Shape{40, 128, 16, 130}}) {
       Problem problem(shape, format), moved(shape, format, 99);
       problem.int16 = moved.int16 = true;
@@ -119,7 +120,7 @@ TEST(MlaSparseInt16, PromptsSharingTilesHaveTheBitsOfTheirTokensAlone) {
   }
 }
 
-// Chunks longer than a group of tiles: their sums and those of other chunks meet another way.
+// Chunks of several groups: their sums and those of other chunks meet another way.
 TEST(MlaSparseInt16, LongListsHaveTheBitsOfTheirTokensAlone) {
   Problem problem({2, 32, 8, 9000}, KvFormat::kF32, 1, 9000, 3);
   problem.int16 = true;
@@ -154,16 +155,29 @@ TEST(MlaSparseInt16, NanOfALaterPositionStaysOutOfATokenThatSharesItsTile) {
 }
 
 TEST(MlaSparseInt16, NanInAQueryStaysInItsRow) {
-  Problem problem({3, 128, 16, 100}, KvFormat::kF32);
+  Problem problem({3, 128, 16, 200}, KvFormat::kF32);
   problem.int16 = true;
   const auto clean = problem.all("simd");
-  problem.q()[4 * problem.row() + 128] = NAN;  // token 4, head 1
+  constexpr int64_t kToken = 8;                     // sees 700 positions
+  problem.q()[kToken * problem.row() + 128] = NAN;  // head 1
   const auto got = problem.all("simd");
   for (size_t i = 0; i < got.size(); ++i) {
-    const bool hit = i / 128 == 4 * 3 + 1;
+    const bool hit = i / 128 == kToken * 3 + 1;
     ASSERT_EQ(std::isnan(got[i]), hit);
     if (!hit) {
       ASSERT_EQ(got[i], clean[i]);
+    }
+  }
+}
+
+// Down to the last bit what is computed without integers, and with one entry more no longer.
+TEST(MlaSparseInt16, FewEntriesAreAttendedToInFloat) {
+  for (const char* name : {"reference", "simd"}) {
+    for (const int64_t k : {kFewestInt16Entries - 1, kFewestInt16Entries}) {
+      Problem problem({5, 40, 12, k}, KvFormat::kBF16);
+      const auto exact = problem.all(name);
+      problem.int16 = true;
+      EXPECT_EQ(same_bits(problem.all(name), exact), k < kFewestInt16Entries) << name;
     }
   }
 }
@@ -217,13 +231,13 @@ void expect_constant(int64_t kv_lora, int64_t length, float value, float q) {
 
 TEST(MlaSparseInt16, LargestProductsFitAndTinyRowsCountAsZero) {
   for (const int64_t kv_lora : {16, 512, 1024}) {
-    for (const int64_t length : {1, 64, 300}) {
+    for (const int64_t length : {128, 256, 300}) {
       expect_constant(kv_lora, length, 3.0F, 0.5F);
       expect_constant(kv_lora, length, -1e4F, 1e-3F);
     }
   }
-  expect_constant(512, 65, 0.0F, 1.0F);
-  expect_constant(512, 65, 2.0F, 1e-36F);
+  expect_constant(512, 165, 0.0F, 1.0F);
+  expect_constant(512, 165, 2.0F, 1e-36F);
 }
 
 TEST(MlaSparseInt16, QuantizesToTheNearest) {

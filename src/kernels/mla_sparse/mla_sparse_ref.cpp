@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "kernels/mla_sparse/mla_sparse_impl.h"
+#include "kernels/mla_sparse/mla_sparse_int16.h"
 #include "kernels/plain_rows.h"
 #include "tensor/convert.h"
 
@@ -71,7 +72,8 @@ void mla_sparse_reference(KernelContext& context, const MlaSparseArgs& a) {
     if (a.mass != nullptr) {
       std::fill_n(a.mass + t * a.mass_stride, a.mass_stride, 0.0f);
     }
-    a.int16 ? mla_sparse_int16_token(a, t, set, rows) : attend(a, t, set, rows);
+    const bool int16 = a.int16 && static_cast<int64_t>(set.size()) >= kFewestInt16Entries;
+    int16 ? mla_sparse_int16_token(a, t, set, rows) : attend(a, t, set, rows);
   });
 }
 

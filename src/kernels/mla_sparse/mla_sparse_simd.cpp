@@ -43,6 +43,10 @@ int64_t chunk_entries(int64_t length) {
   return chunk;
 }
 
+bool uses_int16(const MlaSparseArgs& a, const List& list) {
+  return a.int16 && list.length >= kFewestInt16Entries;
+}
+
 // Fewer rows, or a shorter list, do not pay for turning keys into panels.
 constexpr int64_t kPanelRows = kTileRows, kPanelEntries = kTile;
 
@@ -58,15 +62,33 @@ struct Source {
   int64_t begin;
 };
 
+// Scratch memory of a thread for the tiles of a task. With int16 there is room for both kinds, so
+// that a list that grows past kFewestInt16Entries asks for no more.
+struct TileRoom {
+  TileRoom(KernelContext& context, int thread, const MlaSparseArgs& a, const Sizes& s,
+           int64_t rows) {
+    int64_t q_floats = rows * s.dim, scores_floats = rows * (kTile + 1);
+    int64_t tile_floats = kTile * s.row_stride + panel_floats(kTile, s.dim);
+    if (a.int16) {
+      const IntSizes sizes(a);
+      q_floats = std::max(q_floats, IntBuffers::q_floats(sizes, rows));
+      tile_floats = std::max(tile_floats, IntBuffers::tile_floats(sizes));
+      scores_floats = std::max(scores_floats, IntBuffers::score_floats(rows));
+    }
+    q = context.scratch(thread, kQ, q_floats);
+    tile = context.scratch(thread, kRows, tile_floats);
+    scores = context.scratch(thread, kScores, scores_floats);
+  }
+  float *q, *tile, *scores;
+};
+
 struct FloatTiles {
-  static constexpr int64_t kSharedRows = 192;
-  FloatTiles(KernelContext& context, int thread, const MlaSparseArgs& a, const Sizes& s,
-             const Task& task)
+  FloatTiles(const MlaSparseArgs& a, const Sizes& s, const Task& task, const TileRoom& room)
       : use_panels(task.rows() >= kPanelRows && list_of(a, task.t1 - 1).length >= kPanelEntries),
-        q(context.scratch(thread, kQ, task.rows() * s.dim)),
-        tile(context.scratch(thread, kRows, kTile * s.row_stride + panel_floats(kTile, s.dim))),
+        q(room.q),
+        tile(room.tile),
         panels(tile + kTile * s.row_stride),
-        scores(context.scratch(thread, kScores, task.rows() * (kTile + 1))),
+        scores(room.scores),
         alpha(scores + task.rows() * kTile) {
     load_queries(a, s, task, q);
     if (use_panels) order_queries(q, task.rows(), s.dim, panels);
@@ -136,14 +158,8 @@ void each_tile(const MlaSparseArgs& a, const Task& task, int64_t chunk, const Ac
 
 // As FloatTiles, with products of integers.
 struct IntTiles {
-  static constexpr int64_t kSharedRows = 192;
-  IntTiles(KernelContext& context, int thread, const MlaSparseArgs& a, const Sizes&,
-           const Task& task)
-      : sizes(a),
-        buffers(sizes, task.rows(),
-                context.scratch(thread, kQ, IntBuffers::q_floats(sizes, task.rows())),
-                context.scratch(thread, kRows, IntBuffers::tile_floats(sizes)),
-                context.scratch(thread, kScores, IntBuffers::score_floats(task.rows()))) {
+  IntTiles(const MlaSparseArgs& a, const Sizes&, const Task& task, const TileRoom& room)
+      : sizes(a), buffers(sizes, task.rows(), room.q, room.tile, room.scores) {
     load_int_queries(a, sizes, task, buffers);
   }
   IntSizes sizes;
@@ -161,38 +177,41 @@ void attend_chunk(const MlaSparseArgs& a, const Sizes& s, const FloatTiles& b, c
   });
 }
 
-// The same with integers. With `merged`, which is the rows' state so far, the chunk is one group of
-// tiles and is merged into acc.
+// The same with integers, group after group of tiles. With `merged`, which is the rows' state so
+// far, the chunk is one group and is merged into acc.
 void attend_int_chunk(const MlaSparseArgs& a, const IntTiles& t, const Task& task, int64_t chunk,
                       float* acc, RowState* states, RowState* merged) {
   const IntBuffers& b = t.buffers;
-  const int64_t rows = task.rows();
+  const int64_t rows = task.rows(), heads = task.heads();
   std::fill(states, states + rows, RowState());
-  IntTileRange ranges[kGroupTiles];
-  int64_t tiles = 0;
+  int64_t tiles = 0, entries = 0, from = 0, begin = 0;  // of the group
   bool starts = true;
-  const auto sum = [&] {
-    for (int64_t r = ranges[0].from; merged != nullptr && r < rows; ++r) {
-      b.factors[r] = merge_states(states[r], merged + r);
+  const auto finish = [&] {
+    for (int64_t r = from; r < rows; ++r) {
+      const int64_t seen = std::min(entries, list_of(a, task.t0 + r / heads).length - begin);
+      const float alpha = weigh_int_row(b, r, seen, entries, states + r);
+      b.factors[r] =
+          merged != nullptr ? merge_states(states[r], merged + r) : MergeFactors{alpha, 1.0F};
     }
-    sum_int_group(t.sizes, b, ranges, tiles, rows, starts, merged != nullptr, acc);
-    tiles = 0;
+    sum_int_group(t.sizes, b, entries, from, rows, merged != nullptr || !starts, acc);
+    tiles = entries = 0;
     starts = false;
   };
   each_tile(a, task, chunk, [&](int64_t first, int64_t n, const Source& source) {
-    const auto seen = [&](int64_t r) {
-      return std::min(n, list_of(a, task.t0 + r / task.heads()).length - source.begin);
-    };
     const auto fetch = [&](int64_t k) {
       const int64_t next = source.begin + kTile + k;
       prefetch_rows(a, *source.seq, source.list, next, next + kPanelKeys);
     };
+    if (tiles == 0) {
+      from = first * heads;
+      begin = source.begin;
+    }
     load_int_tile(a, t.sizes, *source.seq, source.list, source.begin, n, tiles, b);
-    ranges[tiles] =
-        weigh_int_tile(t.sizes, b, tiles, first * task.heads(), rows, n, seen, fetch, states);
-    if (++tiles == kGroupTiles) sum();
+    score_int_tile(t.sizes, b, tiles, first * heads, rows, n, fetch);
+    entries += n;
+    if (++tiles == kGroupTiles) finish();
   });
-  if (tiles > 0) sum();
+  if (tiles > 0) finish();
 }
 
 void attend_chunk(const MlaSparseArgs& a, const Sizes&, const IntTiles& b, const Task& task,
@@ -214,7 +233,7 @@ template <typename Tiles>
 void add_chunk(const MlaSparseArgs& a, const Sizes& s, const Tiles& b, const Task& task,
                int64_t chunk, float* acc, RowState* states, float* next, RowState* next_states) {
   if constexpr (std::is_same_v<Tiles, IntTiles>) {
-    if (chunk_entries(list_of(a, task.t1 - 1).length) <= kGroupTiles * kTile) {
+    if (chunk_entries(list_of(a, task.t1 - 1).length) <= kInt16Group) {
       return attend_int_chunk(a, b, task, chunk, acc, next_states, states);
     }
   }
@@ -232,7 +251,7 @@ template <typename Tiles>
 void run_whole(KernelContext& context, int thread, const MlaSparseArgs& a, const Sizes& s,
                const Task& task) {
   const int64_t rows = task.rows(), heads = task.heads();
-  const Tiles b(context, thread, a, s, task);
+  const Tiles b(a, s, task, TileRoom(context, thread, a, s, rows));
   float* acc = context.scratch(thread, kAcc, rows * sum_width(s));
   float* next = context.scratch(thread, kChunkAcc, rows * sum_width(s));
   auto* states = reinterpret_cast<RowState*>(context.scratch(thread, kStates, 4 * rows));
@@ -249,14 +268,14 @@ void run_whole(KernelContext& context, int thread, const MlaSparseArgs& a, const
 }
 
 // Cuts the tokens into runs that can share tiles; starts[i] .. starts[i+1] is run i. Neighbours of
-// one sequence that attend to all they see have the same rows; they must agree on the chunk length.
+// one sequence that attend to all they see have the same rows; they must agree on the chunk length
+// and on integers.
 // Runs stay so short that there are eight tasks for each thread.
-int64_t cut_tokens(const MlaSparseArgs& a, int64_t heads, int64_t threads, int64_t shared_rows,
-                   int32_t* starts) {
-  constexpr int64_t kTasksPerThread = 8;
+int64_t cut_tokens(const MlaSparseArgs& a, int64_t heads, int64_t threads, int32_t* starts) {
+  constexpr int64_t kTasksPerThread = 8, kSharedRows = 192;
   const int64_t groups = (a.heads + heads - 1) / heads;
   const int64_t most =
-      std::min(shared_rows / heads, a.tokens.num_tokens * groups / (kTasksPerThread * threads));
+      std::min(kSharedRows / heads, a.tokens.num_tokens * groups / (kTasksPerThread * threads));
   const TokenMap& m = a.tokens;
   int64_t count = 0, begin = 0;
   List previous;
@@ -265,6 +284,7 @@ int64_t cut_tokens(const MlaSparseArgs& a, int64_t heads, int64_t threads, int64
     const bool joins = t > begin && t - begin < most && m.sequence[t] == m.sequence[begin] &&
                        previous.indices == nullptr && list.indices == nullptr &&
                        list.length >= previous.length &&
+                       uses_int16(a, list) == uses_int16(a, previous) &&
                        chunk_entries(list.length) == chunk_entries(m.position[begin] + 1);
     previous = list;
     if (t == 0 || !joins) {
@@ -278,7 +298,6 @@ int64_t cut_tokens(const MlaSparseArgs& a, int64_t heads, int64_t threads, int64
 
 // Few tokens: the chunks of their lists are tasks of their own; partial results meet in the
 // scratch memory of thread 0, [token][chunk][head] rows of sums and then states.
-template <typename Tiles>
 void run_split(KernelContext& context, const MlaSparseArgs& a, const Sizes& s, int64_t groups) {
   const int64_t tokens = a.tokens.num_tokens, group_heads = (a.heads + groups - 1) / groups;
   int64_t chunks = 1;
@@ -292,9 +311,13 @@ void run_split(KernelContext& context, const MlaSparseArgs& a, const Sizes& s, i
                   h0 = i % groups * group_heads;
     const Task task{t, t + 1, h0, std::min(h0 + group_heads, a.heads)};
     if (chunk >= chunks_of(a, t) || task.heads() <= 0) return;
-    const Tiles b(context, thread, a, s, task);
+    const TileRoom room(context, thread, a, s, task.heads());
     const int64_t row = (t * chunks + chunk) * a.heads + h0;
-    attend_chunk(a, s, b, task, chunk, acc + row * width, states + row);
+    const auto attend = [&](const auto& tiles) {
+      attend_chunk(a, s, tiles, task, chunk, acc + row * width, states + row);
+    };
+    uses_int16(a, list_of(a, t)) ? attend(IntTiles(a, s, task, room))
+                                 : attend(FloatTiles(a, s, task, room));
   });
   for (int64_t i = 0; i < tokens * a.heads; ++i) {
     const int64_t t = i / a.heads, h = i % a.heads, h0 = h / group_heads * group_heads;
@@ -310,8 +333,7 @@ void run_split(KernelContext& context, const MlaSparseArgs& a, const Sizes& s, i
   }
 }
 
-template <typename Tiles>
-void run_tiles(KernelContext& context, const MlaSparseArgs& a) {
+void run(KernelContext& context, const MlaSparseArgs& a) {
   const Sizes s(a);
   const int64_t threads = context.pool().num_threads(), tokens = a.tokens.num_tokens;
   int64_t groups = (a.heads + kMaxRows - 1) / kMaxRows;
@@ -319,21 +341,19 @@ void run_tiles(KernelContext& context, const MlaSparseArgs& a) {
     int64_t chunks = 0;
     for (int64_t t = 0; t < tokens; ++t) chunks += chunks_of(a, t);
     if (chunks * groups < threads) groups = std::min(threads, a.heads);
-    return run_split<Tiles>(context, a, s, groups);
+    return run_split(context, a, s, groups);
   }
   const int64_t group_heads = (a.heads + groups - 1) / groups;
   auto* starts = reinterpret_cast<int32_t*>(context.scratch(0, kStarts, tokens + 1));
-  const int64_t runs = cut_tokens(a, group_heads, threads, Tiles::kSharedRows, starts);
+  const int64_t runs = cut_tokens(a, group_heads, threads, starts);
   context.pool().run(runs * groups, [&](int64_t i, int thread) {
     // From the end: with all positions visible the last tokens take longest.
     const int64_t r = runs - 1 - i / groups, h0 = i % groups * group_heads;
     const Task task{starts[r], starts[r + 1], h0, std::min(h0 + group_heads, a.heads)};
-    if (task.heads() > 0) run_whole<Tiles>(context, thread, a, s, task);
+    if (task.heads() <= 0) return;
+    uses_int16(a, list_of(a, task.t0)) ? run_whole<IntTiles>(context, thread, a, s, task)
+                                       : run_whole<FloatTiles>(context, thread, a, s, task);
   });
-}
-
-void run(KernelContext& context, const MlaSparseArgs& a) {
-  a.int16 ? run_tiles<IntTiles>(context, a) : run_tiles<FloatTiles>(context, a);
 }
 
 #endif  // HWY_SCALAR

@@ -115,7 +115,7 @@ class Problem {
   }
 
   // How far a result with integers may lie from their reference: an error of float may move a
-  // weight's integer by one, s_w. With p_max the tile's largest weight and s_k any entry's scale,
+  // weight's integer by one, s_w. With p_max the group's largest weight and s_k any entry's scale,
   // s_w |n_k| <= p_max max(s_k) / kWeightLimit * kLatentLimit = p_max v / kWeightLimit, and the sum
   // of all p, which divides, is at least p_max.
   double int16_tolerance() const {

@@ -127,10 +127,20 @@ HWY_INLINE I8x multiply_group(const Group& w, const Group& x) {
   return r;
 }
 
-HWY_INLINE I8x abs_bytes(I8x v) {
-  const hn::Repartition<int8_t, IntTag> bytes;
+// Bytes 0 and 2 of every lane as two int16, and bytes 1 and 3.
+HWY_INLINE I8x even_bytes(I8x v) {
+  const hn::Repartition<int16_t, IntTag> shorts;
   TAMIS_UNROLL for (int64_t i = 0; i < kParts; ++i) {
-    v.part[i] = hn::BitCast(IntTag(), hn::Abs(hn::BitCast(bytes, v.part[i])));
+    const auto pairs = hn::BitCast(shorts, v.part[i]);
+    v.part[i] = hn::BitCast(IntTag(), hn::ShiftRight<8>(hn::ShiftLeft<8>(pairs)));
+  }
+  return v;
+}
+
+HWY_INLINE I8x odd_bytes(I8x v) {
+  const hn::Repartition<int16_t, IntTag> shorts;
+  TAMIS_UNROLL for (int64_t i = 0; i < kParts; ++i) {
+    v.part[i] = hn::BitCast(IntTag(), hn::ShiftRight<8>(hn::BitCast(shorts, v.part[i])));
   }
   return v;
 }
@@ -151,43 +161,29 @@ HWY_INLINE void store_ints(I8x v, int8_t* p) {
   }
 }
 
-// Four bytes in every lane.
-HWY_INLINE I8x broadcast_quad(const int8_t* p) {
-  int32_t quad;
-  std::memcpy(&quad, p, sizeof(quad));
+// The same two int16 in every lane.
+HWY_INLINE I8x broadcast_pair(const int8_t* p) {
+  int32_t pair;
+  std::memcpy(&pair, p, sizeof(pair));
   I8x r;
-  TAMIS_UNROLL for (int64_t i = 0; i < kParts; ++i) r.part[i] = hn::Set(IntTag(), quad);
+  TAMIS_UNROLL for (int64_t i = 0; i < kParts; ++i) r.part[i] = hn::Set(IntTag(), pair);
   return r;
 }
 
-// To every lane of sum, the products of the four bytes of w, whose magnitudes are w_abs, with the
-// four of x. No byte of x is -128; one of w may be.
-HWY_INLINE I8x add_quads(I8x w, I8x w_abs, I8x x, I8x sum) {
+// To every lane of sum, the products of its two int16 of a with those of b.
+HWY_INLINE I8x add_pairs(I8x a, I8x b, I8x sum) {
 #if HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3
-  // |w| as unsigned times x with the sign of w: two products add to 32,512 at most, no saturation.
-  const __m256i signed_x = _mm256_sign_epi8(x.part[0].raw, w.part[0].raw);
-  const __m256i pairs = _mm256_maddubs_epi16(w_abs.part[0].raw, signed_x);
-  const __m256i quads = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-  sum.part[0].raw = _mm256_add_epi32(sum.part[0].raw, quads);
+  const __m256i products = _mm256_madd_epi16(a.part[0].raw, b.part[0].raw);
+  sum.part[0].raw = _mm256_add_epi32(sum.part[0].raw, products);
   // Or GCC adds in the form of a tree, whose leaves it keeps in memory.
   __asm__("" : "+x"(sum.part[0].raw));
 #else
-  (void)w_abs;
-  const hn::Repartition<int8_t, IntTag> bytes;
-  const hn::Half<decltype(bytes)> half;
-  const auto pair_sums = [](auto a, auto b) {  // of products that fit into 15 bits
-    const auto p = hn::BitCast(IntTag(), hn::Mul(a, b));
-    return hn::Add(hn::ShiftRight<16>(p), hn::ShiftRight<16>(hn::ShiftLeft<16>(p)));
-  };
+  const auto low = [](auto v) { return hn::ShiftRight<16>(hn::ShiftLeft<16>(v)); };
+  const auto high = [](auto v) { return hn::ShiftRight<16>(v); };
   TAMIS_UNROLL for (int64_t i = 0; i < kParts; ++i) {
-    const auto wb = hn::BitCast(bytes, w.part[i]), xb = hn::BitCast(bytes, x.part[i]);
-    const auto low = pair_sums(hn::PromoteTo(ShortTag(), hn::LowerHalf(half, wb)),
-                               hn::PromoteTo(ShortTag(), hn::LowerHalf(half, xb)));
-    const auto high = pair_sums(hn::PromoteTo(ShortTag(), hn::UpperHalf(half, wb)),
-                                hn::PromoteTo(ShortTag(), hn::UpperHalf(half, xb)));
-    const auto quads =
-        hn::Add(hn::ConcatEven(IntTag(), high, low), hn::ConcatOdd(IntTag(), high, low));
-    sum.part[i] = hn::Add(sum.part[i], quads);
+    const auto x = a.part[i], y = b.part[i];
+    const auto products = hn::Add(hn::Mul(low(x), low(y)), hn::Mul(high(x), high(y)));
+    sum.part[i] = hn::Add(sum.part[i], products);
   }
 #endif
   return sum;

@@ -55,19 +55,19 @@ struct RowState {
   float sum = 0;
 };
 
-// Turns the 64 scores of a tile (n of them real) into weights. Returns what the row's sums of
-// values are to be multiplied by before the tile's are added (value_rows): alpha.
-HWY_INLINE float softmax_tile(float* HWY_RESTRICT scores, int64_t n, RowState* state) {
+// Turns `end` scores, whole steps of 16 of which n are real, into weights. Returns what the row's
+// sums of values are to be multiplied by before those of these scores are added: alpha.
+HWY_INLINE float softmax_part(float* HWY_RESTRICT scores, int64_t n, int64_t end, RowState* state) {
   const LaneTag d;
-  for (int64_t i = n; i < kTile; ++i) scores[i] = -HUGE_VALF;
+  for (int64_t i = n; i < end; ++i) scores[i] = -HUGE_VALF;
   LaneVec top = hn::Set(d, state->max);
-  for (int64_t i = 0; i < kTile; i += kVec) top = hn::Max(top, hn::LoadU(d, scores + i));
+  for (int64_t i = 0; i < end; i += kVec) top = hn::Max(top, hn::LoadU(d, scores + i));
   const float new_max = hn::GetLane(hn::MaxOfLanes(d, top));
   const LaneVec max = hn::Set(d, new_max);
   FourSums lanes = zero_sums();  // k0 of the last part gathers the others
   for (int64_t part = 0; part < kDotLanes; part += kVec) {
     LaneVec sum = hn::Zero(d);
-    for (int64_t i = part; i < kTile; i += kDotLanes) {
+    for (int64_t i = part; i < end; i += kDotLanes) {
       const LaneVec p = exp_nonpositive(hn::Sub(hn::LoadU(d, scores + i), max));
       hn::StoreU(p, d, scores + i);
       sum = hn::Add(sum, p);
@@ -80,6 +80,11 @@ HWY_INLINE float softmax_tile(float* HWY_RESTRICT scores, int64_t n, RowState* s
   state->sum = state->sum * alpha + sums[0];
   state->max = new_max;
   return alpha;
+}
+
+// The same for the 64 scores of a tile; value_rows takes alpha.
+HWY_INLINE float softmax_tile(float* HWY_RESTRICT scores, int64_t n, RowState* state) {
+  return softmax_part(scores, n, kTile, state);
 }
 
 // x rounded to bf16, nearest even; NaN stays NaN.
