@@ -104,7 +104,10 @@ std::string written(const HttpRequest& r) {
 void check_again(const Outcome& first) {
   HttpRequest want = first.request;
   const std::string text = written(want);
-  const Outcome again = read(text, HttpLimits{}, 0);
+  HttpLimits roomy;  // a length may be a field more than there were
+  ++roomy.fields;
+  roomy.head_bytes += 64;
+  const Outcome again = read(text, roomy, 0);
   require(again.state == State::kDone && again.used == text.size());
   require(again.keep_alive == first.keep_alive);
   std::vector<HttpHeader> headers = again.request.headers;

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "engine/timed_selector.h"
 
 namespace tamis {
 namespace {
@@ -252,8 +253,16 @@ void Engine::run_batch(const Selector& selector) {
   b.edits = edits_;
   b.hidden = drafter_ != nullptr ? hidden_.data() : nullptr;
   b.failed_layer = failed_.data();
+  Observer* observer = probe_.size() == 0 ? nullptr : &probe_;
   const auto begin = std::chrono::steady_clock::now();
-  model_.model().forward(context_, b, selector, act_, probe_.size() == 0 ? nullptr : &probe_);
+  if (counts_.passes % kTimedPasses == 0) {
+    const TimedSelector timed(selector);
+    model_.model().forward(context_, b, timed, act_, observer);
+    counts_.timed_seconds += seconds_since(begin);
+    counts_.indexer_seconds += timed.uses_indexer() ? timed.seconds() : 0;
+  } else {
+    model_.model().forward(context_, b, selector, act_, observer);
+  }
   counts_.model_seconds += seconds_since(begin);
 }
 

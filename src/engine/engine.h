@@ -52,6 +52,9 @@ struct EngineOptions {
 
 class Engine {
  public:
+  // One pass in so many is timed in parts (EngineStats::indexer_seconds).
+  static constexpr int64_t kTimedPasses = 64;
+
   Engine(const LoadedModel& model, KernelContext& context, const EngineOptions& options);
   ~Engine();
 

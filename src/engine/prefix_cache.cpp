@@ -26,7 +26,8 @@ int64_t pages_of(const CachedSequence& s) { return static_cast<int64_t>(s.pages.
 
 }  // namespace
 
-PrefixCache::PrefixCache(PagedCache& cache) : cache_(cache), seed_(random_seed()) {}
+PrefixCache::PrefixCache(PagedCache& cache, uint64_t hash_mask)
+    : cache_(cache), seed_(random_seed()), hash_mask_(hash_mask) {}
 
 PrefixCache::~PrefixCache() {
   for (const auto& [hash, node] : nodes_) cache_.forget(node->page);
@@ -37,14 +38,15 @@ PrefixCache::Node& PrefixCache::root(const std::string& name) {
   if (top == nullptr) {
     top = std::make_unique<Node>();
     top->name = name;
-    top->hash = XXH3_64bits_withSeed(name.data(), name.size(), seed_);
+    top->hash = XXH3_64bits_withSeed(name.data(), name.size(), seed_) & hash_mask_;
   }
   return *top;
 }
 
 uint64_t PrefixCache::hash_of(const Node* parent, Tokens tokens) const {
   // Only full pages are searched by hash, so that the parent's own hash stands for all above it.
-  return XXH3_64bits_withSeed(tokens.data(), tokens.size_bytes(), seed_ ^ parent->hash);
+  return XXH3_64bits_withSeed(tokens.data(), tokens.size_bytes(), seed_ ^ parent->hash) &
+         hash_mask_;
 }
 
 PrefixCache::Node* PrefixCache::find(const Node* parent, Tokens tokens, uint64_t hash) const {

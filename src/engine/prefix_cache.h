@@ -41,7 +41,8 @@ struct PrefixLoad {
 
 class PrefixCache {
  public:
-  explicit PrefixCache(PagedCache& cache);
+  // Only the bits of `hash_mask` are used of a hash: tests make all of them collide with 0.
+  explicit PrefixCache(PagedCache& cache, uint64_t hash_mask = ~uint64_t{0});
   ~PrefixCache();
   PrefixCache(const PrefixCache&) = delete;
   PrefixCache& operator=(const PrefixCache&) = delete;
@@ -100,7 +101,7 @@ class PrefixCache {
   void touch(Node* leaf);
 
   PagedCache& cache_;
-  uint64_t seed_;
+  uint64_t seed_, hash_mask_;
   std::map<std::string, std::unique_ptr<Node>> roots_;
   std::unordered_multimap<uint64_t, std::unique_ptr<Node>> nodes_;
   std::list<Node*> recent_;  // most recently used first; a node never before its parent

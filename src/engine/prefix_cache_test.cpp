@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <numeric>
 #include <random>
 
@@ -155,6 +156,63 @@ TEST_F(PrefixCacheTest, AuditSeesWrongBooks) {
   EXPECT_NE(pool_.audit(held, {}), "");
   s.length = 0;
   pool_.release(s);
+}
+
+// SE-10. Every page and every root has the same hash, as after a perfect attack on it: what is
+// found is still only what was kept of the same text under the same root, with its own pages.
+TEST(PrefixCollision, TokensParentAndRootAreCompared) {
+  const ModelConfig config = tiny_config();
+  PagedCache pool(config, {64}, nullptr);
+  PrefixCache prefixes(pool, /*hash_mask=*/0);
+  std::map<std::pair<std::string, std::vector<int32_t>>, std::vector<int32_t>> kept;
+  std::mt19937 rng(7);
+  const auto text_of = [](unsigned number, int64_t pages) {
+    // Few different pages, so that many texts have the same ones in other places.
+    std::vector<int32_t> text;
+    for (int64_t p = 0; p < pages; ++p, number /= 4) {
+      const auto page = count_from(static_cast<int32_t>(number % 4) * 1000, kPageTokens);
+      text.insert(text.end(), page.begin(), page.end());
+    }
+    return text;
+  };
+  for (int i = 0; i < 12; ++i) {
+    const std::string root = i % 2 == 0 ? "a" : "b";
+    const auto text = text_of(rng() % 16 * 4 + rng() % 3, 3);  // no first page of the fourth
+    CachedSequence s, found;
+    ASSERT_TRUE(pool.reserve(s, 3 * kPageTokens));
+    s.length = 3 * kPageTokens;
+    prefixes.insert(root, text, s, true);
+    pool.release(s);
+    ASSERT_EQ(prefixes.match(root, text, 3 * kPageTokens, found), 3 * kPageTokens);
+    kept[{root, text}] = found.pages;
+    pool.release(found);
+  }
+  int hits = 0;
+  for (unsigned number = 0; number < 64; ++number) {
+    for (const char* root : {"a", "b", "c"}) {
+      const auto text = text_of(number, 3);
+      int64_t expected = 0;
+      std::vector<int32_t> pages;
+      for (const auto& [key, own] : kept) {
+        if (key.first != root) continue;
+        const auto same = std::mismatch(text.begin(), text.end(), key.second.begin()).first;
+        const int64_t full = (same - text.begin()) / kPageTokens;
+        if (full <= expected) continue;
+        expected = full;
+        pages.assign(own.begin(), own.begin() + full);
+      }
+      CachedSequence found;
+      EXPECT_EQ(prefixes.match(root, text, 3 * kPageTokens, found), expected * kPageTokens);
+      EXPECT_EQ(found.pages, pages) << root << ' ' << number;
+      hits += expected > 0 ? 1 : 0;
+      pool.release(found);
+    }
+  }
+  EXPECT_GT(hits, 10);
+  EXPECT_LT(hits, 2 * 64);
+  prefixes.make_room(64);
+  EXPECT_EQ(pool.free_pages(), 64);
+  EXPECT_EQ(pool.audit({}, prefixes.kept()), "");
 }
 
 class PrefixFileTest : public PrefixCacheTest {

@@ -67,9 +67,11 @@ struct SpeculationStats {
 struct EngineStats {
   int64_t running = 0, waiting = 0, max_waiting = 0;  // max_waiting 0: no limit
   int64_t pages_total = 0, pages_free = 0, pages_used = 0, pages_cached = 0;
-  int64_t steps = 0;             // rises with every call of step(): the engine is alive
-  int64_t passes = 0;            // forward passes
-  double model_seconds = 0;      // in them, guesses included
+  int64_t steps = 0;         // rises with every call of step(): the engine is alive
+  int64_t passes = 0;        // forward passes
+  double model_seconds = 0;  // in them, guesses included
+  // Of one pass in Engine::kTimedPasses: in all of it, and in the indexer's scores and top-k.
+  double timed_seconds = 0, indexer_seconds = 0;
   int64_t prefill_tokens = 0;    // computed for prompts, or again after a preemption
   int64_t generated_tokens = 0;  // sampled
   int64_t preemptions = 0;

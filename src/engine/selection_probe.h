@@ -1,7 +1,7 @@
 // What attention reads in a pass: for chosen tokens of the batch, the context positions with the
-// largest share in each layer, how far back the selected ones lie, and how much of the mass of
-// dense attention they hold. The pass itself is left as it is, to the bit: attention is computed
-// once more for these tokens alone.
+// largest share in each layer beside their share of dense attention, how far back the selected ones
+// lie, and how much of dense attention they hold. The pass itself is left as it is, to the bit:
+// attention is computed again for these tokens alone, over the selection and over everything.
 //
 //   probe.clear();
 //   probe.add({row, position, /*top=*/8, /*recall=*/true});
@@ -46,18 +46,28 @@ class SelectionProbe final : public Observer {
     int32_t position;
     float share;
   };
-  using Layers = std::vector<std::vector<Share>>;
+  using Shares = std::vector<Share>;  // of one layer, by position
+  using Layers = std::vector<Shares>;
+
+  // Of one row with top > 0: what each layer reads, what it would read densely, and what is kept.
+  struct Found {
+    Layers read, dense;
+    std::vector<float> kept;
+  };
 
   // Head-summed attention [position + 1] of one row, over the selection or over everything.
   const std::vector<float>& mass(KernelContext& context, const Row& row, MlaSparseArgs args,
                                  bool dense);
-  void keep(size_t row, int64_t layer, const std::vector<float>& mass, int64_t heads);
-  void measure(KernelContext& context, const Row& row, int64_t layer, const MlaSparseArgs& args);
+  // The shares above 0 that are not below `least`, of head-summed attention.
+  static Shares shares_of(const std::vector<float>& mass, float heads, float least);
+  static float share_at(const Shares& shares, int32_t position);  // 0 if it is not there
+  void find_selected(KernelContext& context, const Row& row, const MlaSparseArgs& args);
+  void count(const Row& row, int64_t layer, double kept);
 
   int64_t layers_;
   Place place_;
   std::vector<Row> rows_;
-  std::vector<Layers> shares_;  // by row
+  std::vector<Found> found_;  // by row
   SelectionStats stats_;
   GrowBuffer<float> out_{place_}, mass_{place_};
   std::vector<float> host_;

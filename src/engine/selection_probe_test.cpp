@@ -44,6 +44,8 @@ class SelectionProbeTest : public ::testing::Test {
       }
     }
     stats_ = engine.stats().selection;
+    timed_seconds_ = engine.stats().timed_seconds;
+    indexer_seconds_ = engine.stats().indexer_seconds;
     return out;
   }
 
@@ -51,7 +53,18 @@ class SelectionProbeTest : public ::testing::Test {
   LoadedModel model_;
   EngineOptions options_;
   SelectionStats stats_;
+  double timed_seconds_ = 0, indexer_seconds_ = 0;
 };
+
+// The first pass is one of those that are timed.
+TEST_F(SelectionProbeTest, TheIndexersShareOfTheTime) {
+  run(AttentionKind::kSparse, 50, 0, 0);
+  EXPECT_GT(indexer_seconds_, 0);
+  EXPECT_LT(indexer_seconds_, timed_seconds_);
+  run(AttentionKind::kWindow, 50, 0, 0);
+  EXPECT_EQ(indexer_seconds_, 0);
+  EXPECT_GT(timed_seconds_, 0);
+}
 
 TEST_F(SelectionProbeTest, SharesOfAllThatIsReadMakeOne) {
   constexpr int64_t kPrompt = 50, kAll = 64;
@@ -92,6 +105,50 @@ TEST_F(SelectionProbeTest, NoLayerReadsMoreThanItsSelection) {
       EXPECT_LE(static_cast<size_t>(read), topk);
       EXPECT_GT(read, 0);
     }
+  }
+}
+
+// What the sparse answer's tokens keep of dense attention, beside what dense attention itself says:
+// of the first token, which both ways read in the same context, in the first layer, which no
+// selection has yet changed, the dense shares are those that a dense request reads.
+TEST_F(SelectionProbeTest, DenseAttentionStandsBesideTheSelection) {
+  const auto sparse = run(AttentionKind::kSparse, 50, 64, 1);
+  std::vector<double> kept(stats_.layers.size());
+  for (const SampledToken& t : sparse) {
+    ASSERT_EQ(t.reads.kept.size(), kept.size());
+    for (size_t l = 0; l < kept.size(); ++l) {
+      kept[l] += t.reads.kept[l];
+      double dense = 0, missed = 0;
+      for (const ReadPosition& r : t.reads.top) {
+        ASSERT_EQ(r.dense.size(), kept.size());
+        (r.share[l] > 0 ? dense : missed) += r.dense[l];
+      }
+      EXPECT_GT(missed + dense, 0);
+      // Each of the 16 selected positions may be below what is told.
+      const auto untold = static_cast<double>(options_.policy.topk) * ReadPosition::kLeast;
+      EXPECT_LE(dense, t.reads.kept[l] + 1e-5);
+      EXPECT_GE(dense, t.reads.kept[l] - untold - 1e-5);
+    }
+  }
+  for (size_t l = 0; l < kept.size(); ++l) {
+    EXPECT_NEAR(kept[l], stats_.layers[l].kept, 12 * 0x1p-22);
+    EXPECT_LT(kept[l], 12);
+  }
+  const auto dense = run(AttentionKind::kDense, 50, 64, 0);
+  for (const SampledToken& t : dense) {
+    for (const float k : t.reads.kept) EXPECT_NEAR(k, 1, 64 * 0x1p-23);
+    for (const ReadPosition& r : t.reads.top) {
+      for (size_t l = 0; l < kept.size(); ++l) {
+        EXPECT_EQ(r.dense[l], r.share[l] < ReadPosition::kLeast ? 0 : r.share[l]);
+      }
+    }
+  }
+  for (const ReadPosition& r : sparse[0].reads.top) {
+    const auto& all = dense[0].reads.top;
+    const auto same = std::find_if(all.begin(), all.end(),
+                                   [&](const ReadPosition& d) { return d.position == r.position; });
+    ASSERT_NE(same, all.end());
+    EXPECT_NEAR(r.dense[0], same->dense[0], 1e-6);
   }
 }
 

@@ -11,12 +11,15 @@ namespace tamis {
 struct ReadPosition {
   int32_t position = 0;
   std::vector<float> share;  // of the attention in each layer, mean of its heads: 0 to 1
+  std::vector<float> dense;  // what dense attention would give it, in each layer; 0 below kLeast
+  static constexpr float kLeast = 0.0005F;
 };
 
 // Of one token, most read (over all layers) first; ties by lower position.
 struct TokenReads {
   int32_t position = -1;  // of the token whose attention it is; -1: nobody asked
   std::vector<ReadPosition> top;
+  std::vector<float> kept;  // by layer, the part of dense attention that the selection holds
 };
 
 // Sums over the tokens that were looked at, for metrics.

@@ -278,6 +278,8 @@ void EngineThread::publish() {
   g.step_seconds = step_seconds_;
   g.busy_seconds = busy_seconds_;
   g.model_seconds = e.model_seconds;
+  g.timed_seconds = e.timed_seconds;
+  g.indexer_seconds = e.indexer_seconds;
   g.selection = e.selection;
   g.speculation = e.speculation;
   const std::lock_guard lock(mutex_);

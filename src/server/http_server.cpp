@@ -158,7 +158,9 @@ class AnswerInProgress final : public Exchange,
 
   void write(std::string data) override {
     on_strand([d = std::move(data)](AnswerInProgress& x) {
-      if (!x.ended_ && !x.closed_) x.body_ += d;
+      if (x.ended_ || x.closed_) return;
+      x.body_ += d;
+      if (x.streams_ && static_cast<int64_t>(x.body_.size()) > x.max_unsent_) x.give_up();
     });
   }
 
@@ -183,7 +185,7 @@ class AnswerInProgress final : public Exchange,
   const HttpResponse* head() const { return head_ ? &*head_ : nullptr; }
   bool streams() const { return streams_; }
   bool ended() const { return ended_; }
-  bool overflows() const { return static_cast<int64_t>(body_.size()) > max_unsent_ && streams_; }
+  bool overflowed() const { return overflowed_; }
   std::string take() { return std::exchange(body_, {}); }
   bool empty() const { return body_.empty(); }
   const std::string& ping() const { return ping_; }
@@ -196,6 +198,12 @@ class AnswerInProgress final : public Exchange,
   }
 
  private:
+  // Of a client that takes less than comes: at once, as a write to it may stand still for long.
+  void give_up() {
+    overflowed_ = true;
+    body_ = {};
+    close(false);
+  }
   template <typename F>
   void on_strand(F change) {
     asio::dispatch(strand_, [self = shared_from_this(), c = std::move(change)]() mutable {
@@ -209,7 +217,7 @@ class AnswerInProgress final : public Exchange,
   int64_t max_unsent_;
   std::optional<HttpResponse> head_;
   std::string body_, ping_;
-  bool streams_ = false, ended_ = false, closed_ = false, delivered_ = false;
+  bool streams_ = false, ended_ = false, closed_ = false, delivered_ = false, overflowed_ = false;
   std::function<void()> on_close_;
 };
 
@@ -408,8 +416,8 @@ class Connection : public std::enable_shared_from_this<Connection<Stream>> {
   }
 
   asio::awaitable<void> send_pieces(AnswerInProgress& exchange, bool http10) {
-    while (!exchange.ended() || !exchange.empty()) {
-      if (exchange.overflows()) throw DeviceError("the client reads too slowly");
+    while (!exchange.ended() || !exchange.empty() || exchange.overflowed()) {
+      if (exchange.overflowed()) throw DeviceError("the client reads too slowly");
       std::string data = exchange.take();
       if (data.empty()) {
         const bool woken = co_await exchange.wait(options_.ping_interval);

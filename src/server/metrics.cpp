@@ -57,6 +57,10 @@ void render_engine(std::string& out, const EngineGauges& g) {
   counter(out, "tamis:engine_busy_seconds_total", "Time of the engine's thread with work at hand",
           g.busy_seconds);
   counter(out, "tamis:engine_model_seconds_total", "Of that, in forward passes", g.model_seconds);
+  counter(out, "tamis:timed_pass_seconds_total",
+          "Forward passes that were timed in parts, one in 64", g.timed_seconds);
+  counter(out, "tamis:indexer_seconds_total", "Of these, in the indexer's scores and top-k",
+          g.indexer_seconds);
   gauge(out, "tamis:engine_step_seconds", "Time of the last forward pass", g.step_seconds);
 }
 

@@ -38,6 +38,7 @@ struct EngineGauges {
   int64_t preemptions = 0;
   double step_seconds = 0;
   double busy_seconds = 0, model_seconds = 0;  // of the engine's thread; of that, in forward passes
+  double timed_seconds = 0, indexer_seconds = 0;  // of some passes; of that, in the indexer
   SelectionStats selection;
   SpeculationStats speculation;
 };

@@ -25,17 +25,29 @@ double json_logprob(float logprob) {
   return logprob > -9999.0F ? static_cast<double>(std::min(logprob, 0.0F)) : -9999.0;
 }
 
+namespace {
+
+// Three digits tell what was read; more would make the answer large.
+OrderedJson shares_json(const std::vector<float>& shares) {
+  OrderedJson out = OrderedJson::array();
+  for (const float s : shares) out.push_back(std::round(s * 1000.0) / 1000.0);
+  return out;
+}
+
+}  // namespace
+
 OrderedJson selection_json(std::span<const SampledToken> tokens) {
   OrderedJson out = OrderedJson::array();
   for (const SampledToken& t : tokens) {
     OrderedJson read = OrderedJson::array();
     for (const ReadPosition& r : t.reads.top) {
-      OrderedJson layers = OrderedJson::array();
-      // Three digits tell what was read; more would make the answer large.
-      for (const float s : r.share) layers.push_back(std::round(s * 1000.0) / 1000.0);
-      read.push_back({{"position", r.position}, {"layers", std::move(layers)}});
+      read.push_back({{"position", r.position},
+                      {"layers", shares_json(r.share)},
+                      {"dense", shares_json(r.dense)}});
     }
-    out.push_back({{"position", t.reads.position + 1}, {"read", std::move(read)}});
+    out.push_back({{"position", t.reads.position + 1},
+                   {"kept", shares_json(t.reads.kept)},
+                   {"read", std::move(read)}});
   }
   return out;
 }

@@ -115,7 +115,13 @@ class Live {
 
 class Socket {
  public:
-  explicit Socket(const Live& live) : fd_(::socket(AF_INET, SOCK_STREAM, 0)) {
+  // `receive_buffer`: bytes that the kernel takes in for a client that does not read; 0: its own
+  // way.
+  explicit Socket(const Live& live, int receive_buffer = 0)
+      : fd_(::socket(AF_INET, SOCK_STREAM, 0)) {
+    if (receive_buffer > 0) {
+      ::setsockopt(fd_, SOL_SOCKET, SO_RCVBUF, &receive_buffer, sizeof receive_buffer);
+    }
     sockaddr_in address{};
     address.sin_family = AF_INET;
     address.sin_port = htons(live.port());

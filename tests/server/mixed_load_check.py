@@ -1,23 +1,29 @@
-"""Mixed load for a while: mixed_load_check.py TAMIS SOURCE_DIR [SECONDS] [CLIENTS]
+"""Mixed load for a while: mixed_load_check.py TAMIS SOURCE_DIR [SECONDS] [CLIENTS] [RATE]
 
 Chats, completions, messages, schemas, tools, long prompts, wrong bodies and damaged HTTP from many
-clients, nearly a third of which go away at random moments. At the end no page may be in use, the
-memory of the second half may not have grown, and a fixed question must be answered as before.
+clients, nearly a third of which go away at random moments. With RATE all clients together begin so
+many requests a second, in bursts of CLIENTS. Fixed requests among the others must be answered, to
+the bit of their log-probabilities, as they were alone. At the end no page may be in use, and memory,
+open files and threads of the second half may not have grown.
 """
 
 import json
+import os
 import random
 import re
+import resource
 import socket
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 
 from served import Server
 
 SECONDS = float(sys.argv[3]) if len(sys.argv) > 3 else 60
 CLIENTS = int(sys.argv[4]) if len(sys.argv) > 4 else 24
+RATE = float(sys.argv[5]) if len(sys.argv) > 5 else None
 SCHEMA = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}, "n": {"type": "integer"}},
           "required": ["a", "n"]}
 TOOL = {"type": "function", "function": {"name": "look", "strict": True, "parameters": SCHEMA}}
@@ -54,14 +60,31 @@ class Load:
     def __init__(self, port):
         self.port, self.end = port, time.time() + SECONDS
         self.lock, self.counts, self.broken = threading.Lock(), {}, []
+        self.burst = threading.Barrier(CLIENTS) if RATE else None
+        self.begun = threading.Event()
 
     def count(self, what):
         with self.lock:
             self.counts[what] = self.counts.get(what, 0) + 1
 
+    def waits(self, rng):
+        """Until the next burst; false at the end. The gaps between bursts are of any length."""
+        if self.burst is None:
+            return time.time() < self.end
+        try:
+            if self.burst.wait() == 0:
+                time.sleep(min(rng.expovariate(RATE / CLIENTS), 10 * CLIENTS / RATE))
+                if time.time() >= self.end:
+                    self.burst.abort()
+                self.begun.set()
+            self.burst.wait()
+        except threading.BrokenBarrierError:
+            return False
+        return True
+
     def client(self, seed):
         rng = random.Random(seed)
-        while time.time() < self.end:
+        while self.waits(rng):
             path, body = body_of(rng)
             data = json.dumps(body).encode()
             head = (f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
@@ -69,7 +92,7 @@ class Load:
             if rng.random() < 0.05:
                 head = rng.randbytes(60) + b"\r\n\r\n"
             leaves = rng.randrange(3000) if rng.random() < 0.3 else None
-            with socket.create_connection(("127.0.0.1", self.port), timeout=120) as s:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=600) as s:
                 try:
                     s.sendall(head + data)
                     got = b""
@@ -88,9 +111,39 @@ class Load:
                 self.broken.append(got[:400])
 
 
-def memory(server):
-    with open(f"/proc/{server.process.pid}/status") as f:
-        return int(re.search(r"RssAnon:\s+(\d+)", f.read()).group(1)) / 1024
+FIXED = [
+    ("/v1/completions", {"prompt": "The file", "max_tokens": 30, "temperature": 0, "logprobs": 3}),
+    ("/v1/completions", {"prompt": "apt install", "max_tokens": 60, "temperature": 1.3, "seed": 5,
+                         "logprobs": 1}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "What is apt? " * 40}],
+                              "max_tokens": 24, "temperature": 0.8, "seed": 7, "logprobs": True,
+                              "top_logprobs": 2}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Choose."}], "seed": 2,
+                              "temperature": 1, "response_format": {"type": "json_schema",
+                                                                    "schema": SCHEMA},
+                              "max_tokens": 40, "logprobs": True}),
+]
+
+
+def answer(server, path, body):
+    """The choices; None if the server is full."""
+    request = urllib.request.Request(server.url + path, json.dumps(body).encode(),
+                                     {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=600) as a:
+            return json.load(a)["choices"]
+    except urllib.error.HTTPError as e:
+        assert e.code == 429, e.read()
+        return None
+
+
+def held(server):
+    """MiB of its own, open files, threads."""
+    folder = f"/proc/{server.process.pid}"
+    with open(folder + "/status") as f:
+        status = f.read()
+    number = lambda name: int(re.search(name + r":\s+(\d+)", status).group(1))
+    return number("RssAnon") / 1024, len(os.listdir(folder + "/fd")), number("Threads")
 
 
 def pages(server):
@@ -99,39 +152,51 @@ def pages(server):
     return {name: int(value) for name, value in found}
 
 
-def fixed(server):
-    body = json.dumps({"prompt": "The file", "max_tokens": 30, "temperature": 0}).encode()
-    request = urllib.request.Request(server.url + "/v1/completions", body,
-                                     {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request) as a:
-        return json.load(a)["choices"][0]["text"]
-
-
-def main():
-    server = Server("--no-access-log", "--max-requests", "64")
-    before = fixed(server)
-    load = Load(int(server.url.rsplit(":", 1)[1]))
-    threads = [threading.Thread(target=load.client, args=(i,)) for i in range(CLIENTS)]
-    for t in threads:
-        t.start()
-    history = []
-    while any(t.is_alive() for t in threads):
-        time.sleep(max(1, SECONDS / 40))
-        history.append(memory(server))
-    for _ in range(200):
+def settled(server):
+    for _ in range(1200):
         state = pages(server)
         if state["used"] == 0:
             break
         time.sleep(0.05)
-    after = fixed(server)
+    return state
+
+
+def main():
+    server = Server("--no-access-log", "--max-requests", "64")
+    alone = [answer(server, *fixed) for fixed in FIXED]
+    load = Load(int(server.url.rsplit(":", 1)[1]))
+    threads = [threading.Thread(target=load.client, args=(i,)) for i in range(CLIENTS)]
+    for t in threads:
+        t.start()
+    history, compared, due = [], 0, time.time()
+    while any(t.is_alive() for t in threads):
+        which = compared % len(FIXED)
+        among = answer(server, *FIXED[which])
+        if among is not None:
+            assert among == alone[which], (alone[which], among)
+            compared += 1
+        if time.time() >= due:
+            history.append(held(server))
+            due += max(1, SECONDS / 40)
+            print(f"{time.time() - load.end + SECONDS:.0f} s: MiB, files, threads "
+                  f"{history[-1]}, {load.counts}, {compared} compared", flush=True)
+        if load.begun.wait(SECONDS / 600):
+            load.begun.clear()
+            time.sleep(0.1)  # now the others are at work
+    state = settled(server)
+    last_answers = [answer(server, *fixed) for fixed in FIXED]
+    at_rest = held(server)
     code = server.stop()
-    half, last = max(history[: len(history) // 2]), max(history[len(history) // 2:])
-    print(f"{SECONDS:.0f} s, {CLIENTS} clients: {load.counts}; pages {state}; "
-          f"MiB {[round(m) for m in history]}")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"{SECONDS:.0f} s, {used.ru_utime + used.ru_stime:.0f} s of processor time, {CLIENTS} clients: {load.counts}; {compared} answers among them compared; "
+          f"pages {state}; at rest MiB, files, threads {at_rest}")
     assert not load.broken, load.broken[:3]
+    assert compared > 0 and last_answers == alone
     assert state["used"] == 0 and state["free"] + state["cached"] == state["total"], state
-    assert after == before, (before, after)
-    assert last < 1.05 * half + 8, f"memory grew from {half:.0f} to {last:.0f} MiB"
+    half, last = ([max(column) for column in zip(*part)] for part in
+                  (history[: len(history) // 2], history[len(history) // 2:]))
+    assert last[0] < 1.05 * half[0] + 8, f"memory grew from {half[0]:.0f} to {last[0]:.0f} MiB"
+    assert last[1] <= half[1] + CLIENTS and last[2] == half[2], (half, last)
     assert code == 0, code
 
 

@@ -28,8 +28,12 @@ TEST(SelectionLive, TellsWhatEachTokenRead) {
     for (const Json& r : selection[i]["read"]) {
       EXPECT_LT(r["position"], selection[i]["position"]);
       EXPECT_GT(r["layers"].size(), 1U);
+      EXPECT_EQ(r["dense"].size(), r["layers"].size());
       for (const Json& share : r["layers"]) EXPECT_TRUE(share >= 0 && share <= 1) << share;
+      for (const Json& share : r["dense"]) EXPECT_TRUE(share >= 0 && share <= 1) << share;
     }
+    ASSERT_EQ(selection[i]["kept"].size(), selection[i]["read"][0]["layers"].size());
+    for (const Json& kept : selection[i]["kept"]) EXPECT_TRUE(kept > 0 && kept <= 1) << kept;
   }
   Json streamed = Json::array();
   for (const std::string& data : events_of(chat(R"(,"return_selection":4,"stream":true)"))) {
@@ -59,6 +63,7 @@ TEST(SelectionLive, MetricsShowRecallWhereItIsSampled) {
   const std::string page = s.read_all();
   EXPECT_NE(page.find("tamis:recall_sampled_tokens_total 5\n"), std::string::npos) << page;
   EXPECT_NE(page.find("tamis:attention_kept_mass{layer=\"0\"} "), std::string::npos);
+  EXPECT_NE(page.find("\ntamis:indexer_seconds_total "), std::string::npos);
   EXPECT_NE(page.find("tamis:selection_lookback_tokens_bucket{le=\"+Inf\"} "), std::string::npos);
 }
 

@@ -192,8 +192,12 @@ TEST(ServerLive, SlowClientsAreLetGo) {
   HttpOptions http;
   http.header_timeout = milliseconds(200);
   http.body_grace = milliseconds(200);
+  http.write_timeout = milliseconds(200);
   Live live({}, http);
-  Socket head(live), body(live), silent(live);
+  Socket head(live), body(live), silent(live), reader(live, 4096);
+  std::string pages;  // more of them than the kernel takes for a client that reads none
+  for (int i = 0; i < 400; ++i) pages += get("/web/app.js");
+  reader.send(pages);
   head.send("GET / HT");
   body.send("POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{");
   const auto start = steady_clock::now();

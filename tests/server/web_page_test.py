@@ -175,6 +175,18 @@ class WebPageTest(unittest.TestCase):
                         "[...r.cells].map(c => c.textContent))")
         self.assertEqual(len(rows), 8)
         self.assertGreater(len(rows[0]), 4, "no layers")
+        # Dense attention beside each share, and how much of it the selection of each layer holds.
+        self.assertTrue(all("%, densely " in cell for row in rows for cell in row[2:]), rows)
+        self.assertRegex(page.run(lit), r"position \d+: [\d.]+\s%, densely [\d.]+\s%")
+        kept = page.run("[...document.querySelectorAll('#reads tfoot td')].map(c => parseFloat(c.textContent))")
+        self.assertEqual(len(kept), len(rows[0]) - 2)
+        self.assertTrue(all(0 < k <= 100 for k in kept), kept)
+        meter = "document.getElementById('kept')"
+        self.assertAlmostEqual(page.run(meter + ".value") * 100, kept[0], delta=0.51)
+        self.assertIn("of dense attention", page.run(meter + ".labels[0].textContent"))
+        self.set(page, "inspect-layer", "1")
+        self.assertAlmostEqual(page.run(meter + ".value") * 100, kept[2], delta=0.51)
+        self.set(page, "inspect-layer", "all")
         page.run("document.getElementById('answer-tokens').focus()")
         page.key("End", 35)
         page.key("ArrowLeft", 37)

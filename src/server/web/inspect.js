@@ -1,7 +1,8 @@
 // The Inspect view: an answer's tokens, and what the attention of each read.
 //
-// A record is {prompt: [text], tokens: [{text, position, read: [{position, layers}]}]}: prompt has the
-// text of each token of the prompt, position counts them first, layers has the share of each layer.
+// A record is {prompt: [text], tokens: [{text, position, kept, read: [{position, layers, dense}]}]}:
+// prompt has the text of each token of the prompt, position counts them first, layers has the share of
+// each layer, dense what dense attention would give, kept how much of it each layer's selection holds.
 import {byId, make, percent} from './dom.js';
 
 // More context than this is shown around what was read only, so that the page stays quick.
@@ -19,14 +20,15 @@ function textAt(position) {
 
 const layerCount = () => record.tokens.find((t) => t.read.length > 0)?.read[0].layers.length ?? 0;
 
-// The share of one read position in the chosen layer, or over all.
-function shareOf(read) {
+// Of numbers by layer, that of the chosen layer or the mean of all.
+function chosenOf(layers) {
   const layer = byId('inspect-layer').value;
-  return layer === 'all' ? mean(read.layers) : read.layers[Number(layer)];
+  return layer === 'all' ? mean(layers) : layers[Number(layer)];
 }
 
 function sorted(token) {
-  return [...token.read].map((r) => ({...r, share: shareOf(r)})).sort((a, b) => b.share - a.share);
+  return token.read.map((r) => ({...r, share: chosenOf(r.layers), wouldBe: chosenOf(r.dense)}))
+    .sort((a, b) => b.share - a.share);
 }
 
 function fillLayers() {
@@ -74,17 +76,20 @@ function light(token, reads) {
   for (const span of lit) {
     span.className = '';
     span.style.removeProperty('--share');
+    span.style.removeProperty('--dense');
     span.removeAttribute('title');
   }
   lit = [];
-  const most = reads[0]?.share ?? 0;
+  const most = Math.max(...reads.map((r) => Math.max(r.share, r.wouldBe)), 0);
+  // The square root keeps small shares visible beside a large one.
+  const strength = (share) => (share > 0 ? 0.15 + 0.75 * Math.sqrt(share / most) : 0).toFixed(3);
   for (const r of reads) {
     const span = contextSpans.get(r.position);
     if (span === undefined || !(r.share > 0)) continue;
     span.className = 'lit';
-    // The square root keeps small shares visible beside a large one.
-    span.style.setProperty('--share', (0.15 + 0.75 * Math.sqrt(r.share / most)).toFixed(3));
-    span.title = `position ${r.position}: ${percent(r.share)}`;
+    span.style.setProperty('--share', strength(r.share));
+    span.style.setProperty('--dense', strength(r.wouldBe));
+    span.title = `position ${r.position}: ${percent(r.share)}, densely ${percent(r.wouldBe)}`;
     lit.push(span);
   }
   for (const [p, span] of contextSpans) {
@@ -93,20 +98,34 @@ function light(token, reads) {
   }
 }
 
-function fillTable(reads) {
+// A share, and below it what dense attention would give.
+function shareCell(share, dense) {
+  const td = make('td', {}, percent(share),
+    make('small', {}, make('span', {className: 'unseen'}, ', densely '), percent(dense)));
+  td.style.setProperty('--share', Math.sqrt(share).toFixed(3));
+  td.style.setProperty('--dense', Math.sqrt(dense).toFixed(3));
+  return td;
+}
+
+function fillTable(token, reads) {
   const layers = layerCount();
   const head = [['Token', 'token'], ['At', 'position'], ['Mean', 'mean of the layers'],
     ...Array.from({length: layers}, (_, i) => [String(i), `layer ${i}`])];
-  byId('reads').tHead.replaceChildren(
+  const table = byId('reads');
+  table.tHead.replaceChildren(
     make('tr', {}, ...head.map(([text, abbr]) => make('th', {scope: 'col', abbr, title: abbr}, text))));
-  const cell = (share) => {
-    const td = make('td', {}, percent(share));
-    td.style.setProperty('--share', Math.sqrt(share).toFixed(3));
-    return td;
-  };
-  byId('reads').tBodies[0].replaceChildren(...reads.map((r) => make('tr', {},
-    make('td', {}, quoted(textAt(r.position))), make('td', {}, String(r.position)), cell(mean(r.layers)),
-    ...r.layers.map(cell))));
+  table.tFoot.replaceChildren(make('tr', {},
+    make('th', {scope: 'row', colSpan: 2, title: 'the part of dense attention that the selection holds'}, 'Kept'),
+    ...[mean(token.kept), ...token.kept].map((kept) => make('td', {}, percent(kept)))));
+  table.tBodies[0].replaceChildren(...reads.map((r) => make('tr', {},
+    make('td', {}, quoted(textAt(r.position))), make('td', {}, String(r.position)),
+    shareCell(mean(r.layers), mean(r.dense)), ...r.layers.map((share, i) => shareCell(share, r.dense[i])))));
+}
+
+function fillKept(token) {
+  const kept = chosenOf(token.kept);
+  byId('kept').value = kept;
+  byId('kept-text').textContent = `The selection holds ${percent(kept)} of dense attention`;
 }
 
 function scrollTo(span) {
@@ -126,10 +145,12 @@ function choose(index) {
   const reads = sorted(token);
   fillContext(token);
   light(token, reads);
-  fillTable(reads);
+  fillTable(token, reads);
+  fillKept(token);
   if (lit.length > 0) scrollTo(lit[0]);
   byId('inspect-state').textContent = `“${quoted(token.text)}” read most: ` +
-    reads.slice(0, 3).map((r) => `“${quoted(textAt(r.position))}” ${percent(r.share)}`).join(', ');
+    reads.slice(0, 3).map((r) => `“${quoted(textAt(r.position))}” ${percent(r.share)}` +
+      ` (densely ${percent(r.wouldBe)})`).join(', ');
 }
 
 function onKey(event) {
