@@ -1,5 +1,9 @@
 #include "kernels/context.h"
 
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <new>
 
@@ -12,6 +16,53 @@ namespace {
 constexpr size_t kAlignment = 64;
 
 void free_floats(float* p) { std::free(p); }
+
+// With TAMIS_OP_TIMES set, the time of a CUDA context's operations on stderr at the end of the
+// process: the device is waited for before each one, and what follows until the next is its own.
+// The first third of its runs is left out: code is loaded in them.
+class OpTimes {
+ public:
+  ~OpTimes() {
+    std::vector<std::pair<double, std::string>> lines;
+    double all = 0;
+    for (const auto& [name, runs] : runs_) {
+      const size_t skipped = runs.size() / 3;
+      double sum = 0;
+      for (size_t i = skipped; i < runs.size(); ++i) sum += runs[i];
+      const double each = sum / static_cast<double>(runs.size() - skipped);
+      const double total = each * static_cast<double>(runs.size());
+      all += total;
+      std::array<char, 160> line{};
+      std::snprintf(line.data(), line.size(), "%10.2f ms %7zu x %9.1f us  %s\n", 1e3 * total,
+                    runs.size(), 1e6 * each, name.c_str());
+      lines.emplace_back(-total, line.data());
+    }
+    std::sort(lines.begin(), lines.end());
+    std::fprintf(stderr, "%10.2f ms in operations\n", 1e3 * all);
+    for (const auto& [key, line] : lines) std::fputs(line.c_str(), stderr);
+  }
+
+  void start(DeviceContext& device, const char* op, const char* implementation) {
+    device.synchronize();
+    const auto now = std::chrono::steady_clock::now();
+    if (last_ != nullptr) {
+      last_->push_back(std::chrono::duration<double>(now - since_).count());
+    }
+    last_ = &runs_[std::string(op) + ": " + implementation];
+    since_ = std::chrono::steady_clock::now();
+  }
+
+ private:
+  std::map<std::string, std::vector<double>> runs_;
+  std::vector<double>* last_ = nullptr;
+  std::chrono::steady_clock::time_point since_;
+};
+
+OpTimes* op_times() {
+  static const std::unique_ptr<OpTimes> times =
+      std::getenv("TAMIS_OP_TIMES") != nullptr ? std::make_unique<OpTimes>() : nullptr;
+  return times.get();
+}
 
 std::string full_name(std::string_view implementation) {
   return implementation == "ref" ? "reference" : std::string(implementation);
@@ -85,6 +136,7 @@ float* KernelContext::scratch(int thread, int slot, int64_t floats) {
 }
 
 void KernelContext::note(const char* op, const char* implementation) {
+  if (op_times() != nullptr && device_ != nullptr) op_times()->start(*device_, op, implementation);
   for (auto& [o, i] : ran_) {
     if (o == op && i == implementation) return;
   }

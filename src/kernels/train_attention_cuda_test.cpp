@@ -526,35 +526,42 @@ class IndexProblem {
 
 constexpr IndexShape kIndexShapes[] = {{4, 128}, {1, 20}, {3, 7}, {64, 32}};
 
+// Through scores in memory (size 40), and in tiles; factors apart, and rounded to bf16.
 TEST_F(TrainAttentionCuda, WarmUpLossIsTheReference) {
-  for (const IndexShape& shape : kIndexShapes) {
-    for (const int64_t tokens : {1, 63, 64, 65, 150}) {
-      if (skip_case()) continue;
-      SCOPED_TRACE("dim " + std::to_string(shape.dim) + " tokens " + std::to_string(tokens));
-      const IndexProblem p(shape, tokens);
-      const DenseProblem attention({3, 20, 6, 4}, tokens);
-      const Device<float> q(context(), attention.q), kv(context(), attention.kv);
-      const Device<float> k_pe(context(), attention.k_pe);
-      const MlaSequence<float> in = attention.sequence(q.data(), kv.data(), k_pe.data());
-      for (const int64_t size : {0, 40}) {
-        const auto once = [&] {
-          return p.run(context(), [&](const IndexerSequence<float>& x) {
-            if (size == 0) return indexer_kl_dense<float>(context(), {x, in});
-            indexer_kl_dense_cuda_by(context(), {x, in}, size);
+  for (const bool bf16 : {false, true}) {
+    if (bf16) {
+      product_error = kBf16;
+      context().force("matmul", "cuda_bf16");
+    }
+    for (const IndexShape& shape : kIndexShapes) {
+      for (const int64_t tokens : {1, 63, 64, 65, 150}) {
+        if (skip_case()) continue;
+        SCOPED_TRACE("dim " + std::to_string(shape.dim) + " tokens " + std::to_string(tokens));
+        const IndexProblem p(shape, tokens);
+        const DenseProblem attention({3, 20, 6, 4}, tokens);
+        const Device<float> q(context(), attention.q), kv(context(), attention.kv);
+        const Device<float> k_pe(context(), attention.k_pe);
+        const MlaSequence<float> in = attention.sequence(q.data(), kv.data(), k_pe.data());
+        for (const int64_t size : {0, 40}) {
+          const auto once = [&] {
+            return p.run(context(), [&](const IndexerSequence<float>& x) {
+              if (size == 0) return indexer_kl_dense<float>(context(), {x, in});
+              indexer_kl_dense_cuda_by(context(), {x, in}, size);
+            });
+          };
+          const IndexGradients got = once(), again = once();
+          EXPECT_TRUE(same_bits(got.dq, again.dq) && same_bits(got.dw, again.dw) &&
+                      same_bits(got.dk, again.dk) && got.kl == again.kl);
+          p.expect(got, attention.errors().probability, [&](const IndexerSequence<double>& x) {
+            const Doubles q2(attention.q.begin(), attention.q.end());
+            const Doubles kv2(attention.kv.begin(), attention.kv.end());
+            const Doubles pe2(attention.k_pe.begin(), attention.k_pe.end());
+            KernelContext host(1);
+            indexer_kl_dense_reference<double>(
+                host, {x, attention.sequence(q2.data(), kv2.data(), pe2.data())});
           });
-        };
-        const IndexGradients got = once(), again = once();
-        EXPECT_TRUE(same_bits(got.dq, again.dq) && same_bits(got.dw, again.dw) &&
-                    same_bits(got.dk, again.dk) && got.kl == again.kl);
-        p.expect(got, attention.errors().probability, [&](const IndexerSequence<double>& x) {
-          const Doubles q2(attention.q.begin(), attention.q.end());
-          const Doubles kv2(attention.kv.begin(), attention.kv.end());
-          const Doubles pe2(attention.k_pe.begin(), attention.k_pe.end());
-          KernelContext host(1);
-          indexer_kl_dense_reference<double>(
-              host, {x, attention.sequence(q2.data(), kv2.data(), pe2.data())});
-        });
-        if (HasFatalFailure()) return;
+          if (HasFatalFailure()) return;
+        }
       }
     }
   }

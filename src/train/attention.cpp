@@ -241,12 +241,16 @@ void learn_indexer(Pass<T>& p, int64_t l) {
   sized(p, work.d_index_q, n * m.index_heads * m.index_dim);
   sized(p, work.d_index_w, n * m.index_heads);
   sized(p, work.d_index_k, n * m.index_dim);
-  if (!p.sparse()) gather_heads(p, l);
+  if (!p.sparse()) {
+    gather_heads(p, l);
+    // Row sums are of this rank's heads.
+    const T* log_sum = p.groups.tensor == nullptr ? p.layer(l).log_sum.data() : nullptr;
+    indexer_kl_dense<T>(p.kernels, {index_sequence(p, l, 0, n), all_heads_of_sequence(p, l, 0, n),
+                                    p.batch.begins, log_sum});
+    return index_backward(p, l);
+  }
   for_each_sequence(p, [&](int64_t begin, int64_t count) {
     const IndexerSequence<T> indexer = index_sequence(p, l, begin, count);
-    if (!p.sparse()) {
-      return indexer_kl_dense<T>(p.kernels, {indexer, all_heads_of_sequence(p, l, begin, count)});
-    }
     const MlaSparseBackwardArgs<T> attention = sparse_sequence(p, l, begin, count);
     T* target = sized(p, work.target, count * k);
     mla_sparse_target<T>(p.kernels, {attention, target});
@@ -324,11 +328,9 @@ void attend_dense(Pass<T>& p, int64_t l) {
   LayerState<T>& a = p.layer(l);
   const int64_t n = p.tokens();
   expand(p, l);
-  sized(p, a.o, n * m.num_heads * m.v_head);
-  for_each_sequence(p, [&](int64_t begin, int64_t count) {
-    ForwardOps<T>::attend_dense(p.kernels, dense_sequence(p, l, begin, count),
-                                a.o.data() + begin * m.num_heads * m.v_head);
-  });
+  ForwardOps<T>::attend_dense(p.kernels, dense_sequence(p, l, 0, n), p.batch.begins,
+                              sized(p, a.o, n * m.num_heads * m.v_head),
+                              sized(p, a.log_sum, n * m.num_heads));
 }
 
 // The rows of W_kvb of head h: W_UK, then W_UV.
@@ -385,13 +387,9 @@ void attend_dense_backward(Pass<T>& p, int64_t l) {
   Workspace<T>& work = p.state.work;
   const int64_t n = p.tokens(), kv = m.num_heads * (m.nope + m.v_head);
   sized(p, work.dkv, n * kv);
-  for_each_sequence(p, [&](int64_t begin, int64_t count) {
-    mla_dense_backward<T>(
-        p.kernels,
-        {dense_sequence(p, l, begin, count), work.d_o.data() + begin * m.num_heads * m.v_head,
-         work.dq.data() + begin * m.num_heads * m.qk_head(), work.dkv.data() + begin * kv,
-         work.dk_pe.data() + begin * m.rope});
-  });
+  mla_dense_backward<T>(p.kernels, {dense_sequence(p, l, 0, n), work.d_o.data(), work.dq.data(),
+                                    work.dkv.data(), work.dk_pe.data(), p.batch.begins,
+                                    p.layer(l).o.data(), p.layer(l).log_sum.data()});
   const int64_t kv_b = p.slots(l).kv_b;
   products_backward<T>(p.kernels, {work.dkv.data(), kv, a.c_kv.data(), m.kv_lora, n, p.w + kv_b, kv,
                                    m.kv_lora, work.dc_kv.data(), false, p.grad + kv_b});

@@ -79,6 +79,7 @@ LayerBytes layer_bytes(const ModelConfig& c, const Stage& s, const LayerConfig& 
     b.kept += heads * c.kv_lora + s.topk;
     b.expanded += heads * c.kv_lora;
   } else {
+    b.kept += heads;  // log_sum
     b.expanded += heads * (c.nope + c.v_head);
   }
   if (moe) b.kept += c.num_experts + chosen * (2 * d + 2 * c.moe_intermediate + 3);

@@ -152,8 +152,9 @@ void ForwardOps<double>::moe_gate(KernelContext&, const ModelConfig& c, const do
   }
 }
 
-template <>
-void ForwardOps<double>::attend_dense(KernelContext&, const MlaSequence<double>& in, double* out) {
+namespace {
+
+void attend_sequence(const MlaSequence<double>& in, double* out) {
   for (int64_t row = 0; row < in.tokens * in.heads; ++row) {
     const int64_t t = row / in.heads, h = row % in.heads;
     const double* q = in.q + row * (in.nope + in.rope);
@@ -171,6 +172,16 @@ void ForwardOps<double>::attend_dense(KernelContext&, const MlaSequence<double>&
       }
     }
   }
+}
+
+}  // namespace
+
+template <>
+void ForwardOps<double>::attend_dense(KernelContext&, const MlaSequence<double>& in,
+                                      std::span<const int64_t> begins, double* out, double*) {
+  for_each_begin(begins, in.tokens, [&](int64_t first, int64_t tokens) {
+    attend_sequence(mla_sequence_at(in, first, tokens), out + first * in.heads * in.v_dim);
+  });
 }
 
 template <>

@@ -290,7 +290,7 @@ int64_t TrainModel<T>::activation_bytes() const {
   };
   const auto add_layer = [&](const LayerState<T>& a) {
     add_expanded(a);
-    add(a.x, a.q_a, a.kv_a, a.o_latent, a.indices, a.o, a.x_mid, a.gate, a.up, a.router,
+    add(a.x, a.q_a, a.kv_a, a.o_latent, a.indices, a.o, a.log_sum, a.x_mid, a.gate, a.up, a.router,
         a.expert_weights, a.expert_rows, a.expert_gate, a.expert_up, a.expert_down, a.expert_ids,
         a.expert_row_of);
   };

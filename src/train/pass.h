@@ -36,6 +36,7 @@ struct LayerState : ExpandedState<T> {
   Buffer<T> o_latent;       // sparse
   Buffer<int32_t> indices;  // sparse: [tokens, topk], positions within the sequence
   Buffer<T> o;              // [tokens, heads, v_head]
+  Buffer<T> log_sum;        // dense: [heads, tokens], as mla_dense_train has it
   Buffer<T> x_mid;          // the stream between the half-blocks
   // FFN: of the dense MLP or the shared expert, then of the routed ones.
   Buffer<T> gate, up;

@@ -24,12 +24,22 @@ namespace {
 constexpr int64_t kMaxConfig = 1 << 20;
 // Steps of a stage before a spike is told, and those that its running mean remembers.
 constexpr int64_t kSpikeWarmup = 10, kSpikeMemory = 50;
+// A thread draws at least so many.
+constexpr int64_t kSequencesOfThread = 4;
 constexpr double kNotLearned = std::numeric_limits<double>::quiet_NaN();
 
 double deviation_of(const std::string& config_text) {
   const Json json = parse_json(config_text, "config.json");
   const auto it = json.find("initializer_range");
   return it != json.end() && it->is_number() ? it->get<double>() : 0.02;
+}
+
+// The sequences of `more` after those of `batch`.
+void append(const MicroBatch& more, MicroBatch& batch) {
+  const int64_t before = batch.tokens();
+  batch.ids.insert(batch.ids.end(), more.ids.begin(), more.ids.end());
+  batch.targets.insert(batch.targets.end(), more.targets.begin(), more.targets.end());
+  for (size_t i = 1; i < more.begins.size(); ++i) batch.begins.push_back(before + more.begins[i]);
 }
 
 // Of all micro-batches of a step.
@@ -456,11 +466,24 @@ MicroBatch Trainer::micro_batch(int64_t stage, int64_t first, int64_t count) con
     const Stage& earlier = recipe_.stages[static_cast<size_t>(i)];
     number += earlier.steps * earlier.batch;
   }
-  MicroBatch batch;
   const Mixture& data = data_[static_cast<size_t>(stage)];
-  for (int64_t i = 0; i < count; ++i) {
-    data.append(recipe_.seed, number + i, s.length, s.answers_only(), batch);
+  const auto draw = [&data, &s, this, number](int64_t begin, int64_t end) {
+    MicroBatch batch;
+    for (int64_t i = begin; i < end; ++i) {
+      data.append(recipe_.seed, number + i, s.length, s.answers_only(), batch);
+    }
+    return batch;
+  };
+  // Each sequence depends on its number alone, so threads may share them.
+  const int64_t most = std::max<int64_t>(1, count / kSequencesOfThread);
+  const int64_t parts = std::min<int64_t>(most, context_.pool().num_threads());
+  std::vector<std::future<MicroBatch>> later;
+  for (int64_t i = 1; i < parts; ++i) {
+    later.push_back(
+        std::async(std::launch::async, draw, i * count / parts, (i + 1) * count / parts));
   }
+  MicroBatch batch = draw(0, count / parts);
+  for (std::future<MicroBatch>& part : later) append(part.get(), batch);
   return batch;
 }
 

@@ -71,6 +71,8 @@ void hadamard_cuda(KernelContext&, const HadamardArgs&) { refuse(); }
 bool hadamard_cuda_supports(const HadamardArgs&) { refuse(); }
 void index_query_cuda(KernelContext&, const IndexQueryArgs&) { refuse(); }
 void indexer_kl_dense_cuda(KernelContext&, const IndexerKlDenseArgs<float>&) { refuse(); }
+bool indexer_kl_flash_supports(const IndexerKlDenseArgs<float>&) { return true; }
+void indexer_kl_dense_flash(KernelContext&, const IndexerKlDenseArgs<float>&) { refuse(); }
 void indexer_kl_sparse_cuda(KernelContext&, const IndexerKlSparseArgs<float>&) { refuse(); }
 void indexer_logits_cuda(KernelContext&, const IndexerLogitsArgs&) { refuse(); }
 void indexer_select_cuda(KernelContext&, const IndexerSelectArgs&) { refuse(); }

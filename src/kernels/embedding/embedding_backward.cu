@@ -1,6 +1,7 @@
 // embedding_backward on CUDA. The tokens are sorted by id, stably, by one block (radix, 8 bits a
-// pass); then a block for each run of equal ids adds its rows in the order of the tokens, so the
-// bits are the reference's. No atomics. Bound by the longest run, and by memory.
+// pass); then a block for each kChunk of them adds its rows in the order of the tokens, and what
+// runs of equal ids have in several chunks is added in their order. No atomics: a row's bits depend
+// on the ids alone. Bound by memory, and by latency while sorting.
 #include <algorithm>
 
 #include "kernels/cuda/launch.cuh"
@@ -12,7 +13,8 @@ namespace {
 constexpr int kSlot = 0;  // of device_scratch
 constexpr int kSortWarps = 32;
 constexpr int kDigits = 256;  // of a pass
-constexpr int kAhead = 8;     // rows of a run that are read at a time
+constexpr int kChunk = 64;    // sorted tokens of a block
+constexpr int kAhead = 8;     // rows that are read at a time
 
 // One stable pass: order [n] holds places of ids, sorted by the digits below `shift`.
 struct SortPass {
@@ -81,27 +83,80 @@ __global__ void __launch_bounds__(kSortWarps * 32) sort_ids_kernel(const SortPas
   walk(s, table[threadIdx.x / 32], [&](int32_t token, int32_t row) { s.to[row] = token; });
 }
 
-// Block i adds the run that begins at place i, if one does.
-__global__ void __launch_bounds__(kRowThreads)
-    add_runs_kernel(const EmbeddingBackwardArgs<float> a, const int32_t* order) {
-  const int64_t begin = blockIdx.x;
-  const int32_t id = a.ids[order[begin]];
-  if (begin > 0 && a.ids[order[begin - 1]] == id) return;
-  int64_t end = begin + 1;
-  while (end < a.tokens && a.ids[order[end]] == id) ++end;
+// What the sorted tokens of a chunk add: a run of equal ids inside it to its row; of one that began
+// before or goes on after, the sum to part [chunks, 2, width]: the run that enters, the one that
+// leaves. A run that does both enters.
+struct Runs {
+  EmbeddingBackwardArgs<float> a;
+  const int32_t* order;
+  float* part;
+};
+
+__global__ void __launch_bounds__(kRowThreads) add_chunks_kernel(const Runs r) {
+  const EmbeddingBackwardArgs<float>& a = r.a;
+  __shared__ int32_t token[kChunk], id[kChunk + 2];  // ids from the place before the chunk on; -1
+  const int64_t begin = int64_t{blockIdx.x} * kChunk;
+  const auto count = static_cast<int>(min(int64_t{kChunk}, a.tokens - begin));
+  for (int i = static_cast<int>(threadIdx.x); i < count + 2; i += kRowThreads) {
+    const int64_t place = begin + i - 1;
+    const bool here = place >= 0 && place < a.tokens;
+    const int32_t t = here ? r.order[place] : 0;
+    id[i] = here ? a.ids[t] : -1;
+    if (i > 0 && i <= count) token[i - 1] = t;
+  }
+  __syncthreads();
+  float* part = r.part + int64_t{blockIdx.x} * 2 * a.width;
   for (int64_t c = threadIdx.x; c < a.width; c += kRowThreads) {
-    float& to = a.dw[id * a.width + c];
-    float sum = to;
-    int64_t i = begin;
-    for (; i + kAhead <= end; i += kAhead) {
+    bool enters = id[0] == id[1];
+    float sum = enters ? 0 : a.dw[id[1] * a.width + c];
+    for (int first = 0; first < count; first += kAhead) {
       float v[kAhead];
 #pragma unroll
-      for (int j = 0; j < kAhead; ++j) v[j] = a.dy[order[i + j] * a.width + c];
+      for (int j = 0; j < kAhead; ++j) {
+        v[j] = first + j < count ? a.dy[token[first + j] * a.width + c] : 0.0f;
+      }
 #pragma unroll
-      for (int j = 0; j < kAhead; ++j) sum += v[j];
+      for (int j = 0; j < kAhead; ++j) {
+        const int i = first + j;
+        if (i >= count) break;
+        sum += v[j];
+        const bool last = i + 1 == count, same = id[i + 1] == id[i + 2];
+        if (same && !last) continue;
+        if (enters) {
+          part[c] = sum;
+        } else if (same) {
+          part[a.width + c] = sum;
+        } else {
+          a.dw[id[i + 1] * a.width + c] = sum;
+        }
+        if (last) break;
+        enters = false;
+        sum = a.dw[id[i + 2] * a.width + c];
+      }
     }
-    for (; i < end; ++i) sum += a.dy[order[i] * a.width + c];
-    to = sum;
+  }
+}
+
+// The runs that leave a chunk: its sum, which began with the row, and those of the chunks that it
+// enters.
+__global__ void __launch_bounds__(kRowThreads) add_parts_kernel(const Runs r) {
+  const EmbeddingBackwardArgs<float>& a = r.a;
+  const int64_t chunk = blockIdx.x, next = (chunk + 1) * kChunk;
+  const auto id_at = [&](int64_t place) { return a.ids[r.order[place]]; };
+  if (next >= a.tokens) return;
+  const int32_t id = id_at(next);
+  if (id_at(next - 1) != id) return;
+  const int64_t begin = chunk * kChunk;  // it does not leave if it entered
+  if (begin > 0 && id_at(begin - 1) == id) return;
+  int64_t end = chunk + 2;
+  while (end * kChunk < a.tokens && id_at(end * kChunk) == id && id_at(end * kChunk - 1) == id) {
+    ++end;
+  }
+  for (int64_t c = threadIdx.x; c < a.width; c += kRowThreads) {
+    float sum = r.part[(chunk * 2 + 1) * a.width + c];
+#pragma unroll 8
+    for (int64_t k = chunk + 1; k < end; ++k) sum += r.part[k * 2 * a.width + c];
+    a.dw[id * a.width + c] = sum;
   }
 }
 
@@ -110,7 +165,9 @@ __global__ void __launch_bounds__(kRowThreads)
 void embedding_backward_cuda(KernelContext& context, const EmbeddingBackwardArgs<float>& a) {
   if (a.tokens == 0 || a.width == 0) return;
   const int64_t each = (a.tokens * static_cast<int64_t>(sizeof(int32_t)) + 255) / 256 * 256;
-  auto* space = static_cast<std::byte*>(device_scratch(context, kSlot, 2 * each));
+  const int64_t chunks = (a.tokens + kChunk - 1) / kChunk;
+  const int64_t parts = chunks * 2 * a.width * static_cast<int64_t>(sizeof(float));
+  auto* space = static_cast<std::byte*>(device_scratch(context, kSlot, 2 * each + parts));
   int32_t* order = nullptr;
   for (int pass = 0; pass < 4; ++pass) {  // all 32 bits of an id
     auto* to = reinterpret_cast<int32_t*>(space + pass % 2 * each);
@@ -119,9 +176,12 @@ void embedding_backward_cuda(KernelContext& context, const EmbeddingBackwardArgs
     check_launch("embedding_backward (sort)");
     order = to;
   }
-  add_runs_kernel<<<static_cast<unsigned>(a.tokens), kRowThreads, 0, stream_of(context)>>>(a,
-                                                                                           order);
+  const Runs runs{a, order, reinterpret_cast<float*>(space + 2 * each)};
+  const auto blocks = static_cast<unsigned>(chunks);
+  add_chunks_kernel<<<blocks, kRowThreads, 0, stream_of(context)>>>(runs);
   check_launch("embedding_backward");
+  add_parts_kernel<<<blocks, kRowThreads, 0, stream_of(context)>>>(runs);
+  check_launch("embedding_backward (parts)");
 }
 
 }  // namespace tamis

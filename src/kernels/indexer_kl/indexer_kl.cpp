@@ -62,16 +62,36 @@ std::vector<double> mean_probabilities(const MlaSequence<T>& in, int64_t t) {
   return mean;
 }
 
+// run for each sequence.
+template <typename T, void (*run)(KernelContext&, const IndexerKlDenseArgs<T>&)>
+void each(KernelContext& context, const IndexerKlDenseArgs<T>& a) {
+  for_each_begin(a.begins, a.indexer.tokens, [&](int64_t first, int64_t tokens) {
+    IndexerSequence<T> x = a.indexer;
+    const int64_t row = x.heads * x.dim;
+    x.q += first * row;
+    x.w += first * x.heads;
+    x.k += first * x.dim;
+    x.tokens = tokens;
+    x.kl += first;
+    x.dq += first * row;
+    x.dw += first * x.heads;
+    x.dk += first * x.dim;
+    run(context, {x, mla_sequence_at(a.attention, first, tokens)});
+  });
+}
+
 constexpr Implementation<IndexerKlDenseArgs<float>> kDenseFloat[] = {
-    {"cuda", [](const IndexerKlDenseArgs<float>&) { return true; }, indexer_kl_dense_cuda},
+    {"cuda_flash", indexer_kl_flash_supports, indexer_kl_dense_flash},
+    {"cuda", [](const IndexerKlDenseArgs<float>&) { return true; },
+     each<float, indexer_kl_dense_cuda>},
     {"simd", [](const IndexerKlDenseArgs<float>&) { return vectors_available(); },
-     indexer_kl_dense_blocked},
+     each<float, indexer_kl_dense_blocked>},
     {"reference", [](const IndexerKlDenseArgs<float>&) { return true; },
-     indexer_kl_dense_reference<float>},
+     each<float, indexer_kl_dense_reference<float>>},
 };
 constexpr Implementation<IndexerKlDenseArgs<double>> kDenseDouble[] = {
     {"reference", [](const IndexerKlDenseArgs<double>&) { return true; },
-     indexer_kl_dense_reference<double>},
+     each<double, indexer_kl_dense_reference<double>>},
 };
 constexpr Implementation<IndexerKlSparseArgs<float>> kSparseFloat[] = {
     {"cuda", [](const IndexerKlSparseArgs<float>&) { return true; }, indexer_kl_sparse_cuda},

@@ -13,13 +13,14 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "kernels/context.h"
 #include "kernels/mla_dense/mla_dense_backward.h"
 
 namespace tamis {
 
-// The indexer of one sequence, and where its gradients go.
+// The indexer of one sequence, or of several one after the other, and where its gradients go.
 template <typename T>
 struct IndexerSequence {
   const T* q = nullptr;  // [tokens, heads, dim]
@@ -35,6 +36,10 @@ template <typename T>
 struct IndexerKlDenseArgs {
   IndexerSequence<T> indexer;
   MlaSequence<T> attention;  // the same tokens
+  // Where the sequences begin, and the tokens at the end; empty: it is one.
+  std::span<const int64_t> begins = {};
+  // What mla_dense_train wrote for `attention`, or null.
+  const T* log_sum = nullptr;
 };
 
 template <typename T>

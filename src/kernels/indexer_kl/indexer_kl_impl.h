@@ -11,6 +11,10 @@ template <typename T>
 void indexer_kl_sparse_reference(KernelContext& context, const IndexerKlSparseArgs<T>& args);
 void indexer_kl_dense_cuda(KernelContext& context, const IndexerKlDenseArgs<float>& args);
 void indexer_kl_sparse_cuda(KernelContext& context, const IndexerKlSparseArgs<float>& args);
+// indexer_kl_flash.cu: scores in tiles, all sequences at once. Attention as mla_flash, index heads
+// of at most 128 values.
+bool indexer_kl_flash_supports(const IndexerKlDenseArgs<float>& args);
+void indexer_kl_dense_flash(KernelContext& context, const IndexerKlDenseArgs<float>& args);
 // The same with `size` queries a block.
 void indexer_kl_dense_cuda_by(KernelContext& context, const IndexerKlDenseArgs<float>& args,
                               int64_t size);

@@ -160,7 +160,8 @@ void add_pieces(KernelContext& context, const Products& products);
 
 // Starts kernel<<<..>>>(products), whose blocks compute tiles of kM x kN.
 template <int kM, int kN>
-void launch(KernelContext& context, Products& products, void (*kernel)(Products)) {
+void launch(KernelContext& context, Products& products, void (*kernel)(Products),
+            int threads = kThreads, int shared = 0) {
   int64_t blocks = 0, scratch = 0;
   for (int i = 0; i < products.count; ++i) {
     Product& product = products.list[i];
@@ -181,7 +182,8 @@ void launch(KernelContext& context, Products& products, void (*kernel)(Products)
         device_scratch(context, kScratchSlot, scratch * static_cast<int64_t>(sizeof(float))));
   }
   if (blocks > 0) {
-    kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream_of(context)>>>(products);
+    kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads),
+             static_cast<size_t>(shared), stream_of(context)>>>(products);
     check_launch("matmul");
   }
   if (scratch > 0) add_pieces(context, products);
@@ -193,6 +195,8 @@ struct Bf16Kind {
   bool a_along, b_along, wide_m, wide_n;
 };
 void launch_bf16(KernelContext& context, Products& products, const Bf16Kind& kind);
+// The same in matmul_async.cu, for factors on 16 bytes in whole quads.
+void launch_async(KernelContext& context, Products& products, const Bf16Kind& kind);
 
 }  // namespace tiled
 }  // namespace tamis

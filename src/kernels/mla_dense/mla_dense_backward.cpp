@@ -39,18 +39,30 @@ void backward_query(const MlaDenseBackwardArgs<T>& a, int64_t t, int64_t h) {
   }
 }
 
+// run for each sequence.
+template <typename T, void (*run)(KernelContext&, const MlaDenseBackwardArgs<T>&)>
+void each(KernelContext& context, const MlaDenseBackwardArgs<T>& a) {
+  const MlaSequence<T>& in = a.in;
+  for_each_begin(a.begins, in.tokens, [&](int64_t first, int64_t tokens) {
+    run(context, {mla_sequence_at(in, first, tokens), a.d_out + first * in.heads * in.v_dim,
+                  a.dq + first * in.heads * (in.nope + in.rope),
+                  a.dkv + first * in.heads * (in.nope + in.v_dim), a.dk_pe + first * in.rope});
+  });
+}
+
 constexpr Implementation<MlaDenseBackwardArgs<float>> kFloat[] = {
     {"cuda_flash", [](const MlaDenseBackwardArgs<float>& a) { return mla_flash_supports(a.in); },
      mla_dense_backward_flash},
-    {"cuda", [](const MlaDenseBackwardArgs<float>&) { return true; }, mla_dense_backward_cuda},
+    {"cuda", [](const MlaDenseBackwardArgs<float>&) { return true; },
+     each<float, mla_dense_backward_cuda>},
     {"simd", [](const MlaDenseBackwardArgs<float>&) { return vectors_available(); },
-     mla_dense_backward_blocked},
+     each<float, mla_dense_backward_blocked>},
     {"reference", [](const MlaDenseBackwardArgs<float>&) { return true; },
-     mla_dense_backward_reference<float>},
+     each<float, mla_dense_backward_reference<float>>},
 };
 constexpr Implementation<MlaDenseBackwardArgs<double>> kDouble[] = {
     {"reference", [](const MlaDenseBackwardArgs<double>&) { return true; },
-     mla_dense_backward_reference<double>},
+     each<double, mla_dense_backward_reference<double>>},
 };
 
 }  // namespace

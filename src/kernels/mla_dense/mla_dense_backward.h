@@ -1,5 +1,5 @@
-// The gradient of mla_dense without a selection, for one sequence whose tokens stand at positions
-// 0 .. tokens-1 and are queries, keys and values at once.
+// The gradient of mla_dense without a selection, for sequences whose tokens stand at positions 0 ..
+// and are queries, keys and values at once.
 //
 //   P[t,h,s] = softmax over s <= t of the scores of mla_dense.h
 //   dP[s] = d_out[t,h] . v[s,h]      dS[s] = softmax_scale * P[s] * (dP[s] - sum_r P[r] dP[r])
@@ -13,12 +13,14 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "kernels/context.h"
 
 namespace tamis {
 
-// What scores are made of: the inputs of mla_dense for one sequence.
+// What scores are made of: the inputs of mla_dense for one sequence, or for several one after the
+// other.
 template <typename T>
 struct MlaSequence {
   const T* q = nullptr;     // [tokens, heads, nope + rope], after RoPE
@@ -35,7 +37,30 @@ struct MlaDenseBackwardArgs {
   T* dq = nullptr;           // shapes of q, kv and k_pe; written
   T* dkv = nullptr;
   T* dk_pe = nullptr;
+  // Where the sequences of `in` begin, and its tokens at the end; empty: it is one.
+  std::span<const int64_t> begins = {};
+  // What mla_dense_train wrote to out and log_sum, or null: then both are computed again.
+  const T* out = nullptr;
+  const T* log_sum = nullptr;
 };
+
+// The `tokens` tokens of `in` from `first` on.
+template <typename T>
+constexpr MlaSequence<T> mla_sequence_at(const MlaSequence<T>& in, int64_t first, int64_t tokens) {
+  MlaSequence<T> s = in;
+  s.q += first * in.heads * (in.nope + in.rope);
+  s.kv += first * in.heads * (in.nope + in.v_dim);
+  s.k_pe += first * in.rope;
+  s.tokens = tokens;
+  return s;
+}
+
+// Calls body(first, tokens) for every sequence of `tokens` tokens that begin at `begins`.
+template <typename Body>
+void for_each_begin(std::span<const int64_t> begins, int64_t tokens, const Body& body) {
+  if (begins.empty()) return body(int64_t{0}, tokens);
+  for (size_t i = 0; i + 1 < begins.size(); ++i) body(begins[i], begins[i + 1] - begins[i]);
+}
 
 template <typename T>
 void mla_dense_backward(KernelContext& context, const MlaDenseBackwardArgs<T>& args);

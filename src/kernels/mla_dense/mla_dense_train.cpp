@@ -29,11 +29,25 @@ void serve(KernelContext& context, const MlaDenseTrainArgs& args) {
   mla_dense(context, a);
 }
 
+using Run = void (*)(KernelContext&, const MlaDenseTrainArgs&);
+
+// run for each sequence.
+template <Run run>
+void each(KernelContext& context, const MlaDenseTrainArgs& a) {
+  if (a.log_sum != nullptr && context.device() != nullptr) {
+    context.device()->fill(a.log_sum, 0xFF,  // NaN
+                           a.in.tokens * a.in.heads * static_cast<int64_t>(sizeof(float)));
+  }
+  for_each_begin(a.begins, a.in.tokens, [&](int64_t first, int64_t tokens) {
+    run(context, {mla_sequence_at(a.in, first, tokens), a.out + first * a.in.heads * a.in.v_dim});
+  });
+}
+
 constexpr Implementation<MlaDenseTrainArgs> kList[] = {
     {"cuda_flash", [](const MlaDenseTrainArgs& a) { return mla_flash_supports(a.in); },
      mla_dense_train_flash},
-    {"cuda", [](const MlaDenseTrainArgs&) { return true; }, mla_dense_train_cuda},
-    {"reference", [](const MlaDenseTrainArgs&) { return true; }, serve},
+    {"cuda", [](const MlaDenseTrainArgs&) { return true; }, each<mla_dense_train_cuda>},
+    {"reference", [](const MlaDenseTrainArgs&) { return true; }, each<serve>},
 };
 
 }  // namespace

@@ -54,7 +54,8 @@ class MlaFlashCuda : public CudaTest {
     for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], want[i], tolerance) << what << i;
   }
 
-  void check(const Shape& s) {
+  // product: the error of a product of two factors.
+  void check(const Shape& s, double product = 3.01 * 0x1p-18) {
     if (skip_case()) return;
     const int64_t qk = s.nope + s.rope, rows = s.tokens * s.heads;
     const Floats q = random_floats(rows * qk, 1), kv = random_floats(rows * (s.nope + s.v_dim), 2);
@@ -80,13 +81,13 @@ class MlaFlashCuda : public CudaTest {
     }
     mla_dense_backward_reference<double>(reference(),
                                          {in, d64.data(), dq.data(), dkv.data(), dk_pe.data()});
-    // A product is off by 3.01 * 2^-18 of its factors' norms, sums by their length's roundings; a
+    // A product is off by `product` of its factors' norms, sums by their length's roundings; a
     // probability by twice what its score is, and each operation after it as much again: 8 of them.
     const double q_norm = largest_norm(q, qk);
     const double k_norm =
         std::hypot(largest_norm(kv, s.nope + s.v_dim), largest_norm(k_pe, s.rope));
     const double v_norm = largest_norm(kv, s.nope + s.v_dim), d_norm = largest_norm(d_out, s.v_dim);
-    const double each = 3.01 * 0x1p-18 + static_cast<double>(s.tokens + qk) * kUnitF32;
+    const double each = product + static_cast<double>(s.tokens + qk) * kUnitF32;
     const double unit = 8 * each * (1 + scale * q_norm * k_norm);
     const auto tokens = static_cast<double>(s.tokens), heads = static_cast<double>(s.heads);
     expect_near(got.out, out, unit * v_norm, "out ");
@@ -97,6 +98,44 @@ class MlaFlashCuda : public CudaTest {
     expect_near(got.dk_pe, dk_pe, tokens * heads * ds, "dk_pe ");
     for (const auto part : {&Result::out, &Result::dq, &Result::dkv, &Result::dk_pe}) {
       ASSERT_EQ(std::memcmp((got.*part).data(), (again.*part).data(), 4 * (got.*part).size()), 0);
+    }
+  }
+
+  void batch_is_its_sequences() {
+    const Shape s{1500, 2, 32, 16, 32};
+    const int64_t qk = s.nope + s.rope, kv_row = s.heads * (s.nope + s.v_dim);
+    const int64_t o_row = s.heads * s.v_dim;
+    const Floats q = random_floats(s.tokens * s.heads * qk, 1);
+    const Floats kv = random_floats(s.tokens * kv_row, 2);
+    const Floats k_pe = random_floats(s.tokens * s.rope, 3);
+    const Floats d_out = random_floats(s.tokens * o_row, 4);
+    std::vector<int64_t> begins = {0, 130, 131, 131, 400, 464};
+    while (begins.back() + 2 < s.tokens) begins.push_back(begins.back() + 2);
+    begins.push_back(s.tokens);
+    Device<float> gq(context(), q), gkv(context(), kv), gpe(context(), k_pe), gd(context(), d_out);
+    Device<float> out(context(), gd.size()), log_sum(context(), s.tokens * s.heads);
+    Device<float> dq(context(), gq.size()), dkv(context(), gkv.size()), dpe(context(), gpe.size());
+    const MlaSequence<float> in{gq.data(), gkv.data(), gpe.data(), s.tokens, s.heads,
+                                s.nope,    s.rope,     s.v_dim,    0.2F};
+    mla_dense_train_flash(context(), {in, out.data(), begins, log_sum.data()});
+    mla_dense_backward_flash(context(), {in, gd.data(), dq.data(), dkv.data(), dpe.data(), begins,
+                                         out.data(), log_sum.data()});
+    const Result batch{out.read(), dq.read(), dkv.read(), dpe.read()};
+    const auto part = [](const Floats& x, int64_t first, int64_t count, int64_t row) {
+      return Floats(x.begin() + first * row, x.begin() + (first + count) * row);
+    };
+    for (size_t i = 0; i + 1 < begins.size(); i += i < 8 ? 1 : 97) {
+      const int64_t first = begins[i], count = begins[i + 1] - first;
+      if (count == 0) continue;
+      Shape one = s;
+      one.tokens = count;
+      const Result alone =
+          run(one, part(q, first, count, s.heads * qk), part(kv, first, count, kv_row),
+              part(k_pe, first, count, s.rope), part(d_out, first, count, o_row), 0.2F);
+      EXPECT_EQ(part(batch.out, first, count, o_row), alone.out) << i;
+      EXPECT_EQ(part(batch.dq, first, count, s.heads * qk), alone.dq) << i;
+      EXPECT_EQ(part(batch.dkv, first, count, kv_row), alone.dkv) << i;
+      EXPECT_EQ(part(batch.dk_pe, first, count, s.rope), alone.dk_pe) << i;
     }
   }
 };
@@ -111,6 +150,32 @@ TEST_F(MlaFlashCuda, IsTheReference) {
     check({tokens, 1, 65, 6, 33});
     check({tokens, 2, 128, 64, 128});
     check({tokens, 1, 100, 0, 70});
+  }
+}
+
+// Sequences of a batch have the bits that they have alone, also when they need several launches,
+// and when backward is given what forward wrote.
+// Factors rounded to bf16: two roundings of at most 2^-9.
+TEST_F(MlaFlashCuda, IsTheReferenceInBf16) {
+  context().force("matmul", "cuda_bf16");
+  for (const int64_t tokens : {1, 2, 31, 64, 65, 150}) {
+    check({tokens, 3, 5, 4, 6}, 2.01 * 0x1p-9);
+    check({tokens, 2, 32, 16, 32}, 2.01 * 0x1p-9);
+  }
+  for (const int64_t tokens : {1, 33, 130, 200}) {
+    check({tokens, 2, 64, 32, 64}, 2.01 * 0x1p-9);
+    check({tokens, 1, 65, 6, 33}, 2.01 * 0x1p-9);
+    check({tokens, 2, 128, 64, 128}, 2.01 * 0x1p-9);
+    check({tokens, 1, 100, 0, 70}, 2.01 * 0x1p-9);
+  }
+}
+
+// Sequences of a batch have the bits that they have alone, also when they need several launches,
+// and when backward is given what forward wrote.
+TEST_F(MlaFlashCuda, ABatchIsItsSequences) {
+  for (const bool bf16 : {false, true}) {
+    if (bf16) context().force("matmul", "cuda_bf16");
+    batch_is_its_sequences();
   }
 }
 

@@ -1,0 +1,523 @@
+// indexer_kl_dense on CUDA in tiles of 64 queries by 64 keys, all sequences of a batch in a launch
+// (kernels/mla_dense/flash_tiles.cuh). A group of query tiles goes through five kernels:
+//
+//   p       the heads' mean probability of a tile, from the rows' log sums that attention left
+//   I       the index scores of a tile
+//   rows    kl of each query, and dI in the place of p
+//   q       a block a head and query tile: the head's scores again, dq and dw
+//   k       a block a key tile: every query tile and head in order, dk
+//
+// p and I of a group are at most kMostPairs tiles, 256 MiB each, so memory grows with the tokens.
+// No atomics. Bound by the tensor cores.
+#include <algorithm>
+
+#include "kernels/indexer_kl/indexer_kl_impl.h"
+#include "kernels/mla_dense/flash_tiles.cuh"
+#include "kernels/mla_dense/mla_dense_backward_impl.h"
+
+namespace tamis {
+namespace flash {
+namespace {
+
+// Of device_scratch; attention has 2 to 5.
+constexpr int kTileSlot = 0, kScoreSlot = 1, kOutSlot = 2, kSumSlot = 3, kPackSlot = 5;
+constexpr int kIndexSlot = 6;
+constexpr int64_t kMostPairs = 16384;
+constexpr int kValues = kBlock * kBlock;  // of a tile, kEach a thread, value e of thread i at
+constexpr int kEach = kValues / kThreads, kN = kBlock / 8;  // e * kThreads + i
+
+// Query tiles [tile, tile + tiles) of a sequence. `block` of the group's query tiles and `pair` of
+// its pairs of tiles come before them; a query tile has a pair for each key tile up to itself.
+struct Segment {
+  int32_t begin, tokens, tile, tiles, block, pair;
+};
+
+struct Group {
+  static constexpr int kMost = 120;
+  int count = 0, blocks = 0, pairs = 0, key_tiles = 0;  // the most of a segment
+  Segment list[kMost];
+};
+
+struct Problem {
+  IndexerSequence<float> x;
+  Sequence attention;
+  const float* log_sum;  // [heads, tokens]
+  // Not for kExact: bf16 [heads, tokens, columns].
+  const __nv_bfloat16 *q, *k, *index_q, *index_k;
+  float *p, *score;  // [pairs] tiles
+};
+
+// A query tile of a block.
+struct Rows {
+  Segment s;
+  int tile;
+  int64_t pair;  // of key tile 0
+
+  __device__ int64_t token(int64_t row) const { return s.begin + row; }
+  __device__ int64_t left(int t) const { return s.tokens - int64_t{t} * kBlock; }
+};
+
+__device__ inline Rows rows_of(const Group& g) {
+  const auto block = static_cast<int>(blockIdx.x);
+  int low = 0, high = g.count - 1;  // the last segment that begins at or before
+  while (low < high) {
+    const int mid = (low + high + 1) / 2;
+    if (g.list[mid].block <= block) {
+      low = mid;
+    } else {
+      high = mid - 1;
+    }
+  }
+  const Segment s = g.list[low];
+  const int64_t r = block - s.block;
+  return {s, static_cast<int>(s.tile + r), s.pair + r * (s.tile + 1) + r * (r - 1) / 2};
+}
+
+// Values of a warp's 16 rows: n 8 * 8 columns, e as mma_bf16 has d.
+using Values = float[kN][4];
+
+__device__ inline float* at_tile(float* tiles, int64_t pair) {
+  return tiles + pair * kValues + threadIdx.x;
+}
+__device__ inline int row_in_tile(int e) {
+  return static_cast<int>(threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4) + e / 2 * 8;
+}
+__device__ inline int column_in_tile(int n, int e) {
+  return n * 8 + static_cast<int>(threadIdx.x % 4) * 2 + e % 2;
+}
+
+// ---- p
+
+template <int kQk, bool kExact>
+__global__ void __launch_bounds__(kThreads)
+    kl_probabilities(const Problem b, const __grid_constant__ Group group) {
+  struct Step {
+    Tile<kBlock, kQk, kExact> q, k;
+  };
+  extern __shared__ __align__(16) unsigned char space[];
+  auto* steps = reinterpret_cast<Step*>(space);
+  const Rows r = rows_of(group);
+  const auto key_tile = static_cast<int>(blockIdx.y);
+  if (key_tile > r.tile) return;
+  const Sequence in = mla_sequence_at(b.attention, r.s.begin, r.s.tokens);
+  const int64_t all = b.attention.tokens;
+  const int q0 = r.tile * kBlock, k0 = key_tile * kBlock;
+  const float scale = in.softmax_scale * kLog2e;
+  Values mean = {};
+  const auto start = [&](int h, int step) {
+    if constexpr (kExact) {
+      load_tile(queries(in, q0, h), steps[step].q);
+      load_tile(keys(in, k0, h), steps[step].k);
+    } else {
+      copy_tile(b.q, h * all + r.token(q0), r.left(r.tile), steps[step].q);
+      copy_tile(b.k, h * all + r.token(k0), r.left(key_tile), steps[step].k);
+    }
+  };
+  const auto multiply = [&](int h, int step) {
+    Values s = {};
+    rows_by_rows<kN>(steps[step].q, static_cast<int>(threadIdx.x / 32) * 16, steps[step].k, s);
+    float log_sum[2] = {};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = q0 + row_in_tile(2 * i);
+      if (row < in.tokens) log_sum[i] = b.log_sum[h * all + r.token(row)];
+    }
+#pragma unroll
+    for (int n = 0; n < kN; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        mean[n][e] += power<kExact>(fmaf(s[n][e], scale, -log_sum[e / 2]));
+      }
+    }
+  };
+  pipeline<kStages<kExact>>(0, static_cast<int>(in.heads), 1, start, multiply);
+  float* to = at_tile(b.p, r.pair + key_tile);
+  const float heads = 1 / static_cast<float>(in.heads);
+#pragma unroll
+  for (int n = 0; n < kN; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const bool seen = key_tile < r.tile || column_in_tile(n, e) <= row_in_tile(e);
+      to[(n * 4 + e) * kThreads] = seen ? mean[n][e] * heads : 0;
+    }
+  }
+}
+
+// ---- I
+
+template <int kDim, bool kExact>
+struct Index {
+  static __device__ void queries(const Problem& b, const Rows& r, int tile, int64_t head,
+                                 Tile<kBlock, kDim, kExact>& to) {
+    const int64_t token = r.token(tile * kBlock), row = b.x.heads * b.x.dim;
+    if constexpr (kExact) {
+      load_tile(source(b.x.q + token * row + head * b.x.dim, row, b.x.dim, r.left(tile)), to);
+    } else {
+      copy_tile(b.index_q, head * b.x.tokens + token, r.left(tile), to);
+    }
+  }
+  static __device__ void keys(const Problem& b, const Rows& r, int tile,
+                              Tile<kBlock, kDim, kExact>& to) {
+    const int64_t token = r.token(tile * kBlock);
+    if constexpr (kExact) {
+      load_tile(source(b.x.k + token * b.x.dim, b.x.dim, b.x.dim, r.left(tile)), to);
+    } else {
+      copy_tile(b.index_k, token, r.left(tile), to);
+    }
+  }
+};
+
+// w of the query in row e / 2 * 8 of the thread; 0 past the last.
+__device__ inline float weight_of(const Problem& b, const Rows& r, int e, int64_t head) {
+  const int64_t row = r.tile * kBlock + row_in_tile(e);
+  return row < r.s.tokens ? b.x.w[r.token(row) * b.x.heads + head] : 0;
+}
+
+template <int kDim, bool kExact>
+__global__ void __launch_bounds__(kThreads)
+    kl_scores(const Problem b, const __grid_constant__ Group group) {
+  extern __shared__ __align__(16) unsigned char space[];
+  auto& k = *reinterpret_cast<Tile<kBlock, kDim, kExact>*>(space);
+  auto* q = &k + 1;
+  const Rows r = rows_of(group);
+  const auto key_tile = static_cast<int>(blockIdx.y);
+  if (key_tile > r.tile) return;
+  Index<kDim, kExact>::keys(b, r, key_tile, k);
+  Values score = {};
+  const auto start = [&](int head, int step) {
+    Index<kDim, kExact>::queries(b, r, r.tile, head, q[step]);
+  };
+  const auto multiply = [&](int head, int step) {
+    Values s = {};
+    rows_by_rows<kN>(q[step], static_cast<int>(threadIdx.x / 32) * 16, k, s);
+    const float w[2] = {weight_of(b, r, 0, head), weight_of(b, r, 2, head)};
+#pragma unroll
+    for (int n = 0; n < kN; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) score[n][e] = fmaf(w[e / 2], fmaxf(s[n][e], 0), score[n][e]);
+    }
+  };
+  pipeline<kStages<kExact>>(0, static_cast<int>(b.x.heads), 1, start, multiply);
+  float* to = at_tile(b.score, r.pair + key_tile);
+#pragma unroll
+  for (int n = 0; n < kN; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const bool seen = key_tile < r.tile || column_in_tile(n, e) <= row_in_tile(e);
+      to[(n * 4 + e) * kThreads] = seen ? score[n][e] : -INFINITY;
+    }
+  }
+}
+
+// ---- rows
+
+// Sum or maximum over the four threads of a row.
+__device__ inline double quad_sum(double x) {
+  x += __shfl_xor_sync(0xFFFFFFFFu, x, 1);
+  return x + __shfl_xor_sync(0xFFFFFFFFu, x, 2);
+}
+__device__ inline float quad_max(float x) {
+  x = ptx::max_nan(x, __shfl_xor_sync(0xFFFFFFFFu, x, 1));
+  return ptx::max_nan(x, __shfl_xor_sync(0xFFFFFFFFu, x, 2));
+}
+
+__global__ void __launch_bounds__(kThreads)
+    kl_rows(const Problem b, const __grid_constant__ Group group) {
+  const Rows r = rows_of(group);
+  float top[2] = {-INFINITY, -INFINITY};
+  for (int t = 0; t <= r.tile; ++t) {
+    const float* score = at_tile(b.score, r.pair + t);
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      top[i % 4 / 2] = ptx::max_nan(top[i % 4 / 2], score[i * kThreads]);
+    }
+  }
+  top[0] = quad_max(top[0]);
+  top[1] = quad_max(top[1]);
+  double sum[2] = {}, cross[2] = {}, mass[2] = {};
+  for (int t = 0; t <= r.tile; ++t) {
+    const float *score = at_tile(b.score, r.pair + t), *p = at_tile(b.p, r.pair + t);
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const float x = score[i * kThreads], own = p[i * kThreads];
+      sum[i % 4 / 2] += expf(x - top[i % 4 / 2]);
+      mass[i % 4 / 2] += own;
+      if (own != 0) cross[i % 4 / 2] += static_cast<double>(own) * (logf(own) - x);
+    }
+  }
+  float log_sum[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const double log_of = static_cast<double>(top[i]) + log(quad_sum(sum[i]));
+    const double kl = quad_sum(cross[i]) + quad_sum(mass[i]) * log_of;
+    const int row = r.tile * kBlock + row_in_tile(2 * i);
+    if (row < r.s.tokens && threadIdx.x % 4 == 0) b.x.kl[r.token(row)] = kl;
+    log_sum[i] = static_cast<float>(log_of);
+  }
+  const auto scale = static_cast<float>(b.x.scale);
+  for (int t = 0; t <= r.tile; ++t) {
+    const float* score = at_tile(b.score, r.pair + t);
+    float* p = at_tile(b.p, r.pair + t);
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const bool here = r.tile * kBlock + row_in_tile(i % 4) < r.s.tokens;
+      const float d = scale * (expf(score[i * kThreads] - log_sum[i % 4 / 2]) - p[i * kThreads]);
+      p[i * kThreads] = here ? d : 0;
+    }
+  }
+}
+
+// ---- q
+
+template <int kDim, bool kExact>
+__global__ void __launch_bounds__(kThreads)
+    kl_queries(const Problem b, const __grid_constant__ Group group) {
+  extern __shared__ __align__(16) unsigned char space[];
+  auto& q = *reinterpret_cast<Tile<kBlock, kDim, kExact>*>(space);
+  auto* k = &q + 1;
+  const Rows r = rows_of(group);
+  const int64_t head = blockIdx.y;
+  const int warp_row = static_cast<int>(threadIdx.x / 32) * 16;
+  Index<kDim, kExact>::queries(b, r, r.tile, head, q);
+  const float w[2] = {weight_of(b, r, 0, head), weight_of(b, r, 2, head)};
+  float dq[kDim / 8][4] = {}, dw[2] = {};
+  const auto start = [&](int t, int step) { Index<kDim, kExact>::keys(b, r, t, k[step]); };
+  const auto multiply = [&](int t, int step) {
+    Values s = {};
+    rows_by_rows<kN>(q, warp_row, k[step], s);
+    const float* d_score = at_tile(b.p, r.pair + t);
+#pragma unroll
+    for (int n = 0; n < kN; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const float d = d_score[(n * 4 + e) * kThreads];
+        dw[e / 2] = fmaf(d, fmaxf(s[n][e], 0), dw[e / 2]);
+        s[n][e] = s[n][e] > 0 ? d * w[e / 2] : 0;
+      }
+    }
+    by_columns(factor_of<kN, kExact>(s), k[step], dq);
+  };
+  pipeline<kStages<kExact>>(0, r.tile + 1, 1, start, multiply);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    dw[i] += __shfl_xor_sync(0xFFFFFFFFu, dw[i], 1);
+    dw[i] += __shfl_xor_sync(0xFFFFFFFFu, dw[i], 2);
+    const int row = r.tile * kBlock + row_in_tile(2 * i);
+    if (row >= r.s.tokens) continue;
+    const int64_t at = r.token(row) * b.x.heads + head;
+    if (threadIdx.x % 4 == 0) b.x.dw[at] = dw[i];
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int c = column_in_tile(n, e);
+        if (c < b.x.dim) b.x.dq[at * b.x.dim + c] = dq[n][2 * i + e];
+      }
+    }
+  }
+}
+
+// ---- k
+
+template <int kDim, bool kExact>
+__global__ void __launch_bounds__(kThreads)
+    kl_keys(const Problem b, const __grid_constant__ Group group) {
+  struct Step {
+    Tile<kBlock, kDim, kExact> q;
+    float w[kBlock];
+  };
+  extern __shared__ __align__(16) unsigned char space[];
+  auto& k = *reinterpret_cast<Tile<kBlock, kDim, kExact>*>(space);
+  auto* steps = reinterpret_cast<Step*>(&k + 1);
+  auto* d_scores = reinterpret_cast<float*>(steps + kStages<kExact>);  // [2][kValues]
+  const Segment s = group.list[blockIdx.y];
+  const auto key_tile = static_cast<int>(blockIdx.x), heads = static_cast<int>(b.x.heads);
+  const int end_tile = s.tile + s.tiles;
+  if (key_tile >= end_tile) return;
+  const Rows r{s, key_tile, s.pair};
+  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  Index<kDim, kExact>::keys(b, r, key_tile, k);
+  float dk[kDim / 8][4] = {};
+  const int first = max(key_tile, s.tile);  // query tile that sees the keys
+  const auto start = [&](int i, int step) {
+    const int t = first + i / heads, head = i % heads;
+    Index<kDim, kExact>::queries(b, r, t, head, steps[step].q);
+    for (int row = static_cast<int>(threadIdx.x); row < kBlock; row += kThreads) {
+      const bool here = row < r.left(t);
+      steps[step].w[row] = here ? b.x.w[r.token(t * kBlock + row) * heads + head] : 0;
+    }
+    if (head > 0) return;
+    const int64_t before = t - s.tile;
+    const int64_t pair = s.pair + before * (s.tile + 1) + before * (before - 1) / 2 + key_tile;
+    float* to = d_scores + i / heads % 2 * kValues;
+    for (int v = static_cast<int>(threadIdx.x) * 4; v < kValues; v += kThreads * 4) {
+      ptx::cp_async_16(to + v, b.p + pair * kValues + v);
+    }
+  };
+  const auto multiply = [&](int i, int step) {
+    Values a = {};  // keys by queries
+    rows_by_rows<kN>(k, warp * 16, steps[step].q, a);
+    const float* d_score = d_scores + i / heads % 2 * kValues;
+#pragma unroll
+    for (int n = 0; n < kN; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        // Where the thread that made it left dI of this query and key.
+        const int query = n * 8 + lane % 4 * 2 + e % 2, key = warp * 16 + lane / 4 + e / 2 * 8;
+        const int value = key / 8 * 4 + query % 16 / 8 * 2 + key % 2;
+        const int thread = query / 16 * 32 + query % 8 * 4 + key % 8 / 2;
+        const float d = d_score[value * kThreads + thread] * steps[step].w[query];
+        a[n][e] = a[n][e] > 0 ? d : 0;
+      }
+    }
+    by_columns(factor_of<kN, kExact>(a), steps[step].q, dk);
+  };
+  pipeline<kStages<kExact>>(0, (end_tile - first) * heads, 1, start, multiply);
+  const bool add = key_tile < s.tile;  // an earlier group's queries saw them
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int row = key_tile * kBlock + row_in_tile(2 * i);
+    if (row >= s.tokens) continue;
+    float* to = b.x.dk + r.token(row) * b.x.dim;
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int c = column_in_tile(n, e);
+        if (c < b.x.dim) to[c] = add ? to[c] + dk[n][2 * i + e] : dk[n][2 * i + e];
+      }
+    }
+  }
+}
+
+// ---- launches
+
+template <int kQk, int kDim, bool kExact>
+void run(KernelContext& context, const Problem& b, const Group& group) {
+  const auto blocks = static_cast<unsigned>(group.blocks);
+  const auto key_tiles = static_cast<unsigned>(group.key_tiles);
+  const auto heads = static_cast<unsigned>(b.x.heads);
+  constexpr size_t kTile = sizeof(Tile<kBlock, kDim, kExact>);
+  constexpr int kCount = kStages<kExact>;
+  start(context, kl_probabilities<kQk, kExact>, dim3(blocks, key_tiles),
+        2 * kCount * sizeof(Tile<kBlock, kQk, kExact>), "indexer_kl (p)", b, group);
+  start(context, kl_scores<kDim, kExact>, dim3(blocks, key_tiles), (1 + kCount) * kTile,
+        "indexer_kl (scores)", b, group);
+  start(context, kl_rows, dim3(blocks), 0, "indexer_kl (rows)", b, group);
+  start(context, kl_queries<kDim, kExact>, dim3(blocks, heads), (1 + kCount) * kTile,
+        "indexer_kl (queries)", b, group);
+  start(context, kl_keys<kDim, kExact>, dim3(key_tiles, static_cast<unsigned>(group.count)),
+        kTile + kCount * (kTile + kBlock * sizeof(float)) + 2 * kValues * sizeof(float),
+        "indexer_kl (keys)", b, group);
+}
+
+// Calls use(group) for the query tiles of the sequences that begin at `begins`, in order.
+template <typename Use>
+void in_groups_of_tiles(std::span<const int64_t> begins, int64_t tokens, const Use& use) {
+  Group g;
+  const auto flush = [&] {
+    if (g.count > 0) use(g);
+    g = {};
+  };
+  for_each_begin(begins, tokens, [&](int64_t first, int64_t count) {
+    const int64_t tiles = (count + kBlock - 1) / kBlock;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const bool goes_on = tile > 0 && g.count > 0;
+      if (g.pairs > 0 && g.pairs + tile + 1 > kMostPairs) flush();
+      if (!goes_on && g.count == Group::kMost) flush();
+      if (tile == 0 || g.count == 0) {
+        g.list[g.count++] = {static_cast<int32_t>(first),
+                             static_cast<int32_t>(count),
+                             static_cast<int32_t>(tile),
+                             0,
+                             g.blocks,
+                             g.pairs};
+      }
+      ++g.list[g.count - 1].tiles;
+      ++g.blocks;
+      g.pairs += static_cast<int>(tile + 1);
+      g.key_tiles = std::max(g.key_tiles, static_cast<int>(tile + 1));
+    }
+  });
+  flush();
+}
+
+template <int kCols>
+__nv_bfloat16* packed(KernelContext& context, const PackRows& rows, __nv_bfloat16* to) {
+  PackRows p = rows;
+  p.to = to;
+  const int64_t threads = p.tokens * p.heads * (kCols / 8);
+  pack_rows<kCols><<<blocks_of(threads, kThreads), kThreads, 0, stream_of(context)>>>(p);
+  check_launch("indexer_kl (pack)");
+  return to;
+}
+
+template <int kQk, int kDim, bool kExact>
+void run_all(KernelContext& context, const IndexerKlDenseArgs<float>& a, Problem b) {
+  const Sequence& in = a.attention;
+  if constexpr (!kExact) {
+    const int64_t qk = in.nope + in.rope, kv = in.nope + in.v_dim, rows = in.tokens * in.heads;
+    constexpr int64_t kBytes = sizeof(__nv_bfloat16);
+    auto* to =
+        static_cast<__nv_bfloat16*>(device_scratch(context, kPackSlot, 2 * rows * kQk * kBytes));
+    b.q = packed<kQk>(context, {in.q, qk, qk, nullptr, 0, in.tokens, in.heads, nullptr}, to);
+    b.k = packed<kQk>(context, {in.kv, kv, in.nope, in.k_pe, in.rope, in.tokens, in.heads, nullptr},
+                      to + rows * kQk);
+    const int64_t heads = a.indexer.heads, dim = a.indexer.dim;
+    to = static_cast<__nv_bfloat16*>(
+        device_scratch(context, kIndexSlot, in.tokens * (heads + 1) * kDim * kBytes));
+    b.index_q =
+        packed<kDim>(context, {a.indexer.q, dim, dim, nullptr, 0, in.tokens, heads, nullptr}, to);
+    b.index_k = packed<kDim>(context, {a.indexer.k, dim, dim, nullptr, 0, in.tokens, 1, nullptr},
+                             to + in.tokens * heads * kDim);
+  }
+  in_groups_of_tiles(a.begins, in.tokens,
+                     [&](const Group& g) { run<kQk, kDim, kExact>(context, b, g); });
+}
+
+template <int kQk, bool kExact>
+void by_dim(KernelContext& context, const IndexerKlDenseArgs<float>& a, const Problem& b) {
+  if (a.indexer.dim <= 32) return run_all<kQk, 32, kExact>(context, a, b);
+  if (a.indexer.dim <= 64) return run_all<kQk, 64, kExact>(context, a, b);
+  run_all<kQk, 128, kExact>(context, a, b);
+}
+
+template <bool kExact>
+void by_attention(KernelContext& context, const IndexerKlDenseArgs<float>& a, const Problem& b) {
+  const int64_t qk = a.attention.nope + a.attention.rope;
+  if (qk <= 48) return by_dim<48, kExact>(context, a, b);
+  if (qk <= 96) return by_dim<96, kExact>(context, a, b);
+  by_dim<192, kExact>(context, a, b);
+}
+
+}  // namespace
+}  // namespace flash
+
+bool indexer_kl_flash_supports(const IndexerKlDenseArgs<float>& a) {
+  return mla_flash_supports(a.attention) && a.indexer.dim <= 128;
+}
+
+void indexer_kl_dense_flash(KernelContext& context, const IndexerKlDenseArgs<float>& a) {
+  const MlaSequence<float>& in = a.attention;
+  if (in.tokens == 0) return;
+  const auto floats = [&](int slot, int64_t count) {
+    return static_cast<float*>(device_scratch(context, slot, count * int64_t{sizeof(float)}));
+  };
+  flash::Problem b{a.indexer, in, a.log_sum, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+  if (b.log_sum == nullptr) {
+    float* sums = floats(flash::kSumSlot, in.tokens * in.heads);
+    float* out = floats(flash::kOutSlot, in.tokens * in.heads * in.v_dim);
+    mla_dense_train_flash(context, {in, out, a.begins, sums});
+    b.log_sum = sums;
+  }
+  int64_t pairs = 0;
+  flash::in_groups_of_tiles(a.begins, in.tokens, [&](const flash::Group& g) {
+    pairs = std::max<int64_t>(pairs, g.pairs);
+  });
+  b.p = floats(flash::kTileSlot, pairs * flash::kValues);
+  b.score = floats(flash::kScoreSlot, pairs * flash::kValues);
+  context.allowed("matmul", "cuda") ? flash::by_attention<true>(context, a, b)
+                                    : flash::by_attention<false>(context, a, b);
+}
+
+}  // namespace tamis
