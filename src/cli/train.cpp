@@ -27,7 +27,8 @@ struct TrainFlags {
   int64_t steps = std::numeric_limits<int64_t>::max();
   int threads = 0;
   bool dry_run = false;
-  std::string backend, precision;                // empty: the recipe's
+  std::string backend, precision;  // empty: the recipe's
+  int gpus = 1;
   int expert_parallel = 0, tensor_parallel = 0;  // 0: the recipe's
 };
 
@@ -86,7 +87,7 @@ class StepLines {
 // What the peak was measured on.
 std::string machine_text(KernelContext& context, int ranks) {
   if (context.device() != nullptr) {
-    return fmt::format("{} (bf16 products)", context.device()->info().name);
+    return fmt::format("{} {} (bf16 products)", ranks, context.device()->info().name);
   }
   return fmt::format("{} threads", context.pool().num_threads() * ranks);
 }
@@ -101,6 +102,46 @@ std::string ranks_text(const Recipe& recipe, int ranks) {
   return text;
 }
 
+std::string device_text(const Recipe& recipe, const KernelContext& context) {
+  if (context.device() == nullptr) return "";
+  return fmt::format("; {} on {}",
+                     recipe.precision == "bf16" ? "products of bf16 factors" : "float32",
+                     context.device()->info().name);
+}
+
+// What one rank does; rank 0 alone speaks.
+void run_rank(const TrainFlags& flags, const Recipe& recipe, KernelContext& context, Group& world) {
+  Trainer trainer(recipe, context, world);
+  const bool cuda = context.backend() == Backend::kCuda;
+  const double peak =
+      (cuda ? measure_cuda_peak(context).flops : measure_peak(context).flops) * world.size();
+  if (flags.dry_run) {
+    const std::string plan = trainer.plan();
+    if (world.rank() > 0) return;
+    write_stdout(plan + fmt::format("time        at least {}: this machine does at most {:.0f} "
+                                    "GFLOP/s on {}\n",
+                                    time_text(trainer.flops() / peak), peak / 1e9,
+                                    machine_text(context, world.size())));
+    return;
+  }
+  if (trainer.position().step > 0 && world.rank() == 0) {
+    log_info(fmt::format("going on after step {}", trainer.position().step));
+  }
+  StepLines lines(trainer.recipe(), peak);
+  int64_t stage = -1;
+  trainer.run(flags.steps, [&](const StepReport& r) {
+    if (world.rank() > 0) return;
+    if (r.stage != stage) {
+      stage = r.stage;
+      std::fprintf(stderr, "%s%s%s\nkernels: %s\n", trainer.stage_line(stage).c_str(),
+                   ranks_text(trainer.recipe(), world.size()).c_str(),
+                   device_text(trainer.recipe(), context).c_str(),
+                   fmt::format("{}", fmt::join(context.explain(), ", ")).c_str());
+    }
+    lines.show(r);
+  });
+}
+
 int run_train(const TrainFlags& flags) {
   std::vector<std::string> settings = flags.settings;
   if (!flags.precision.empty()) settings.push_back("run.precision=\"" + flags.precision + "\"");
@@ -108,45 +149,28 @@ int run_train(const TrainFlags& flags) {
                                    std::pair{"tensor_parallel", flags.tensor_parallel}}) {
     if (ranks > 0) settings.push_back(fmt::format("run.{}={}", key, ranks));
   }
-  Recipe recipe = Recipe::load(flags.config, settings);
+  const Recipe recipe = Recipe::load(flags.config, settings);
   const Backend backend = backend_from_name(flags.backend.empty() ? recipe.backend : flags.backend);
   const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   const std::unique_ptr<Group> world = world_group();
-  const int own = std::max(1, cores / world->size());
-  KernelContext context(flags.threads > 0 ? flags.threads : own, backend);
-  Trainer trainer(std::move(recipe), context, *world);
-  const bool cuda = backend == Backend::kCuda;
-  const double peak =
-      cuda ? measure_cuda_peak(context).flops : measure_peak(context).flops * world->size();
-  if (flags.dry_run) {
-    write_stdout(trainer.plan() +
-                 fmt::format("time        at least {}: this machine does at most {:.0f} GFLOP/s on "
-                             "{}\n",
-                             time_text(trainer.flops() / peak), peak / 1e9,
-                             machine_text(context, world->size())));
+  if (backend != Backend::kCuda && flags.gpus > 1) {
+    throw UsageError("train: --gpus needs --backend cuda; ranks on CPUs start by mpirun");
+  }
+  if (backend == Backend::kCuda && world->size() > 1) {
+    throw UsageError(
+        "train: --backend cuda trains in one process; start it without mpirun, with --gpus N for "
+        "several GPUs, or take --backend cpu");
+  }
+  const int ranks = std::max(world->size(), flags.gpus);
+  const int threads = flags.threads > 0 ? flags.threads : std::max(1, cores / ranks);
+  if (flags.gpus == 1) {
+    KernelContext context(threads, backend);
+    run_rank(flags, recipe, context, *world);
     return 0;
   }
-  if (trainer.position().step > 0 && world->rank() == 0) {
-    log_info(fmt::format("going on after step {}", trainer.position().step));
-  }
-  StepLines lines(trainer.recipe(), peak);
-  int64_t stage = -1;
-  trainer.run(flags.steps, [&](const StepReport& r) {
-    if (world->rank() > 0) return;
-    if (r.stage != stage) {
-      stage = r.stage;
-      const std::string ranks = ranks_text(trainer.recipe(), world->size());
-      const std::string device =
-          cuda ? fmt::format(
-                     "; {} on {}",
-                     trainer.recipe().precision == "bf16" ? "products of bf16 factors" : "float32",
-                     context.device()->info().name)
-               : "";
-      std::fprintf(stderr, "%s%s%s\nkernels: %s\n", trainer.stage_line(stage).c_str(),
-                   ranks.c_str(), device.c_str(),
-                   fmt::format("{}", fmt::join(context.explain(), ", ")).c_str());
-    }
-    lines.show(r);
+  run_as_threads(flags.gpus, [&](Group& group) {
+    KernelContext context(threads, backend, group.rank());
+    run_rank(flags, recipe, context, group);
   });
   return 0;
 }
@@ -166,7 +190,11 @@ void add_train(CLI::App& app, CommandBody& chosen) {
   command->add_option("--threads", flags->threads,
                       "Threads of a rank; all cores, shared by the ranks, unless given");
   command->add_option("--backend", flags->backend,
-                      "cpu, cuda (one GPU) or reference; run.backend of the recipe unless given");
+                      "cpu, cuda or reference; run.backend of the recipe unless given");
+  command
+      ->add_option("--gpus", flags->gpus,
+                   "With --backend cuda: GPUs that compute a step's micro-batches in turn")
+      ->check(CLI::PositiveNumber);
   command->add_option("--precision", flags->precision,
                       "f32 or bf16, what products round their factors to on CUDA; run.precision of "
                       "the recipe unless given");
@@ -188,6 +216,7 @@ void add_train(CLI::App& app, CommandBody& chosen) {
       "  tamis train -c train.toml --dry-run\n"
       "  tamis train -c train.toml\n"
       "  tamis train -c train.toml --backend cuda\n"
+      "  tamis train -c train.toml --backend cuda --gpus 4      (the same bits as one GPU)\n"
       "  mpirun -n 4 tamis train -c train.toml      (the same bits as one process)\n"
       "  mpirun -n 4 tamis train -c train.toml --expert-parallel 4      (the same bits, too)\n"
       "  tamis generate -m runs/tiny/sparse --prompt 'The '");

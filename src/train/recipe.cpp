@@ -198,7 +198,10 @@ Stage read_stage(const toml::table& table, const std::string& where) {
       s.name.find_first_not_of(
           "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") == std::string::npos;
   if (!file_name) throw InputError(where + ".name: want letters, digits, - and _");
-  if (s.kind == StageKind::kSparse && s.topk == 0) throw InputError(where + ".topk: missing");
+  if (s.kind == StageKind::kSparse && s.topk == 0) {
+    throw InputError(where +
+                     ".topk: missing; want how many positions a query selects, below the length");
+  }
   if (s.sparse() && s.kind != StageKind::kSparse && s.kind != StageKind::kSft) {
     throw InputError(where + ".topk: only a sparse or an sft stage selects");
   }
@@ -310,8 +313,8 @@ void read_run(Recipe& r, const toml::table& root, const std::string& where) {
   run.get("export", r.export_dtype);
   run.get("backend", r.backend);
   run.get("precision", r.precision);
-  run.get("expert_parallel", r.expert_parallel, 1, 1 << 20);
-  run.get("tensor_parallel", r.tensor_parallel, 1, 1 << 20);
+  run.get("expert_parallel", r.expert_parallel, 1, 4096);
+  run.get("tensor_parallel", r.tensor_parallel, 1, 4096);
   run.finish();
   if (r.export_dtype != "bf16" && r.export_dtype != "f32") {
     throw InputError(where + ": run.export: want bf16 or f32");

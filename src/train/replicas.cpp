@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "checkpoint/checksum.h"
+#include "comm/nccl.h"
 #include "kernels/adamw/adamw.h"
 #include "kernels/array_ops/array_ops.h"
 #include "kernels/memory.h"
@@ -40,6 +41,12 @@ void for_each_run(const Piece& p, const Range& range, const Body& body) {
   }
 }
 
+// Null on a CPU, and for one rank: nothing moves.
+std::unique_ptr<Group> group_of_devices(KernelContext& context, Group& host) {
+  if (context.device() == nullptr || host.size() == 1) return nullptr;
+  return nccl_group(host, {context.device()->info().ordinal, context.device()->stream()});
+}
+
 }  // namespace
 
 Replicas::Replicas(KernelContext& context, const ModelConfig& config, const ParameterTable& table,
@@ -47,13 +54,15 @@ Replicas::Replicas(KernelContext& context, const ModelConfig& config, const Para
     : context_(context),
       table_(table),
       group_(group),
+      device_group_(group_of_devices(context, group)),
+      values_(device_group_ ? *device_group_ : group),
       layout_{group.size(), expert_parallel, tensor_parallel} {
-  if (context.device() != nullptr && group.size() > 1) {
-    throw UsageError(
-        "train: --backend cuda trains on one GPU, in one process; start it without mpirun, or take "
-        "--backend cpu for several ranks");
-  }
   check_layout(layout_, config);
+  if (context.device() != nullptr && layout_.divided()) {
+    throw UsageError(
+        "train: expert_parallel and tensor_parallel divide a model on CPUs alone; leave them at 1 "
+        "with --backend cuda");
+  }
   if (!layout_.divided()) return;
   tables_.push_back(table_of_rank(config, layout_, rank()));
   for (int r = 0; r < size(); ++r) {
@@ -102,11 +111,10 @@ void Replicas::add_gradients(ParameterGroup group, float* gradients, int count, 
   const Range own = part(group, rank());
   if (size() == 1) return add_values(context_, gradients + own.begin, own.size(), sum);
   if (layout_.divided()) return add_divided(group, gradients, count, sum);
-  received_.resize(static_cast<size_t>(own.size() * (size() - 1)));
   std::vector<std::span<const std::byte>> to;
   std::vector<std::span<std::byte>> from;
   std::vector<const float*> parts;
-  float* next = received_.data();
+  float* next = gathered_.resize(context_, own.size() * (size() - 1));
   for (int r = 0; r < size(); ++r) {
     const Range theirs = part(group, r);
     to.push_back(bytes_of(gradients + theirs.begin, theirs.size()));
@@ -115,10 +123,9 @@ void Replicas::add_gradients(ParameterGroup group, float* gradients, int count, 
     from.push_back(writable(place, own.size()));
     parts.push_back(place);
   }
-  group_.all_to_all(to, from);
+  values_.all_to_all(to, from);
   for (int r = 0; r < count; ++r) {
-    const float* g = parts[static_cast<size_t>(r)];
-    for (int64_t i = 0; i < own.size(); ++i) sum[i] += g[i];
+    add_values(context_, parts[static_cast<size_t>(r)], own.size(), sum);
   }
 }
 
@@ -265,7 +272,7 @@ void Replicas::share(ParameterGroup group, float* values) {
     const Range theirs = part(group, r);
     from.push_back(writable(values + theirs.begin, theirs.size()));
   }
-  group_.all_to_all(to, from);
+  values_.all_to_all(to, from);
 }
 
 void Replicas::gather(ParameterGroup group, const float* own, float* whole) {
@@ -273,9 +280,16 @@ void Replicas::gather(ParameterGroup group, const float* own, float* whole) {
     const Range all = part(group, 0);
     return get(context_, whole + all.begin, own, all.size() * static_cast<int64_t>(sizeof(float)));
   }
+  const int64_t size_of_own = part(group, rank()).size();
+  std::vector<float> on_host;
+  if (context_.device() != nullptr) {
+    on_host.resize(static_cast<size_t>(size_of_own));
+    get(context_, on_host.data(), own, size_of_own * static_cast<int64_t>(sizeof(float)));
+    own = on_host.data();
+  }
   std::vector<std::span<const std::byte>> to(static_cast<size_t>(size()));
   std::vector<std::span<std::byte>> from(static_cast<size_t>(size()));
-  to[0] = bytes_of(own, part(group, rank()).size());
+  to[0] = bytes_of(own, size_of_own);
   for (int r = 0; r < size() && rank() == 0; ++r) {
     const Range theirs = part(group, r);
     from[static_cast<size_t>(r)] = writable(whole + theirs.begin, theirs.size());

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "comm/group.h"
+#include "kernels/buffer.h"
 #include "kernels/context.h"
 #include "train/optimizer.h"
 #include "train/parallel.h"
@@ -23,8 +24,9 @@ namespace tamis {
 
 class Replicas {
  public:
-  // All kept by reference. Values lie where the context's operations work; several ranks work on
-  // CPUs alone: UsageError otherwise. InputError if the layout does not fit (check_layout).
+  // Collective; all kept by reference. Values lie where the context's operations work; ranks with a
+  // GPU each move them by NCCL (comm/nccl.h) and divide no model: UsageError otherwise. InputError
+  // if the layout does not fit (check_layout).
   Replicas(KernelContext& context, const ModelConfig& config, const ParameterTable& table,
            Group& group, int expert_parallel, int tensor_parallel);
 
@@ -83,12 +85,15 @@ class Replicas {
 
   KernelContext& context_;
   const ParameterTable& table_;
-  Group& group_;
+  Group& group_;                         // of host memory
+  std::unique_ptr<Group> device_group_;  // of the values, where they lie on a GPU
+  Group& values_;                        // the one that moves them
   ParallelLayout layout_;
   // In a divided layout: this rank's table; every rank's pieces.
   std::vector<ParameterTable> tables_;
   std::vector<std::vector<Piece>> pieces_;
   std::unique_ptr<Group> experts_, tensor_;
+  Buffer<float> gathered_;
   std::vector<float> sent_, received_;
 };
 

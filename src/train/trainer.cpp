@@ -329,8 +329,10 @@ void Trainer::check() const {
       throw InputError("stage " + s.name + ": " + e.what());
     }
     if (data_[i].vocab_size() > config_.vocab_size) {
-      throw InputError(fmt::format("{}: ids up to {}, the model's vocabulary has {}",
-                                   recipe_.tokenizer, data_[i].vocab_size(), config_.vocab_size));
+      throw InputError(
+          fmt::format("{}: {} ids, more than the model's vocab_size {}; take the model's own "
+                      "tokenizer, or a configuration with a larger vocabulary",
+                      recipe_.tokenizer, data_[i].vocab_size(), config_.vocab_size));
     }
     indexer_ready = indexer_ready || s.kind == StageKind::kWarmup;
   }

@@ -50,7 +50,7 @@ class Trainer {
   // model or the data allow, an indexer that the model lacks, a sparse stage whose indexer is
   // fresh, a checkpoint of another recipe or of other data.
   Trainer(Recipe recipe, KernelContext& context);
-  // One of several ranks (on CPUs; UsageError for several on CUDA), which all have the same recipe
+  // One of several ranks, on CPUs or with a GPU each (Replicas), which all have the same recipe
   // (InputError if not) and see the same files: they compute the micro-batches of a step in turn,
   // and divide the model as the recipe says (parallel.h). The bits are those of one rank, but with
   // tensor parallelism, which adds in another order; rank 0 alone writes.

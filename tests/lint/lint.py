@@ -44,8 +44,9 @@ BANNED = [
     (r'\b(strcpy|strcat|sprintf|vsprintf|gets)\s*\(', 'writes without a bound', []),
     (r'(?<![\w.>])(std::)?system\s*\(', 'no shell from the program', []),
     (r'(?<![\w.>])popen\s*\(', 'no shell from the program', []),
-    # cuBLASLt, half a gigabyte, is loaded when someone asks for it.
-    (r'\bdlopen\s*\(', 'no code loaded at run time', ['src/kernels/linear/cublaslt.cu']),
+    # cuBLASLt, half a gigabyte, and NCCL, a fifth of one, are loaded when someone asks for them.
+    (r'\bdlopen\s*\(', 'no code loaded at run time',
+     ['src/kernels/linear/cublaslt.cu', 'src/comm/nccl.cpp']),
     (r'(?<![\w.>:])(std::|::)?(exit|_exit|abort|quick_exit)\s*\(',
      'libraries never end the process; throw an error of base/error.h',
      ['tests/*', '*_test.cpp', 'fuzz/*']),
