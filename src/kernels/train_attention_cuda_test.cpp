@@ -262,13 +262,42 @@ std::vector<int32_t> selection(int64_t tokens, int64_t k) {
   return indices;
 }
 
+// Where tokens stand if sequences of 1, 8, 27, .. tokens follow each other, and rows of a selection
+// that stay in their sequence.
+struct Ragged {
+  explicit Ragged(int64_t tokens) {
+    for (int64_t side = 1; static_cast<int64_t>(position.size()) < tokens; ++side) {
+      for (int64_t t = 0; t < side * side * side; ++t) {
+        if (static_cast<int64_t>(position.size()) == tokens) break;
+        position.push_back(static_cast<int32_t>(t));
+        longest = std::max(longest, t + 1);
+      }
+    }
+  }
+  // Selections of each sequence alone, as rows of the batch.
+  template <typename Select>
+  std::vector<int32_t> rows(const Select& select) const {
+    std::vector<int32_t> all;
+    for (size_t begin = 0, end = 0; begin < position.size(); begin = end) {
+      for (end = begin + 1; end < position.size() && position[end] > 0;) ++end;
+      for (const int32_t s :
+           select(static_cast<int64_t>(begin), static_cast<int64_t>(end - begin))) {
+        all.push_back(s < 0 ? s : s + static_cast<int32_t>(begin));
+      }
+    }
+    return all;
+  }
+  std::vector<int32_t> position;
+  int64_t longest = 0;
+};
+
 struct SparseResult {
   Floats out, target, dq_latent, dq_pe, dc_kv, dk_pe;
 };
 
 class SparseProblem {
  public:
-  SparseProblem(const SparseShape& s, int64_t tokens)
+  SparseProblem(const SparseShape& s, int64_t tokens, bool several = false)
       : shape(s),
         n(tokens),
         stride(s.rope + 3),
@@ -277,7 +306,12 @@ class SparseProblem {
         c_kv(random_floats(n * s.kv_lora, 3)),
         k_pe(random_floats(n * s.rope, 4)),
         d_out(random_floats(n * s.heads * s.kv_lora, 5)),
-        indices(selection(n, s.k)) {}
+        indices(selection(n, s.k)),
+        ragged(several ? n : 0) {
+    if (several) {
+      indices = ragged.rows([&](int64_t, int64_t count) { return selection(count, s.k); });
+    }
+  }
 
   float scale() const { return 1 / std::sqrt(static_cast<float>(shape.kv_lora + shape.rope)); }
 
@@ -300,23 +334,28 @@ class SparseProblem {
     return a;
   }
 
+  // `size`: tokens of a block; 0: with what the forward pass kept; -1: without.
   SparseResult run(KernelContext& context, int64_t size) const {
     const Device<float> ql(context, q_latent), qp(context, q_pe), c(context, c_kv);
     const Device<float> k(context, k_pe), o(context, d_out), out(context, o.size());
     const Device<float> target(context, n * shape.k), dql(context, ql.size());
     const Device<float> dqp(context, Floats(q_pe.size())), dc(context, c.size());
     const Device<float> dk(context, k.size());
-    const Device<int32_t> set(context, indices);
+    const Device<int32_t> set(context, indices), position(context, ragged.position);
+    const Device<float> log_sum(context, n * shape.heads), again(context, target.size());
     MlaSparseBackwardArgs<float> a =
         args<float>(ql.data(), qp.data(), c.data(), k.data(), set.data());
-    mla_sparse_train(context, {a, out.data()});
+    if (position.size() > 0) a.sequences = {position.data(), ragged.longest};
+    mla_sparse_train(context, {a, out.data(), log_sum.data(), again.data()});
     mla_sparse_target<float>(context, {a, target.data()});
+    EXPECT_TRUE(same_bits(again.read(), target.read()));
     a.d_out = o.data();
     a.dq_latent = dql.data();
     a.dq_pe = dqp.data();
     a.dc_kv = dc.data();
     a.dk_pe = dk.data();
-    if (size == 0) {
+    if (size <= 0) {
+      if (size == 0) a.out = out.data(), a.log_sum = log_sum.data();
       mla_sparse_backward<float>(context, a);
     } else {
       mla_sparse_backward_cuda_by(context, a, size);
@@ -328,6 +367,7 @@ class SparseProblem {
   int64_t n, stride;
   Floats q_latent, q_pe, c_kv, k_pe, d_out;
   std::vector<int32_t> indices;
+  Ragged ragged;
 };
 
 // The reference in double.
@@ -422,26 +462,44 @@ void expect_sparse(const SparseProblem& p, const SparseResult& got, const Sparse
   });
 }
 
-constexpr SparseShape kSparseShapes[] = {
-    {4, 512, 64, 64}, {3, 20, 6, 1}, {17, 36, 7, 100}, {70, 24, 4, 33}, {130, 8, 4, 2}};
+constexpr SparseShape kSparseShapes[] = {{4, 512, 64, 64}, {16, 128, 16, 70}, {3, 20, 6, 1},
+                                         {17, 36, 7, 100}, {70, 24, 4, 33},   {130, 8, 4, 2}};
+
+bool same_bits(const SparseResult& a, const SparseResult& b) {
+  return same_bits(a.out, b.out) && same_bits(a.target, b.target) &&
+         same_bits(a.dq_latent, b.dq_latent) && same_bits(a.dq_pe, b.dq_pe) &&
+         same_bits(a.dc_kv, b.dc_kv) && same_bits(a.dk_pe, b.dk_pe);
+}
 
 TEST_F(TrainAttentionCuda, SparseIsTheReference) {
+  const auto sparse_by = [&](const char* name) {
+    for (const char* op : {"mla_sparse_train", "mla_sparse_target", "mla_sparse_backward"}) {
+      context().force(op, name);
+    }
+  };
   for (const SparseShape& shape : kSparseShapes) {
     for (const int64_t tokens : {1, 64, 65, 110}) {
-      if (skip_case()) continue;
-      SCOPED_TRACE("latent " + std::to_string(shape.kv_lora) + " tokens " + std::to_string(tokens));
-      const SparseProblem p(shape, tokens);
-      const SparseWant want(p);
-      const SparseResult got = p.run(context(), 0);
-      expect_sparse(p, got, want);
-      expect_sparse(p, p.run(context(), 37), want);
-      if (HasFatalFailure()) return;
-      for (const int64_t size : {0, 200}) {
-        const SparseResult again = p.run(context(), size);
-        EXPECT_TRUE(same_bits(again.out, got.out) && same_bits(again.target, got.target) &&
-                    same_bits(again.dq_latent, got.dq_latent) &&
-                    same_bits(again.dq_pe, got.dq_pe) && same_bits(again.dc_kv, got.dc_kv) &&
-                    same_bits(again.dk_pe, got.dk_pe));
+      for (const bool several : {false, true}) {
+        if (skip_case()) continue;
+        SCOPED_TRACE("latent " + std::to_string(shape.kv_lora) + " tokens " +
+                     std::to_string(tokens) + (several ? " in several" : ""));
+        const SparseProblem p(shape, tokens, several);
+        const SparseWant want(p);
+        sparse_by("cuda");
+        const SparseResult got = p.run(context(), 0);
+        expect_sparse(p, got, want);
+        expect_sparse(p, p.run(context(), 37), want);
+        for (const int64_t size : {0, 200}) EXPECT_TRUE(same_bits(p.run(context(), size), got));
+        if (shape.heads <= 16) {
+          sparse_by("cuda_few");
+          const SparseResult few = p.run(context(), 0);
+          expect_sparse(p, few, want);
+          for (const int64_t size : {0, -1}) EXPECT_TRUE(same_bits(p.run(context(), size), few));
+        }
+        context().force("scatter_rows", "cuda_atomic");
+        expect_sparse(p, p.run(context(), 0), want);
+        context().force("scatter_rows", "cuda");
+        if (HasFatalFailure()) return;
       }
     }
   }
@@ -597,6 +655,22 @@ TEST_F(TrainAttentionCuda, SparseLossIsTheReferenceInBlocksOfAnySize) {
         const IndexGradients got = run(0), again = run(37);
         EXPECT_TRUE(same_bits(got.dq, again.dq) && same_bits(got.dw, again.dw) &&
                     same_bits(got.dk, again.dk) && got.kl == again.kl);
+        const Ragged ragged(tokens);
+        const Device<int32_t> position(context(), ragged.position);
+        const std::vector<int32_t> rows =
+            ragged.rows([&](int64_t, int64_t count) { return selection(count, k); });
+        if (k > 1) {  // the targets above belong to the selections of one sequence
+          const Device<int32_t> in_several(context(), rows);
+          const auto kl = [&](const int32_t* indices, const TokenSequences& sequences) {
+            return p.run(context(), [&](const IndexerSequence<float>& x) {
+              indexer_kl_sparse<float>(context(), {x, indices, p_.data(), k, sequences});
+            });
+          };
+          const IndexGradients a = kl(in_several.data(), {});
+          const IndexGradients b = kl(in_several.data(), {position.data(), ragged.longest});
+          EXPECT_TRUE(same_bits(a.dq, b.dq) && same_bits(a.dw, b.dw) && same_bits(a.dk, b.dk) &&
+                      a.kl == b.kl);
+        }
         p.expect(got, 0, [&](const IndexerSequence<double>& x) {
           const Doubles target2(target.begin(), target.end());
           KernelContext host(1);
@@ -627,6 +701,29 @@ TEST_F(TrainAttentionCuda, SelectionIsExact) {
         indexer_select_train(context(), {q.data(), w.data(), keys.data(), tokens, shape.heads,
                                          shape.dim, k, indices.data()});
         ASSERT_EQ(indices.read(), want) << shape.dim << " " << tokens << " " << k;
+        const Ragged ragged(tokens);
+        const Device<int32_t> position(context(), ragged.position);
+        const std::vector<int32_t> each = ragged.rows([&](int64_t begin, int64_t count) {
+          IndexerSelectTrainArgs part = a;
+          part.q += begin * shape.heads * shape.dim;
+          part.w += begin * shape.heads;
+          part.keys += begin * shape.dim;
+          part.tokens = count;
+          std::vector<int32_t> rows(static_cast<size_t>(count * k));
+          part.indices = rows.data();
+          indexer_select_train(host, part);
+          return rows;
+        });
+        indexer_select_train(context(), {q.data(),
+                                         w.data(),
+                                         keys.data(),
+                                         tokens,
+                                         shape.heads,
+                                         shape.dim,
+                                         k,
+                                         indices.data(),
+                                         {position.data(), ragged.longest}});
+        ASSERT_EQ(indices.read(), each) << "in several";
       }
     }
   }

@@ -1,5 +1,6 @@
 // Multi-head latent attention and the lightning indexer, forward and backward (src/model/mla.cpp,
 // indexer.cpp).
+#include <algorithm>
 #include <cmath>
 
 #include "train/exchange.h"
@@ -7,6 +8,27 @@
 
 namespace tamis {
 namespace {
+
+// Runs body(begin, count) for each sequence.
+template <typename T, typename Body>
+void for_each_sequence(const Pass<T>& p, const Body& body) {
+  for (size_t i = 0; i + 1 < p.batch.begins.size(); ++i) {
+    body(p.batch.begins[i], p.batch.begins[i + 1] - p.batch.begins[i]);
+  }
+}
+
+// Runs body(begin, count, sequences) for what sparse operations take at once: every sequence on a
+// GPU, one after the other on a CPU.
+template <typename T, typename Body>
+void for_each_selection(const Pass<T>& p, const Body& body) {
+  if (p.kernels.device() == nullptr) {
+    return for_each_sequence(
+        p, [&](int64_t begin, int64_t count) { body(begin, count, TokenSequences()); });
+  }
+  int64_t longest = 0;
+  for_each_sequence(p, [&](int64_t, int64_t count) { longest = std::max(longest, count); });
+  body(0, p.tokens(), TokenSequences{p.state.position.data(), longest});
+}
 
 template <typename T>
 RopeTurnArgs<T> turn(Pass<T>& p, T* x, int64_t token_stride, int64_t head_stride, int64_t heads,
@@ -127,14 +149,13 @@ void select(Pass<T>& p, int64_t l) {
   const Workspace<T>& work = p.state.work;
   const int64_t k = p.objective.topk, width = m.index_heads * m.index_dim;
   int32_t* indices = sized(p, p.layer(l).indices, p.tokens() * k);
-  for (int64_t i = 0; i < p.batch.sequences(); ++i) {
-    const int64_t b = p.batch.begins[static_cast<size_t>(i)];
-    const int64_t n = p.batch.begins[static_cast<size_t>(i) + 1] - b;
-    ForwardOps<T>::select(p.kernels,
-                          {work.index_q.data() + b * width, work.index_w.data() + b * m.index_heads,
-                           work.index_k.data() + b * m.index_dim, n, m.index_heads, m.index_dim, k},
-                          indices + b * k);
-  }
+  for_each_selection(p, [&](int64_t b, int64_t n, const TokenSequences& sequences) {
+    ForwardOps<T>::select(
+        p.kernels,
+        {work.index_q.data() + b * width, work.index_w.data() + b * m.index_heads,
+         work.index_k.data() + b * m.index_dim, n, m.index_heads, m.index_dim, k, sequences},
+        indices + b * k);
+  });
 }
 
 // ---- attention of each sequence
@@ -156,8 +177,8 @@ MlaSequence<T> dense_sequence(const Pass<T>& p, int64_t l, int64_t begin, int64_
 }
 
 template <typename T>
-MlaSparseBackwardArgs<T> sparse_sequence(const Pass<T>& p, int64_t l, int64_t begin,
-                                         int64_t count) {
+MlaSparseBackwardArgs<T> sparse_sequence(const Pass<T>& p, int64_t l, int64_t begin, int64_t count,
+                                         const TokenSequences& sequences) {
   const ModelConfig& m = p.config;
   const LayerState<T>& a = p.layer(l);
   MlaSparseBackwardArgs<T> s;
@@ -172,16 +193,9 @@ MlaSparseBackwardArgs<T> sparse_sequence(const Pass<T>& p, int64_t l, int64_t be
   s.rope = m.rope;
   s.indices = a.indices.data() + begin * p.objective.topk;
   s.k = p.objective.topk;
+  s.sequences = sequences;
   s.softmax_scale = static_cast<T>(m.softmax_scale());
   return s;
-}
-
-// Runs body(begin, count) for each sequence.
-template <typename T, typename Body>
-void for_each_sequence(const Pass<T>& p, const Body& body) {
-  for (size_t i = 0; i + 1 < p.batch.begins.size(); ++i) {
-    body(p.batch.begins[i], p.batch.begins[i + 1] - p.batch.begins[i]);
-  }
 }
 
 template <typename T>
@@ -249,13 +263,16 @@ void learn_indexer(Pass<T>& p, int64_t l) {
                                     p.batch.begins, log_sum});
     return index_backward(p, l);
   }
-  for_each_sequence(p, [&](int64_t begin, int64_t count) {
+  for_each_selection(p, [&](int64_t begin, int64_t count, const TokenSequences& sequences) {
     const IndexerSequence<T> indexer = index_sequence(p, l, begin, count);
-    const MlaSparseBackwardArgs<T> attention = sparse_sequence(p, l, begin, count);
-    T* target = sized(p, work.target, count * k);
-    mla_sparse_target<T>(p.kernels, {attention, target});
+    const MlaSparseBackwardArgs<T> attention = sparse_sequence(p, l, begin, count, sequences);
+    T* target = work.target.data();
+    if (p.kernels.device() == nullptr) {  // on a GPU attend_sparse wrote it
+      target = sized(p, work.target, count * k);
+      mla_sparse_target<T>(p.kernels, {attention, target});
+    }
     add_target_over_ranks(p, target, count * k);
-    indexer_kl_sparse<T>(p.kernels, {indexer, attention.indices, target, k});
+    indexer_kl_sparse<T>(p.kernels, {indexer, attention.indices, target, k, sequences});
   });
   index_backward(p, l);
 }
@@ -372,9 +389,16 @@ void attend_sparse(Pass<T>& p, int64_t l) {
     values.push_back({a.o_latent.data() + h * m.kv_lora, latent, 1, w + m.nope * m.kv_lora, 1,
                       m.kv_lora, a.o.data() + h * m.v_head, v, n, m.v_head, m.kv_lora});
   }
-  for_each_sequence(p, [&](int64_t begin, int64_t count) {
-    ForwardOps<T>::attend_sparse(p.kernels, sparse_sequence(p, l, begin, count),
-                                 a.o_latent.data() + begin * latent);
+  T *log_sum = nullptr, *target = nullptr;
+  if (p.kernels.device() != nullptr) {
+    log_sum = sized(p, a.log_sum, n * heads);
+    if (p.objective.train_indexer) {
+      target = sized(p, p.state.work.target, n * p.objective.topk);
+    }
+  }
+  for_each_selection(p, [&](int64_t begin, int64_t count, const TokenSequences& sequences) {
+    ForwardOps<T>::attend_sparse(p.kernels, sparse_sequence(p, l, begin, count, sequences),
+                                 a.o_latent.data() + begin * latent, log_sum, target);
   });
   matmuls<T>(p.kernels, values);
 }
@@ -418,13 +442,17 @@ void attend_sparse_backward(Pass<T>& p, int64_t l) {
     keys.push_back({a.q.data() + h * qk, 1, q, dq_latent, latent, 1, dw, c, m.nope, c, n, true});
   }
   matmuls<T>(p.kernels, values);
-  for_each_sequence(p, [&](int64_t begin, int64_t count) {
-    MlaSparseBackwardArgs<T> s = sparse_sequence(p, l, begin, count);
+  for_each_selection(p, [&](int64_t begin, int64_t count, const TokenSequences& sequences) {
+    MlaSparseBackwardArgs<T> s = sparse_sequence(p, l, begin, count, sequences);
     s.d_out = work.do_latent.data() + begin * latent;
     s.dq_latent = work.dq_latent.data() + begin * latent;
     s.dq_pe = work.dq.data() + begin * q + m.nope;
     s.dc_kv = work.dc_kv.data() + begin * c;
     s.dk_pe = work.dk_pe.data() + begin * m.rope;
+    if (p.kernels.device() != nullptr) {
+      s.out = a.o_latent.data();
+      s.log_sum = a.log_sum.data();
+    }
     mla_sparse_backward<T>(p.kernels, s);
   });
   matmuls<T>(p.kernels, keys);

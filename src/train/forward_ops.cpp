@@ -131,13 +131,15 @@ void ForwardOps<float>::attend_dense(KernelContext& context, const MlaSequence<f
 
 template <>
 void ForwardOps<float>::select(KernelContext& context, const SelectArgs& a, int32_t* indices) {
-  indexer_select_train(context, {a.q, a.w, a.keys, a.tokens, a.heads, a.dim, a.topk, indices});
+  indexer_select_train(context,
+                       {a.q, a.w, a.keys, a.tokens, a.heads, a.dim, a.topk, indices, a.sequences});
 }
 
 template <>
 void ForwardOps<float>::attend_sparse(KernelContext& context,
-                                      const MlaSparseBackwardArgs<float>& in, float* out) {
-  mla_sparse_train(context, {in, out});
+                                      const MlaSparseBackwardArgs<float>& in, float* out,
+                                      float* log_sum, float* target) {
+  mla_sparse_train(context, {in, out, log_sum, target});
 }
 
 }  // namespace tamis

@@ -63,15 +63,18 @@ struct ForwardOps {
   // [tokens, heads, v_dim], and log_sum as mla_dense_train has it.
   static void attend_dense(KernelContext& context, const MlaSequence<T>& in,
                            std::span<const int64_t> begins, T* out, T* log_sum);
-  // The indexer's selection for one sequence: q [tokens, heads, dim], w [tokens, heads], keys
-  // [tokens, dim] -> indices [tokens, topk].
+  // The indexer's selection: q [tokens, heads, dim], w [tokens, heads], keys [tokens, dim] ->
+  // indices [tokens, topk], rows of keys. One sequence; on CUDA also several.
   struct SelectArgs {
     const T *q, *w, *keys;
     int64_t tokens, heads, dim, topk;
+    TokenSequences sequences = {};
   };
   static void select(KernelContext& context, const SelectArgs& args, int32_t* indices);
-  // Attention over in.indices -> out [tokens, heads, kv_lora].
-  static void attend_sparse(KernelContext& context, const MlaSparseBackwardArgs<T>& in, T* out);
+  // Attention over in.indices -> out [tokens, heads, kv_lora]; on CUDA also log_sum and target of
+  // mla_sparse_train.h, if not null.
+  static void attend_sparse(KernelContext& context, const MlaSparseBackwardArgs<T>& in, T* out,
+                            T* log_sum, T* target);
 };
 
 }  // namespace tamis

@@ -204,7 +204,7 @@ void ForwardOps<double>::select(KernelContext&, const SelectArgs& a, int32_t* in
 
 template <>
 void ForwardOps<double>::attend_sparse(KernelContext&, const MlaSparseBackwardArgs<double>& in,
-                                       double* out) {
+                                       double* out, double*, double*) {
   for (int64_t row = 0; row < in.tokens * in.heads; ++row) {
     const int32_t* set = in.indices + row / in.heads * in.k;
     Doubles p;

@@ -34,9 +34,9 @@ struct LayerState : ExpandedState<T> {
   // Attention, names of the paper.
   Buffer<T> q_a, kv_a;
   Buffer<T> o_latent;       // sparse
-  Buffer<int32_t> indices;  // sparse: [tokens, topk], positions within the sequence
+  Buffer<int32_t> indices;  // sparse: [tokens, topk], see for_each_selection
   Buffer<T> o;              // [tokens, heads, v_head]
-  Buffer<T> log_sum;        // dense: [heads, tokens], as mla_dense_train has it
+  Buffer<T> log_sum;        // dense: [heads, tokens], as mla_dense_train has it; sparse: transposed
   Buffer<T> x_mid;          // the stream between the half-blocks
   // FFN: of the dense MLP or the shared expert, then of the routed ones.
   Buffer<T> gate, up;

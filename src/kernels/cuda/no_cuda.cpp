@@ -99,6 +99,10 @@ bool mla_dense_cuda_supports(const MlaDenseArgs&) { return true; }
 void mla_sparse_backward_cuda(KernelContext&, const MlaSparseBackwardArgs<float>&) { refuse(); }
 void mla_sparse_target_cuda(KernelContext&, const MlaSparseTargetArgs<float>&) { refuse(); }
 void mla_sparse_train_cuda(KernelContext&, const MlaSparseTrainArgs&) { refuse(); }
+void mla_sparse_backward_few(KernelContext&, const MlaSparseBackwardArgs<float>&) { refuse(); }
+void mla_sparse_target_few(KernelContext&, const MlaSparseTargetArgs<float>&) { refuse(); }
+void mla_sparse_train_few(KernelContext&, const MlaSparseTrainArgs&) { refuse(); }
+bool mla_sparse_few_supports(const MlaSparseBackwardArgs<float>&) { return true; }
 void mla_sparse_cuda(KernelContext&, const MlaSparseArgs&) { refuse(); }
 bool mla_sparse_cuda_supports(const MlaSparseArgs&) { return true; }
 void mla_sparse_mma_cuda(KernelContext&, const MlaSparseArgs&) { refuse(); }

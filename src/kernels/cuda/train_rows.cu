@@ -88,7 +88,8 @@ struct Row {
 };
 
 template <bool kHold>
-__global__ void __launch_bounds__(kThreads) softmax_kernel(RowSet set, float scale, float* buffer) {
+__global__ void __launch_bounds__(kThreads)
+    softmax_kernel(RowSet set, float scale, float* buffer, float* log_sum) {
   float* x = buffer + row_of_block(set) * set.stride;
   const int64_t n = entries(set, blockIdx.x), end = zeros_end(set, n);
   Row<kHold> row(x, n);
@@ -101,7 +102,12 @@ __global__ void __launch_bounds__(kThreads) softmax_kernel(RowSet set, float sca
     sum += v;
     if (!kHold) x[s] = v;
   });
-  const float factor = 1.0f / block_sum<kThreads>(sum);
+  sum = block_sum<kThreads>(sum);
+  const float factor = 1.0f / sum;
+  if (log_sum != nullptr && threadIdx.x == 0) {
+    constexpr float kLog2e = 1.4426950408889634F;
+    log_sum[static_cast<int64_t>(blockIdx.x) * gridDim.y + blockIdx.y] = top * kLog2e + log2f(sum);
+  }
   row.each(n, [&](int64_t s, float v) { x[s] = v * factor; });
   for (int64_t s = n + threadIdx.x; s < end; s += kThreads) x[s] = 0;
 }
@@ -193,12 +199,15 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// Bit b of a position's marks: token b of its sequence (of the block, if that is all) selected it.
 __global__ void __launch_bounds__(kThreads)
-    mark_kernel(const int32_t* indices, int64_t k, int64_t words, uint32_t* marks) {
+    mark_kernel(const ScatterRows x, int64_t words, uint32_t* marks) {
   const int64_t t = blockIdx.x;
-  for (int64_t i = threadIdx.x; i < k; i += kThreads) {
-    const int64_t s = indices[t * k + i];
-    if (s >= 0) atomicOr(marks + s * words + t / 32, 1u << (t % 32));  // bits have no order
+  const int32_t* position = x.sequences.position;
+  const int64_t bit = position == nullptr ? t : position[x.first + t];
+  for (int64_t i = threadIdx.x; i < x.k; i += kThreads) {
+    const int64_t s = x.indices[t * x.k + i];
+    if (s >= 0) atomicOr(marks + s * words + bit / 32, 1u << (bit % 32));  // bits have no order
   }
 }
 
@@ -220,6 +229,9 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kColumns = 4;
   const int64_t s = blockIdx.x, column0 = static_cast<int64_t>(blockIdx.y) * kColumns * kThreads;
   __shared__ int64_t pairs[32];
+  const int32_t* position = x.sequences.position;
+  const int64_t at_s = position == nullptr ? 0 : position[s];  // no earlier token selects s
+  const int64_t begin = position == nullptr ? 0 : s - at_s - x.first;
   float sum[kColumns];
   float* to[kColumns];
 #pragma unroll
@@ -228,12 +240,12 @@ __global__ void __launch_bounds__(kThreads)
     to[j] = c < x.split ? x.to + s * x.split + c : x.rest + s * (x.width - x.split) + c - x.split;
     sum[j] = c < x.width ? *to[j] : 0;
   }
-  for (int64_t word = 0; word < words; ++word) {
+  for (int64_t word = at_s / 32; word < words; ++word) {
     const uint32_t bits = marks[s * words + word];
     if (bits == 0) continue;
     __syncthreads();
     if (threadIdx.x < 32 && (bits >> threadIdx.x & 1) != 0) {
-      const int64_t t = word * 32 + threadIdx.x;
+      const int64_t t = begin + word * 32 + threadIdx.x;
       const int at = __popc(bits & ((1u << threadIdx.x) - 1));
       pairs[at] = t * x.k + slot_of(x.indices + t * x.k, x.k, static_cast<int32_t>(s));
     }
@@ -255,6 +267,21 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// A block adds 32 rows of a token, a warp one after the other.
+__global__ void __launch_bounds__(kThreads) add_kernel(const ScatterRows x) {
+  const int64_t t = blockIdx.x, first = int64_t{blockIdx.y} * 32;
+  for (int64_t i = first + threadIdx.x / 32; i < min(first + 32, x.k); i += kThreads / 32) {
+    const int64_t s = x.indices[t * x.k + i];
+    if (s < 0) return;
+    const float* row = x.rows + (t * x.k + i) * x.width;
+    for (int64_t c = threadIdx.x % 32; c < x.width; c += 32) {
+      atomicAdd(
+          c < x.split ? x.to + s * x.split + c : x.rest + s * (x.width - x.split) + c - x.split,
+          row[c]);
+    }
+  }
+}
+
 dim3 grid_of(const RowSet& set, int64_t groups) {
   return {static_cast<unsigned>(set.rows), static_cast<unsigned>(groups)};
 }
@@ -263,10 +290,10 @@ bool held(const RowSet& set) { return set.stride <= kHeld * kThreads; }
 
 }  // namespace
 
-void softmax_rows(KernelContext& context, const RowSet& set, int64_t groups, float scale,
-                  float* x) {
+void softmax_rows(KernelContext& context, const RowSet& set, int64_t groups, float scale, float* x,
+                  float* log_sum) {
   const auto kernel = held(set) ? softmax_kernel<true> : softmax_kernel<false>;
-  kernel<<<grid_of(set, groups), kThreads, 0, stream_of(context)>>>(set, scale, x);
+  kernel<<<grid_of(set, groups), kThreads, 0, stream_of(context)>>>(set, scale, x, log_sum);
   check_launch("softmax_rows");
 }
 
@@ -302,12 +329,24 @@ void spread_rows(KernelContext& context, const RowSet& set, int64_t groups, cons
   check_launch("spread_rows");
 }
 
+bool adds_atomically(const KernelContext& context) {
+  return !context.allowed("scatter_rows", "cuda");
+}
+
 void scatter_rows(KernelContext& context, const ScatterRows& x) {
-  const int64_t words = (x.tokens + 31) / 32, bytes = x.positions * words * 4;
+  if (adds_atomically(context)) {
+    context.note("scatter_rows", "cuda_atomic");
+    const dim3 grid(static_cast<unsigned>(x.tokens), static_cast<unsigned>((x.k + 31) / 32));
+    add_kernel<<<grid, kThreads, 0, stream_of(context)>>>(x);
+    return check_launch("scatter_rows");
+  }
+  const bool one = x.sequences.position == nullptr;
+  const int64_t words = ((one ? x.tokens : x.sequences.longest) + 31) / 32;
+  const int64_t bytes = x.positions * words * 4;
   auto* marks = static_cast<uint32_t*>(device_scratch(context, 7, bytes));
   context.device()->fill(marks, 0, bytes);
-  mark_kernel<<<static_cast<unsigned>(x.tokens), kThreads, 0, stream_of(context)>>>(x.indices, x.k,
-                                                                                    words, marks);
+  mark_kernel<<<static_cast<unsigned>(x.tokens), kThreads, 0, stream_of(context)>>>(x, words,
+                                                                                    marks);
   check_launch("mark_rows");
   const dim3 grid(static_cast<unsigned>(x.positions),
                   static_cast<unsigned>((x.width + 1023) / 1024));

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "kernels/context.h"
+#include "kernels/token_sequences.h"
 
 namespace tamis {
 
@@ -18,8 +19,10 @@ struct RowSet {
   const int32_t* indices = nullptr;
 };
 
-// x [groups][rows][stride] <- softmax(scale x). A row without entries becomes 0.
-void softmax_rows(KernelContext& context, const RowSet& set, int64_t groups, float scale, float* x);
+// x [groups][rows][stride] <- softmax(scale x). A row without entries becomes 0. log_sum [rows,
+// groups], if not null, gets log2 of the sum of the row's exponentials.
+void softmax_rows(KernelContext& context, const RowSet& set, int64_t groups, float scale, float* x,
+                  float* log_sum = nullptr);
 // dp <- scale p (dp - sum p dp)
 void softmax_backward_rows(KernelContext& context, const RowSet& set, int64_t groups, float scale,
                            const float* p, float* dp);
@@ -53,14 +56,19 @@ void index_kl_rows(KernelContext& context, const RowSet& set, const IndexRows& x
 // to[s] += sum over the pairs (t, slot) with indices[t, slot] = s, t ascending, of rows[t, slot].
 // indices [tokens, k] ascending and then -1, all below `positions`; rows [tokens, k, width], of
 // which columns [0, split) go to `to` [positions, split] and the others to `rest` [positions, width
-// - split]. Uses slot 7 of the device's scratch memory.
+// - split]. The tokens are `first` and those after it of `sequences`; the rows that a token has are
+// of its own sequence. Uses slot 7 of the device's scratch memory.
 struct ScatterRows {
   const int32_t* indices = nullptr;
   int64_t tokens = 0, k = 0, positions = 0;
   const float* rows = nullptr;
   int64_t width = 0, split = 0;
   float *to = nullptr, *rest = nullptr;
+  TokenSequences sequences;
+  int64_t first = 0;
 };
+// Forced to "cuda_atomic", the operation "scatter_rows" adds by atomics, in no order.
 void scatter_rows(KernelContext& context, const ScatterRows& s);
+bool adds_atomically(const KernelContext& context);
 
 }  // namespace tamis

@@ -103,7 +103,8 @@ void sparse_block(KernelContext& context, const IndexerKlSparseArgs<float>& args
   dk.c_row = x.dim;
   dk.c_z = k * x.dim;
   products_k_k(context, dk);
-  scatter_rows(context, {indices, count, k, begin + count, rows, x.dim, x.dim, x.dk, nullptr});
+  scatter_rows(context, {indices, count, k, begin + count, rows, x.dim, x.dim, x.dk, nullptr,
+                         args.sequences, begin});
 }
 
 }  // namespace

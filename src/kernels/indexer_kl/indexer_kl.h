@@ -17,6 +17,7 @@
 
 #include "kernels/context.h"
 #include "kernels/mla_dense/mla_dense_backward.h"
+#include "kernels/token_sequences.h"
 
 namespace tamis {
 
@@ -45,9 +46,10 @@ struct IndexerKlDenseArgs {
 template <typename T>
 struct IndexerKlSparseArgs {
   IndexerSequence<T> indexer;
-  const int32_t* indices = nullptr;  // [tokens, count]: ascending, -1 past the end
+  const int32_t* indices = nullptr;  // [tokens, count]: rows of k, ascending, -1 past the end
   const T* p = nullptr;              // [tokens, count], 0 past the end
   int64_t count = 0;
+  TokenSequences sequences = {};  // a token's rows are of its own sequence
 };
 
 template <typename T>

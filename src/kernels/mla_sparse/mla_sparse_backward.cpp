@@ -55,6 +55,7 @@ void backward_query(const MlaSparseBackwardArgs<T>& a, int64_t t, int64_t h) {
 }
 
 constexpr Implementation<MlaSparseBackwardArgs<float>> kFloat[] = {
+    {"cuda_few", mla_sparse_few_supports, mla_sparse_backward_few},
     {"cuda", [](const MlaSparseBackwardArgs<float>&) { return true; }, mla_sparse_backward_cuda},
     {"simd", [](const MlaSparseBackwardArgs<float>&) { return vectors_available(); },
      mla_sparse_backward_gathered},
@@ -66,6 +67,8 @@ constexpr Implementation<MlaSparseBackwardArgs<double>> kDouble[] = {
      mla_sparse_backward_reference<double>},
 };
 constexpr Implementation<MlaSparseTargetArgs<float>> kTargetFloat[] = {
+    {"cuda_few", [](const MlaSparseTargetArgs<float>& a) { return mla_sparse_few_supports(a.in); },
+     mla_sparse_target_few},
     {"cuda", [](const MlaSparseTargetArgs<float>&) { return true; }, mla_sparse_target_cuda},
     {"simd", [](const MlaSparseTargetArgs<float>&) { return vectors_available(); },
      mla_sparse_target_gathered},

@@ -29,8 +29,8 @@ class Block {
     return std::clamp<int64_t>(kFloats / (a.k * (a.kv_lora + a.rope + 2 * a.heads)), 1, kMost);
   }
 
-  void forward(float* out) {
-    probabilities();
+  void forward(float* out, float* log_sum) {
+    probabilities(log_sum == nullptr ? nullptr : log_sum + begin_ * a_.heads);
     TrainProducts x = of_tokens(a_.heads, a_.kv_lora);
     x.term[0] = {per_token(p_), latents(), a_.k, 1};
     x.c = out + latent_at();
@@ -92,9 +92,9 @@ class Block {
     products_m_n(context_, x);
   }
 
-  void probabilities() {
+  void probabilities(float* log_sum = nullptr) {
     scores(a_.heads);
-    softmax_rows(context_, set(), a_.heads, a_.softmax_scale, p_);
+    softmax_rows(context_, set(), a_.heads, a_.softmax_scale, p_, log_sum);
   }
 
   void query_gradients() {
@@ -117,6 +117,7 @@ class Block {
   bool spread_is_less() const {
     constexpr int64_t kFactor = 128, kFloats = int64_t{1} << 28;
     const int64_t positions = begin_ + count_;
+    if (a_.sequences.position != nullptr) return false;
     return a_.tokens * a_.heads <= kFactor * a_.k && 2 * a_.heads * count_ * positions <= kFloats;
   }
 
@@ -172,7 +173,7 @@ class Block {
     x.c = rows + a_.kv_lora;
     products_k_k(context_, x);
     scatter_rows(context_, {indices(), count_, a_.k, begin_ + count_, rows, width, a_.kv_lora,
-                            a_.dc_kv, a_.dk_pe});
+                            a_.dc_kv, a_.dk_pe, a_.sequences, begin_});
   }
 
   KernelContext& context_;
@@ -194,7 +195,8 @@ void in_blocks(KernelContext& context, const Args& a, int64_t size, const Run& r
 
 void mla_sparse_train_cuda(KernelContext& context, const MlaSparseTrainArgs& args) {
   in_blocks(context, args.in, Block::tokens_at_once(args.in),
-            [&](Block& block) { block.forward(args.out); });
+            [&](Block& block) { block.forward(args.out, args.log_sum); });
+  if (args.target != nullptr) mla_sparse_target_cuda(context, {args.in, args.target});
 }
 
 void mla_sparse_backward_cuda(KernelContext& context, const Args& a) {

@@ -1,5 +1,5 @@
-// The gradient of mla_sparse for one sequence whose tokens stand at positions 0 .. tokens-1. The
-// selection carries no gradient.
+// The gradient of mla_sparse for one sequence whose tokens stand at positions 0 .. tokens-1, or for
+// several, one after the other. The selection carries no gradient.
 //
 //   P[t,h,s] = softmax over s in S_t of the scores of mla_sparse.h
 //   dP[s] = d_out[t,h] . c_kv[s]      dS[s] = softmax_scale * P[s] * (dP[s] - sum_r P[r] dP[r])
@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "kernels/context.h"
+#include "kernels/token_sequences.h"
 
 namespace tamis {
 
@@ -25,7 +26,8 @@ struct MlaSparseBackwardArgs {
   const T* c_kv = nullptr;  // [tokens, kv_lora]
   const T* k_pe = nullptr;  // [tokens, rope]
   int64_t tokens = 0, heads = 0, kv_lora = 0, rope = 0;
-  const int32_t* indices = nullptr;  // [tokens, k]: ascending, -1 past the end; at least one a row
+  // [tokens, k]: rows of c_kv and k_pe, ascending, -1 past the end; at least one a row.
+  const int32_t* indices = nullptr;
   int64_t k = 0;
   T softmax_scale = 0;
   const T* d_out = nullptr;  // [tokens, heads, kv_lora]
@@ -33,6 +35,10 @@ struct MlaSparseBackwardArgs {
   T* dq_pe = nullptr;
   T* dc_kv = nullptr;
   T* dk_pe = nullptr;
+  // What mla_sparse_train wrote, or null: then computed again where it is needed (CUDA).
+  const T* out = nullptr;         // [tokens, heads, kv_lora]
+  const T* log_sum = nullptr;     // [tokens, heads]
+  TokenSequences sequences = {};  // a token's rows are of its own sequence
 };
 
 template <typename T>

@@ -14,6 +14,11 @@ void mla_sparse_backward_cuda(KernelContext& context, const MlaSparseBackwardArg
 void mla_sparse_backward_cuda_by(KernelContext& context, const MlaSparseBackwardArgs<float>& args,
                                  int64_t size);
 void mla_sparse_train_cuda(KernelContext& context, const MlaSparseTrainArgs& args);
+// Up to 16 heads (mla_sparse_few.cu).
+bool mla_sparse_few_supports(const MlaSparseBackwardArgs<float>& args);
+void mla_sparse_backward_few(KernelContext& context, const MlaSparseBackwardArgs<float>& args);
+void mla_sparse_train_few(KernelContext& context, const MlaSparseTrainArgs& args);
+void mla_sparse_target_few(KernelContext& context, const MlaSparseTargetArgs<float>& args);
 
 template <typename T>
 void mla_sparse_target_reference(KernelContext& context, const MlaSparseTargetArgs<T>& args);

@@ -13,6 +13,9 @@ namespace tamis {
 struct MlaSparseTrainArgs {
   MlaSparseBackwardArgs<float> in;  // its inputs without d_out
   float* out = nullptr;             // [tokens, heads, kv_lora]
+  // Written on CUDA alone, if not null.
+  float* log_sum = nullptr;  // [tokens, heads]: base 2, of the sums of exponentials
+  float* target = nullptr;   // [tokens, k]: mla_sparse_target
 };
 
 void mla_sparse_train(KernelContext& context, const MlaSparseTrainArgs& args);
