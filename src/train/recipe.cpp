@@ -313,6 +313,7 @@ void read_run(Recipe& r, const toml::table& root, const std::string& where) {
   run.get("export", r.export_dtype);
   run.get("backend", r.backend);
   run.get("precision", r.precision);
+  run.get("mode", r.mode);
   run.get("expert_parallel", r.expert_parallel, 1, 4096);
   run.get("tensor_parallel", r.tensor_parallel, 1, 4096);
   run.finish();
@@ -321,6 +322,9 @@ void read_run(Recipe& r, const toml::table& root, const std::string& where) {
   }
   if (r.precision != "bf16" && r.precision != "f32") {
     throw InputError(where + ": run.precision: want f32 or bf16");
+  }
+  if (r.mode != "deterministic" && r.mode != "fast") {
+    throw InputError(where + ": run.mode: want deterministic or fast");
   }
 }
 

@@ -68,8 +68,9 @@ struct Recipe {
   double spike_factor = 0;
   std::string export_dtype = "bf16";  // or f32
   std::vector<Stage> stages;
-  std::string backend = "cpu";    // or cuda, reference
-  std::string precision = "f32";  // or bf16: what products round their factors to (CUDA)
+  std::string backend = "cpu";         // or cuda, reference
+  std::string precision = "f32";       // or bf16: what products round their factors to (CUDA)
+  std::string mode = "deterministic";  // or fast: rows of sparse attention in any order (CUDA)
   int64_t expert_parallel = 1, tensor_parallel = 1;  // ranks, see parallel.h
   // The whole recipe but the back end and what ranks divide, canonical: a run goes on only with the
   // one it began with.

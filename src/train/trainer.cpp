@@ -148,6 +148,13 @@ Trainer::Trainer(Recipe recipe, KernelContext& context, std::unique_ptr<Group> o
     }
     context_.force("matmul", "cuda_bf16");
   }
+  if (recipe_.mode == "fast") {
+    if (context_.device() == nullptr) {
+      throw UsageError(
+          "train: run.mode fast needs --backend cuda; a CPU trains in the mode deterministic");
+    }
+    context_.force("scatter_rows", "cuda_atomic");
+  }
   const std::string config =
       recipe_.config.empty() ? recipe_.from + "/config.json" : recipe_.config;
   config_text_ = read_text_file(config, kMaxConfig);
@@ -415,10 +422,9 @@ std::string Trainer::stage_line(int64_t index) const {
                          : sparse            ? fmt::format("the {} selected", s.topk)
                                              : "every earlier token";
   return fmt::format(
-      "stage {}: {}: {}{} attention, KL over {}, trains {}; {} steps of {} x {} tokens; "
-      "deterministic",
-      s.name, stage_name(s.kind), rope, sparse ? "sparse" : "dense", kl, learns, s.steps, s.batch,
-      s.length);
+      "stage {}: {}: {}{} attention, KL over {}, trains {}; {} steps of {} x {} tokens; {}", s.name,
+      stage_name(s.kind), rope, sparse ? "sparse" : "dense", kl, learns, s.steps, s.batch, s.length,
+      recipe_.mode);
 }
 
 double Trainer::flops() const {

@@ -184,6 +184,8 @@ class Train(unittest.TestCase):
         refused(2, "want KEY=VALUE", "--set", "run.seed")
         refused(3, "--backend cpu", "--backend", "cuda")  # a build without CUDA, or no GPU
         refused(2, "needs --backend cuda", "--precision", "bf16")
+        refused(2, "needs --backend cuda", "--set", "run.mode=fast")
+        refused(1, "want deterministic or fast", "--set", "run.mode=quick")
         refused(1, "mpirun -n 2", "--expert-parallel", "2")
         missing = tamis("train", "-c", self.folder / "nothing.toml")
         self.assertEqual(missing.returncode, 1)
