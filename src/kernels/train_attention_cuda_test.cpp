@@ -496,6 +496,11 @@ TEST_F(TrainAttentionCuda, SparseIsTheReference) {
           expect_sparse(p, few, want);
           for (const int64_t size : {0, -1}) EXPECT_TRUE(same_bits(p.run(context(), size), few));
         }
+        sparse_by("cuda");
+        context().force("mla_sparse_backward", "cuda_many");
+        const SparseResult many = p.run(context(), 0);
+        expect_sparse(p, many, want);
+        for (const int64_t size : {0, -1}) EXPECT_TRUE(same_bits(p.run(context(), size), many));
         context().force("scatter_rows", "cuda_atomic");
         expect_sparse(p, p.run(context(), 0), want);
         context().force("scatter_rows", "cuda");
@@ -652,6 +657,14 @@ TEST_F(TrainAttentionCuda, SparseLossIsTheReferenceInBlocksOfAnySize) {
             indexer_kl_sparse_cuda_by(context(), a, size);
           });
         };
+        const auto check = [&](const IndexGradients& got) {
+          p.expect(got, 0, [&](const IndexerSequence<double>& x) {
+            const Doubles target2(target.begin(), target.end());
+            KernelContext host(1);
+            indexer_kl_sparse_reference<double>(host, {x, indices.data(), target2.data(), k});
+          });
+        };
+        context().force("indexer_kl_sparse", "cuda");
         const IndexGradients got = run(0), again = run(37);
         EXPECT_TRUE(same_bits(got.dq, again.dq) && same_bits(got.dw, again.dw) &&
                     same_bits(got.dk, again.dk) && got.kl == again.kl);
@@ -671,11 +684,17 @@ TEST_F(TrainAttentionCuda, SparseLossIsTheReferenceInBlocksOfAnySize) {
           EXPECT_TRUE(same_bits(a.dq, b.dq) && same_bits(a.dw, b.dw) && same_bits(a.dk, b.dk) &&
                       a.kl == b.kl);
         }
-        p.expect(got, 0, [&](const IndexerSequence<double>& x) {
-          const Doubles target2(target.begin(), target.end());
-          KernelContext host(1);
-          indexer_kl_sparse_reference<double>(host, {x, indices.data(), target2.data(), k});
-        });
+        check(got);
+        if (shape.heads <= 16) {
+          context().force("indexer_kl_sparse", "cuda_few");
+          const IndexGradients few = run(0), once_more = run(0);
+          EXPECT_TRUE(same_bits(few.dq, once_more.dq) && same_bits(few.dw, once_more.dw) &&
+                      same_bits(few.dk, once_more.dk) && few.kl == once_more.kl);
+          check(few);
+          context().force("scatter_rows", "cuda_atomic");
+          check(run(0));
+          context().force("scatter_rows", "cuda");
+        }
         if (HasFatalFailure()) return;
       }
     }

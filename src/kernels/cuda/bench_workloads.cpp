@@ -2,6 +2,7 @@
 
 #include "bench/workloads.h"
 #include "kernels/cuda/bench_operands.h"
+#include "kernels/cuda/bench_training.h"
 #include "kernels/grouped_linear/grouped_linear.h"
 #include "kernels/indexer_select/indexer_select.h"
 #include "kernels/mla_sparse/mla_sparse.h"
@@ -239,6 +240,7 @@ std::vector<CudaWorkload> cuda_workloads() {
     }
   }
   for (const auto& s : bench::kGpuGroupedShapes) list.push_back(grouped_workload(s));
+  for (CudaWorkload& w : training_workloads()) list.push_back(std::move(w));
   return list;
 }
 

@@ -73,6 +73,8 @@ void index_query_cuda(KernelContext&, const IndexQueryArgs&) { refuse(); }
 void indexer_kl_dense_cuda(KernelContext&, const IndexerKlDenseArgs<float>&) { refuse(); }
 bool indexer_kl_flash_supports(const IndexerKlDenseArgs<float>&) { return true; }
 void indexer_kl_dense_flash(KernelContext&, const IndexerKlDenseArgs<float>&) { refuse(); }
+bool indexer_kl_few_supports(const IndexerKlSparseArgs<float>&) { return true; }
+void indexer_kl_sparse_few(KernelContext&, const IndexerKlSparseArgs<float>&) { refuse(); }
 void indexer_kl_sparse_cuda(KernelContext&, const IndexerKlSparseArgs<float>&) { refuse(); }
 void indexer_logits_cuda(KernelContext&, const IndexerLogitsArgs&) { refuse(); }
 void indexer_select_cuda(KernelContext&, const IndexerSelectArgs&) { refuse(); }
@@ -100,6 +102,7 @@ void mla_sparse_backward_cuda(KernelContext&, const MlaSparseBackwardArgs<float>
 void mla_sparse_target_cuda(KernelContext&, const MlaSparseTargetArgs<float>&) { refuse(); }
 void mla_sparse_train_cuda(KernelContext&, const MlaSparseTrainArgs&) { refuse(); }
 void mla_sparse_backward_few(KernelContext&, const MlaSparseBackwardArgs<float>&) { refuse(); }
+void mla_sparse_backward_many(KernelContext&, const MlaSparseBackwardArgs<float>&) { refuse(); }
 void mla_sparse_target_few(KernelContext&, const MlaSparseTargetArgs<float>&) { refuse(); }
 void mla_sparse_train_few(KernelContext&, const MlaSparseTrainArgs&) { refuse(); }
 bool mla_sparse_few_supports(const MlaSparseBackwardArgs<float>&) { return true; }

@@ -94,6 +94,7 @@ constexpr Implementation<IndexerKlDenseArgs<double>> kDenseDouble[] = {
      each<double, indexer_kl_dense_reference<double>>},
 };
 constexpr Implementation<IndexerKlSparseArgs<float>> kSparseFloat[] = {
+    {"cuda_few", indexer_kl_few_supports, indexer_kl_sparse_few},
     {"cuda", [](const IndexerKlSparseArgs<float>&) { return true; }, indexer_kl_sparse_cuda},
     {"simd", [](const IndexerKlSparseArgs<float>&) { return vectors_available(); },
      indexer_kl_sparse_gathered},

@@ -20,6 +20,9 @@ void indexer_kl_dense_cuda_by(KernelContext& context, const IndexerKlDenseArgs<f
                               int64_t size);
 void indexer_kl_sparse_cuda_by(KernelContext& context, const IndexerKlSparseArgs<float>& args,
                                int64_t size);
+// Up to 16 heads (indexer_kl_few.cu).
+bool indexer_kl_few_supports(const IndexerKlSparseArgs<float>& args);
+void indexer_kl_sparse_few(KernelContext& context, const IndexerKlSparseArgs<float>& args);
 void indexer_kl_dense_blocked(KernelContext& context, const IndexerKlDenseArgs<float>& args);
 void indexer_kl_sparse_gathered(KernelContext& context, const IndexerKlSparseArgs<float>& args);
 

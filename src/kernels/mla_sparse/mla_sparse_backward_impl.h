@@ -17,6 +17,8 @@ void mla_sparse_train_cuda(KernelContext& context, const MlaSparseTrainArgs& arg
 // Up to 16 heads (mla_sparse_few.cu).
 bool mla_sparse_few_supports(const MlaSparseBackwardArgs<float>& args);
 void mla_sparse_backward_few(KernelContext& context, const MlaSparseBackwardArgs<float>& args);
+// Any number of heads, made for many (mla_sparse_many.cu).
+void mla_sparse_backward_many(KernelContext& context, const MlaSparseBackwardArgs<float>& args);
 void mla_sparse_train_few(KernelContext& context, const MlaSparseTrainArgs& args);
 void mla_sparse_target_few(KernelContext& context, const MlaSparseTargetArgs<float>& args);
 

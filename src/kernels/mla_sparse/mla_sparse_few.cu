@@ -12,9 +12,9 @@
 // memory, from where scatter_rows adds them in the order of the tokens.
 #include <algorithm>
 
+#include "kernels/cuda/split_tiles.cuh"
 #include "kernels/cuda/train_rows.h"
 #include "kernels/mla_sparse/mla_sparse_backward_impl.h"
-#include "kernels/mla_sparse/split_tiles.cuh"
 
 namespace tamis {
 namespace {
@@ -23,17 +23,15 @@ using namespace split_tiles;  // this file is a body of that header
 
 using Args = MlaSparseBackwardArgs<float>;
 
-constexpr int kHeads = 16, kTile = 32;
 constexpr int kFloatPitch = kTile + 1;
 constexpr int kPackedSlot = 0, kOutSlot = 1, kRowsSlot = 2, kLogSlot = 3;  // scatter_rows has 7
 
 // Both parts of a row are padded with zeros to whole steps of 16.
 struct Few {
   Args a;
-  const uint16_t* rows = nullptr;  // [tokens][parts][width]: c_kv, k_pe
+  Gathered gathered;  // of c_kv, k_pe
   int latent = 0, width = 0;
-  int64_t first = 0;  // token of block 0
-  int stages = 1;
+  int64_t first = 0;                                            // token of block 0
   float *out = nullptr, *log_sum = nullptr, *target = nullptr;  // [tokens, ..]
   float* row_gradients = nullptr;                               // [tokens from first, k, ..]
 };
@@ -52,95 +50,10 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(const Few f, uint16_t* t
   if (kParts == 2) row[f.width] = bf16_of(low_part(x));
 }
 
-// The token's heads: columns [0, n) from x, rows `stride` apart; then zeros up to `end`.
-template <int kParts>
-__device__ void load_heads(const Tile& t, int col0, const float* x, int64_t stride, int64_t heads,
-                           int64_t n, int end) {
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  for (int h = warp; h < kHeads; h += kWarps) {
-    for (int c = lane; c < end; c += 32) {
-      put<kParts>(t, h, col0 + c, h < heads && c < n ? x[h * stride + c] : 0.0f);
-    }
-  }
-}
-
-// Starts to copy the rows of entries [base, base + kTile) of the token's set to a tile.
-template <int kParts>
-__device__ void gather(const Few& f, const int32_t* set, int base, const Tile& to) {
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int pieces = f.width / 8;
-#pragma unroll
-  for (int r = warp; r < kTile; r += kWarps) {
-    const int64_t row = base + r < f.a.k ? set[base + r] : -1;
-    const uint16_t* from = f.rows + max(row, int64_t{0}) * kParts * f.width;
-#pragma unroll
-    for (int part = 0; part < kParts; ++part) {
-      for (int c = lane; c < pieces; c += 32) {
-        ptx::cp_async_16(to.x + part * to.part + r * to.pitch + c * 8,
-                         from + part * f.width + c * 8, row >= 0);
-      }
-    }
-  }
-  ptx::cp_async_commit();
-}
-
-// s = heads by 8 rows of a gathered tile, over columns [begin, end). The sum has six parts, so that
-// no product waits for the one before it.
-template <int kParts>
-__device__ void scores(const Tile& heads, const Tile& rows, int row, int begin, int end,
-                       float (&s)[4]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  float sum[2][2 * kParts - 1][4] = {};
-  const auto step = [&](float(&d)[2 * kParts - 1][4], const Factor<kParts>& a,
-                        const uint32_t(&b)[kParts][4], int h) {
-    mma_bf16(d[0], a.part[0], b[0][2 * h], b[0][2 * h + 1]);
-    if constexpr (kParts == 2) {
-      mma_bf16(d[1], a.part[0], b[1][2 * h], b[1][2 * h + 1]);
-      mma_bf16(d[2], a.part[1], b[0][2 * h], b[0][2 * h + 1]);
-    }
-  };
-#pragma unroll 2
-  for (int c = begin; c < end; c += 32) {
-    uint32_t b[kParts][4];
-#pragma unroll
-    for (int p = 0; p < kParts; ++p) {  // the last step may read past the row, and drops it
-      ptx::ldmatrix_x4(b[p],
-                       rows.x + p * rows.part + (row + lane % 8) * rows.pitch + c + lane / 8 * 8);
-    }
-    step(sum[0], left<kParts>(heads, 0, c), b, 0);
-    if (c + 16 < end) step(sum[1], left<kParts>(heads, 0, c + 16), b, 1);
-  }
-#pragma unroll
-  for (int e = 0; e < 4; ++e) {
-    s[e] = sum[0][0][e] + sum[1][0][e];
-    if constexpr (kParts == 2) {
-      s[e] += (sum[0][1][e] + sum[1][1][e]) + (sum[0][2][e] + sum[1][2][e]);
-    }
-  }
-}
-
 // The column of a row without padding, or -1.
 __device__ inline int column_of(const Few& f, int c) {
   if (c < f.latent) return c < f.a.kv_lora ? c : -1;
   return c - f.latent < f.a.rope ? static_cast<int>(f.a.kv_lora) + c - f.latent : -1;
-}
-
-// Calls use(base, tile) with the gathered rows of every tile in turn. A block's barrier stands
-// before each call; the one before the next gather into the tile stands after it.
-template <int kParts, typename Use>
-__device__ void over_tiles(const Few& f, const int32_t* set, int n, const Tile (&tiles)[2],
-                           const Use& use) {
-  const int count = (n + kTile - 1) / kTile;
-  gather<kParts>(f, set, 0, tiles[0]);
-  for (int i = 0; i < count; ++i) {
-    const bool ahead = f.stages == 2 && i + 1 < count;
-    if (ahead) gather<kParts>(f, set, (i + 1) * kTile, tiles[(i + 1) % 2]);
-    ahead ? ptx::cp_async_wait<1>() : ptx::cp_async_wait<0>();
-    __syncthreads();
-    use(i * kTile, tiles[f.stages == 2 ? i % 2 : 0]);
-    __syncthreads();
-    if (f.stages == 1 && i + 1 < count) gather<kParts>(f, set, (i + 1) * kTile, tiles[0]);
-  }
 }
 
 template <int kParts, int kMine>
@@ -149,7 +62,7 @@ __global__ void __launch_bounds__(kThreads) few_forward(const Few f) {
   Space space{bytes};
   const Tile q = space.tile(kHeads, f.width, kParts);
   const Tile tile0 = space.tile(kTile, f.width, kParts);
-  const Tile tile1 = f.stages == 2 ? space.tile(kTile, f.width, kParts) : tile0;
+  const Tile tile1 = f.gathered.stages == 2 ? space.tile(kTile, f.width, kParts) : tile0;
   const Tile tiles[2] = {tile0, tile1};
   const Tile p = space.tile(kHeads, kTile, kParts);
   const int pitch = (static_cast<int>(f.a.k) + kTile - 1) / kTile * kTile + 1;
@@ -168,7 +81,7 @@ __global__ void __launch_bounds__(kThreads) few_forward(const Few f) {
                      f.a.rope, f.width - f.latent);
   const float scale = f.a.softmax_scale * kLog2e;
   const int half = f.width / 32 * 16;
-  over_tiles<kParts>(f, set, n, tiles, [&](int base, const Tile& rows) {
+  over_tiles<kParts>(f.gathered, set, n, tiles, [&](int base, const Tile& rows) {
     float d[4];
     const int key = warp % 4 * 8;
     scores<kParts>(q, rows, key, warp < 4 ? 0 : half, warp < 4 ? half : f.width, d);
@@ -216,7 +129,7 @@ __global__ void __launch_bounds__(kThreads) few_forward(const Few f) {
   }
   if (f.out == nullptr) return;
   float o[kMine][2][4] = {};
-  over_tiles<kParts>(f, set, n, tiles, [&](int base, const Tile& rows) {
+  over_tiles<kParts>(f.gathered, set, n, tiles, [&](int base, const Tile& rows) {
     for (int i = static_cast<int>(threadIdx.x); i < kHeads * kTile; i += kThreads) {
       const int h = i / kTile, c = i % kTile;
       put<kParts>(p, h, c, s[h * pitch + base + c] * factor[h]);
@@ -252,7 +165,7 @@ __global__ void __launch_bounds__(kThreads) few_backward(const Few f) {
   const Tile q = space.tile(kHeads, f.width, kParts);
   const Tile g = space.tile(kHeads, f.latent, kParts);
   const Tile tile0 = space.tile(kTile, f.width, kParts);
-  const Tile tile1 = f.stages == 2 ? space.tile(kTile, f.width, kParts) : tile0;
+  const Tile tile1 = f.gathered.stages == 2 ? space.tile(kTile, f.width, kParts) : tile0;
   const Tile tiles[2] = {tile0, tile1};
   const Tile p = space.tile(kHeads, kTile, kParts), ds = space.tile(kHeads, kTile, kParts);
   float* dp = space.floats(kHeads * kFloatPitch);
@@ -282,7 +195,7 @@ __global__ void __launch_bounds__(kThreads) few_backward(const Few f) {
   const float scale = f.a.softmax_scale * kLog2e;
   const int64_t width = latent + f.a.rope;
   float dq[kMine][2][4] = {};
-  over_tiles<kParts>(f, set, n, tiles, [&](int base, const Tile& rows) {
+  over_tiles<kParts>(f.gathered, set, n, tiles, [&](int base, const Tile& rows) {
     float d[4];
     const int key = warp % 4 * 8;
     scores<kParts>(warp < 4 ? q : g, rows, key, 0, warp < 4 ? f.width : f.latent, d);
@@ -359,18 +272,19 @@ constexpr int kSpare = 64;  // what the last step of scores may read past a tile
 
 int forward_bytes(const Few& f, int parts) {
   const int k = (static_cast<int>(f.a.k) + kTile - 1) / kTile * kTile + 1;
-  return tile_bytes(kHeads, f.width, parts) + f.stages * tile_bytes(kTile, f.width, parts) +
-         tile_bytes(kHeads, kTile, parts) + (kHeads * (k + kFloatPitch + 2) + 16) * 4 + kSpare;
+  return tile_bytes(kHeads, f.width, parts) +
+         f.gathered.stages * tile_bytes(kTile, f.width, parts) + tile_bytes(kHeads, kTile, parts) +
+         (kHeads * (k + kFloatPitch + 2) + 16) * 4 + kSpare;
 }
 int backward_bytes(const Few& f, int parts) {
   return tile_bytes(kHeads, f.width, parts) + tile_bytes(kHeads, f.latent, parts) +
-         f.stages * tile_bytes(kTile, f.width, parts) + 2 * tile_bytes(kHeads, kTile, parts) +
-         (kHeads * (kFloatPitch + 2) + 16) * 4 + kSpare;
+         f.gathered.stages * tile_bytes(kTile, f.width, parts) +
+         2 * tile_bytes(kHeads, kTile, parts) + (kHeads * (kFloatPitch + 2) + 16) * 4 + kSpare;
 }
 
 template <typename Bytes>
 int stages_that_fit(Few f, int parts, const Bytes& bytes) {
-  f.stages = 2;
+  f.gathered.stages = 2;
   return bytes(f, parts) <= kMostShared ? 2 : 1;
 }
 
@@ -379,6 +293,8 @@ Few sizes_of(const Args& a) {
   f.a = a;
   f.latent = padded(a.kv_lora);
   f.width = f.latent + padded(a.rope);
+  f.gathered.k = a.k;
+  f.gathered.width = f.width;
   return f;
 }
 
@@ -397,14 +313,14 @@ void pack(KernelContext& context, Few& f) {
   pack_kernel<kParts><<<static_cast<unsigned>((values + kThreads - 1) / kThreads), kThreads, 0,
                         stream_of(context)>>>(f, rows);
   check_launch("mla_sparse (pack)");
-  f.rows = rows;
+  f.gathered.rows = rows;
 }
 
 constexpr int kShort = 2, kLong = 5;  // steps of 16 columns that a warp has
 
 template <int kParts>
 void forward(KernelContext& context, Few f) {
-  f.stages = stages_that_fit(f, kParts, forward_bytes);
+  f.gathered.stages = stages_that_fit(f, kParts, forward_bytes);
   const auto kernel =
       f.width <= kShort * kWarps * 16 ? few_forward<kParts, kShort> : few_forward<kParts, kLong>;
   start(context, kernel, f, f.a.tokens, forward_bytes(f, kParts), "mla_sparse_train (few heads)");
@@ -412,7 +328,7 @@ void forward(KernelContext& context, Few f) {
 
 template <int kParts>
 void backward(KernelContext& context, Few f) {
-  f.stages = stages_that_fit(f, kParts, backward_bytes);
+  f.gathered.stages = stages_that_fit(f, kParts, backward_bytes);
   const bool narrow = f.width <= kShort * kWarps * 16;
   const auto ordered =
       narrow ? few_backward<kParts, kShort, false> : few_backward<kParts, kLong, false>;

@@ -145,4 +145,101 @@ __device__ inline void multiply(float (&d)[2][4], const Factor<kParts>& a,
   }
 }
 
+// ---- the rows of one token, for up to kHeads heads
+
+constexpr int kHeads = 16, kTile = 32;
+
+// Where a token's rows come from: packed rows [tokens][parts][width], k entries of a set.
+struct Gathered {
+  const uint16_t* rows = nullptr;
+  int64_t k = 0;
+  int width = 0;
+  int stages = 1;  // tiles of rows in shared memory, 1 or 2
+};
+
+// The token's heads: columns [0, n) from x, rows `stride` apart; then zeros up to `end`.
+template <int kParts>
+__device__ void load_heads(const Tile& t, int col0, const float* x, int64_t stride, int64_t heads,
+                           int64_t n, int end) {
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  for (int h = warp; h < kHeads; h += kWarps) {
+    for (int c = lane; c < end; c += 32) {
+      put<kParts>(t, h, col0 + c, h < heads && c < n ? x[h * stride + c] : 0.0f);
+    }
+  }
+}
+
+// Starts to copy the rows of entries [base, base + kTile) of the token's set to a tile.
+template <int kParts>
+__device__ void gather(const Gathered& g, const int32_t* set, int base, const Tile& to) {
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int pieces = g.width / 8;
+#pragma unroll
+  for (int r = warp; r < kTile; r += kWarps) {
+    const int64_t row = base + r < g.k ? set[base + r] : -1;
+    const uint16_t* from = g.rows + max(row, int64_t{0}) * kParts * g.width;
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      for (int c = lane; c < pieces; c += 32) {
+        ptx::cp_async_16(to.x + part * to.part + r * to.pitch + c * 8,
+                         from + part * g.width + c * 8, row >= 0);
+      }
+    }
+  }
+  ptx::cp_async_commit();
+}
+
+// s = heads by 8 rows of a gathered tile, over columns [begin, end). The sum has six parts, so that
+// no product waits for the one before it.
+template <int kParts>
+__device__ void scores(const Tile& heads, const Tile& rows, int row, int begin, int end,
+                       float (&s)[4]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  float sum[2][2 * kParts - 1][4] = {};
+  const auto step = [&](float(&d)[2 * kParts - 1][4], const Factor<kParts>& a,
+                        const uint32_t(&b)[kParts][4], int h) {
+    mma_bf16(d[0], a.part[0], b[0][2 * h], b[0][2 * h + 1]);
+    if constexpr (kParts == 2) {
+      mma_bf16(d[1], a.part[0], b[1][2 * h], b[1][2 * h + 1]);
+      mma_bf16(d[2], a.part[1], b[0][2 * h], b[0][2 * h + 1]);
+    }
+  };
+#pragma unroll 2
+  for (int c = begin; c < end; c += 32) {
+    uint32_t b[kParts][4];
+#pragma unroll
+    for (int p = 0; p < kParts; ++p) {  // the last step may read past the row, and drops it
+      ptx::ldmatrix_x4(b[p],
+                       rows.x + p * rows.part + (row + lane % 8) * rows.pitch + c + lane / 8 * 8);
+    }
+    step(sum[0], left<kParts>(heads, 0, c), b, 0);
+    if (c + 16 < end) step(sum[1], left<kParts>(heads, 0, c + 16), b, 1);
+  }
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    s[e] = sum[0][0][e] + sum[1][0][e];
+    if constexpr (kParts == 2) {
+      s[e] += (sum[0][1][e] + sum[1][1][e]) + (sum[0][2][e] + sum[1][2][e]);
+    }
+  }
+}
+
+// Calls use(base, tile) with the gathered rows of every tile in turn. A block's barrier stands
+// before each call; the one before the next gather into the tile stands after it.
+template <int kParts, typename Use>
+__device__ void over_tiles(const Gathered& g, const int32_t* set, int n, const Tile (&tiles)[2],
+                           const Use& use) {
+  const int count = (n + kTile - 1) / kTile;
+  gather<kParts>(g, set, 0, tiles[0]);
+  for (int i = 0; i < count; ++i) {
+    const bool ahead = g.stages == 2 && i + 1 < count;
+    if (ahead) gather<kParts>(g, set, (i + 1) * kTile, tiles[(i + 1) % 2]);
+    ahead ? ptx::cp_async_wait<1>() : ptx::cp_async_wait<0>();
+    __syncthreads();
+    use(i * kTile, tiles[g.stages == 2 ? i % 2 : 0]);
+    __syncthreads();
+    if (g.stages == 1 && i + 1 < count) gather<kParts>(g, set, (i + 1) * kTile, tiles[0]);
+  }
+}
+
 }  // namespace tamis::split_tiles
