@@ -29,6 +29,9 @@ struct TrainFlags {
   bool dry_run = false;
   std::string backend, precision;  // empty: the recipe's
   int gpus = 1;
+  // Set when the command runs. It stays until main() has reported an error: MPI's world ends the
+  // process when it goes.
+  mutable std::unique_ptr<Group> world;
   int expert_parallel = 0, tensor_parallel = 0;  // 0: the recipe's
 };
 
@@ -152,20 +155,21 @@ int run_train(const TrainFlags& flags) {
   const Recipe recipe = Recipe::load(flags.config, settings);
   const Backend backend = backend_from_name(flags.backend.empty() ? recipe.backend : flags.backend);
   const int cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
-  const std::unique_ptr<Group> world = world_group();
+  flags.world = world_group();
+  Group& world = *flags.world;
   if (backend != Backend::kCuda && flags.gpus > 1) {
     throw UsageError("train: --gpus needs --backend cuda; ranks on CPUs start by mpirun");
   }
-  if (backend == Backend::kCuda && world->size() > 1) {
+  if (backend == Backend::kCuda && world.size() > 1) {
     throw UsageError(
         "train: --backend cuda trains in one process; start it without mpirun, with --gpus N for "
         "several GPUs, or take --backend cpu");
   }
-  const int ranks = std::max(world->size(), flags.gpus);
+  const int ranks = std::max(world.size(), flags.gpus);
   const int threads = flags.threads > 0 ? flags.threads : std::max(1, cores / ranks);
   if (flags.gpus == 1) {
     KernelContext context(threads, backend);
-    run_rank(flags, recipe, context, *world);
+    run_rank(flags, recipe, context, world);
     return 0;
   }
   run_as_threads(flags.gpus, [&](Group& group) {

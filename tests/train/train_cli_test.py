@@ -136,6 +136,12 @@ class Train(unittest.TestCase):
                            "OMPI_MCA_hwloc_base_binding_policy": "none",
                            "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
                            "ASAN_OPTIONS": "detect_leaks=0"}
+            # An error of a rank is said before MPI ends them.
+            wrong = subprocess.run([MPIEXEC, "-n", "2", TAMIS,
+                                    *map(str, self.train("wrong", "--expert-parallel", "3"))],
+                                   capture_output=True, text=True, env=environment)
+            self.assertEqual(wrong.returncode, 1, wrong.stderr)
+            self.assertIn("want a multiple of 3 ranks, got 2", wrong.stderr)
             for ranks, layout in ((2, ()), (4, ("--expert-parallel", "2"))):
                 out = f"ranks{ranks}"
                 done = subprocess.run([MPIEXEC, "-n", str(ranks), TAMIS,
