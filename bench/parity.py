@@ -1,0 +1,573 @@
+#!/usr/bin/env python3
+"""docs/parity.md from the numbers of the runs.
+
+  bench/parity.py collect RAW   takes what recipes/parity/run left in RAW into bench/results/parity
+  bench/parity.py page          writes docs/parity.md and its plots from there
+
+RAW has a folder seed-N for each run with sparse.log and dense.log, and MODEL.ATTENTION.K.exercises.jsonl
+and MODEL.ATTENTION.K.{prose,code}.json from `tamis eval`.
+"""
+import argparse
+import json
+import math
+import os
+import random
+import re
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+RESULTS = os.path.join(ROOT, 'bench/results/parity')
+DRAWS = 2000
+LATE = 2048  # tokens of context from which text counts as far into it
+TOPK = 256
+
+
+def read_lines(path):
+    with open(path, encoding='utf-8') as f:
+        return [json.loads(line) for line in f if line.strip()]
+
+
+def write_lines(path, lines):
+    with open(path, 'w', encoding='utf-8') as f:
+        for line in lines:
+            f.write(json.dumps(line, separators=(',', ':')) + '\n')
+
+
+# ---- collect
+
+
+def short(value):
+    return float(f'{value:.6g}') if isinstance(value, float) else value
+
+
+def log_line(seed, arm, line, every):
+    """A step or a validation as the page needs it; None for a step that it does not."""
+    out = {'seed': seed, 'arm': arm, 'stage': line['stage'], 'step': line['step']}
+    if 'validation' in line:
+        v = line['validation']
+        out['sources'] = [[s['source'].split('/')[-1], short(s['loss']), short(s['accuracy'])] for s in v['sources']]
+        for key in ('recall', 'mass', 'worst_mass', 'window'):
+            values = [h[key] for h in v.get('indexer', []) if h.get(key) is not None]
+            if values:
+                out['indexer_' + key] = [round(x, 4) for x in values]
+        return out
+    if line['stage_step'] % every and line['stage_step'] != 1 and not line.get('skipped'):
+        return None
+    if line['loss'] is not None:
+        out['loss'] = short(line['loss'])
+    kl = line.get('kl') or []
+    if kl:
+        out['kl'] = short(sum(kl) / len(kl))
+    if line.get('skipped'):
+        out['skipped'] = True
+    return out
+
+
+def collect(raw):
+    os.makedirs(RESULTS, exist_ok=True)
+    steps, exercises, text, totals = [], [], [], []
+    for name in sorted(os.listdir(raw)):
+        found = re.fullmatch(r'seed-(\d+)', name)
+        if not found:
+            continue
+        seed = int(found.group(1))
+        folder = os.path.join(raw, name)
+        for file in sorted(os.listdir(folder)):
+            path = os.path.join(folder, file)
+            parts = file.split('.')
+            if len(parts) == 2 and parts[1] == 'log':
+                lines = read_lines(path)
+                for line in lines:
+                    arm = line['stage'] if line['stage'] in ('sparse', 'dense') else 'base'
+                    steps.append(log_line(seed, arm, line, 2 if arm != 'base' else 10))
+                stages = {}
+                for line in lines:
+                    if 'validation' in line:
+                        continue
+                    t = stages.setdefault(line['stage'], [0, 0, 0.0, 0.0])
+                    t[0] += 1
+                    t[1] += line['tokens']
+                    t[2] += line['seconds']
+                    t[3] += line.get('flops', 0)
+                for stage, (count, tokens, seconds, flops) in stages.items():
+                    totals.append({'seed': seed, 'stage': stage, 'steps': count, 'tokens': tokens,
+                                   'seconds': short(seconds), 'flops': short(flops)})
+            elif file.endswith('.exercises.jsonl'):
+                for line in read_lines(path):
+                    keep = ('task', 'context', 'answers', 'right', 'answer_tokens', 'right_tokens', 'sequences',
+                            'stood_before', 'beyond_topk', 'results', 'precision')
+                    exercises.append({'seed': seed, 'model': parts[0], 'attention': parts[1], 'k': int(parts[2]),
+                                      **{k: line[k] for k in keep}})
+            elif parts[-1] == 'json' and len(parts) == 5:
+                r = json.load(open(path, encoding='utf-8'))
+                chunks = []
+                for c in r['chunks']:
+                    all_, late = [0, 0.0, 0], [0, 0.0, 0]
+                    for where, (n, loss, size) in c['by_position'].items():
+                        for sums in (all_, late) if int(where.split('-')[0]) >= LATE else (all_,):
+                            sums[0] += n
+                            sums[1] += loss
+                            sums[2] += size
+                    chunks.append([short(x) for x in all_ + late])
+                text.append({'seed': seed, 'model': parts[0], 'attention': parts[1], 'k': int(parts[2]),
+                             'domain': parts[3], 'chunks': chunks})
+    if not exercises:
+        sys.exit(f'{raw}: no seed-N folder with results of tamis eval')
+    write_lines(os.path.join(RESULTS, 'steps.jsonl'), filter(None, steps))
+    write_lines(os.path.join(RESULTS, 'totals.jsonl'), totals)
+    write_lines(os.path.join(RESULTS, 'exercises.jsonl'), exercises)
+    write_lines(os.path.join(RESULTS, 'text.jsonl'), text)
+    for extra in ('sources.json', 'run.json'):
+        path = os.path.join(raw, extra)
+        if os.path.exists(path):
+            open(os.path.join(RESULTS, extra), 'w').write(open(path).read())
+
+
+# ---- statistics
+
+
+class Cells:
+    """Units that are drawn again: sequences of exercises, chunks of text; by seed of the run."""
+
+    def __init__(self, exercises, text):
+        self.exercises, self.text, self.drawn = {}, {}, {}
+        for e in exercises:
+            words = e['results'].split(' ')
+            self.exercises[(e['model'], e['attention'], e['k'], e['task'], e['context'], e['seed'])] = (
+                [len(w) for w in words], [w.count('1') for w in words])
+        for t in text:
+            self.text[(t['model'], t['attention'], t['k'], t['domain'], t['seed'])] = t['chunks']
+
+    def units(self, condition, row, seed):
+        """[(numerator, denominator)], or None if this was not run."""
+        if row[0] == 'text':
+            chunks = self.text.get((*condition, row[1], seed))
+            if chunks is None:
+                return None
+            at = 3 if row[2] else 0
+            return [(c[at + 1] / math.log(2), c[at + 2]) for c in chunks if c[at + 2]]
+        out = []
+        for context in row[2]:
+            found = self.exercises.get((*condition, row[1], context, seed))
+            if found is None:
+                return None
+            out += [(100 * r, n) for n, r in zip(*found)]
+        return out
+
+
+def mean(units):
+    return sum(u[0] for u in units) / max(1e-300, sum(u[1] for u in units))
+
+
+def value(cells, condition, row, seeds):
+    values = [mean(u) for u in (cells.units(condition, row, s) for s in seeds) if u]
+    return sum(values) / len(values) if values else None
+
+
+def average(cells, condition, rows, seeds):
+    values = [value(cells, condition, row, seeds) for row in rows]
+    return None if not values or None in values else sum(values) / len(values)
+
+
+def paired(cells, a, b, rows, seeds, relative=False, draws=DRAWS):
+    """Mean over rows of b - a, over seeds, and its 95 % interval: seeds drawn again, in each of them the
+    sequences of each row, the same for both arms."""
+    data = {}
+    for s in seeds:
+        for i, row in enumerate(rows):
+            x, y = cells.units(a, row, s), cells.units(b, row, s)
+            if not x or not y:
+                return None
+            if len(x) != len(y):
+                sys.exit(f'{row}: arms have {len(x)} and {len(y)} sequences')
+            data[s, i] = [(p[0], p[1], q[0], q[1]) for p, q in zip(x, y)]
+
+    def difference(units):
+        x = sum(u[0] for u in units) / max(1e-300, sum(u[1] for u in units))
+        y = sum(u[2] for u in units) / max(1e-300, sum(u[3] for u in units))
+        return 100 * (y / x - 1) if relative else y - x
+
+    point = sum(difference(data[s, i]) for s in seeds for i in range(len(rows))) / (len(seeds) * len(rows))
+    # Draws within a seed and row first, so that seeds can be drawn from them.
+    pool = {}
+    for (s, i), units in data.items():
+        key = (a, b, str(rows[i]), s, relative)
+        if key not in cells.drawn:
+            rng = random.Random(str(key))
+            cells.drawn[key] = [difference(rng.choices(units, k=len(units))) for _ in range(draws)]
+        pool[s, i] = cells.drawn[key]
+    rng, drawn = random.Random(1), []
+    for d in range(draws):
+        total = 0.0
+        for s in rng.choices(seeds, k=len(seeds)):
+            total += sum(pool[s, i][rng.randrange(draws)] for i in range(len(rows)))
+        drawn.append(total / (len(seeds) * len(rows)))
+    drawn.sort()
+    return point, drawn[int(0.025 * draws)], drawn[int(0.975 * draws) - 1]
+
+
+# ---- plots
+
+COLOURS = ['#1f77b4', '#d62728', '#2ca02c', '#9467bd', '#8c564b', '#e377c2']
+
+
+def nice_ticks(low, high, count=5):
+    span = high - low or 1
+    step = 10 ** math.floor(math.log10(span / count))
+    for m in (1, 2, 5, 10):
+        if span / (step * m) <= count:
+            step *= m
+            break
+    first = math.ceil(low / step) * step
+    return [first + i * step for i in range(int((high - first) / step + 1e-9) + 1)]
+
+
+def plot(path, title, series, x_name, y_name, log_x=False):
+    """series: [(name, [(x, y)])]"""
+    series = [(n, [(math.log2(x) if log_x else x, y) for x, y in pts]) for n, pts in series if pts]
+    if not series:
+        return False
+    w, h, left, bottom, top, right = 720, 340, 62, 46, 34, 150
+    xs = [x for _, pts in series for x, _ in pts]
+    ys = [y for _, pts in series for _, y in pts]
+    x0, x1, y0, y1 = min(xs), max(xs), min(ys), max(ys)
+    pad = 0.05 * (y1 - y0 or 1)
+    y0, y1 = y0 - pad, y1 + pad
+    x1 = x1 if x1 > x0 else x0 + 1
+    px = lambda x: left + (x - x0) / (x1 - x0) * (w - left - right)
+    py = lambda y: h - bottom - (y - y0) / (y1 - y0) * (h - top - bottom)
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" font-family="sans-serif" font-size="12">',
+           f'<rect width="{w}" height="{h}" fill="white"/>', f'<text x="{left}" y="20" font-size="14">{title}</text>']
+    for y in nice_ticks(y0, y1):
+        out.append(f'<path d="M{left} {py(y):.1f}H{w - right}" stroke="#ddd"/>'
+                   f'<text x="{left - 6}" y="{py(y) + 4:.1f}" text-anchor="end">{y:.6g}</text>')
+    ticks = sorted(set(xs)) if log_x else nice_ticks(x0, x1)
+    for x in ticks:
+        name = f'{2 ** x:.0f}' if log_x else f'{x:.6g}'
+        out.append(f'<text x="{px(x):.1f}" y="{h - bottom + 18}" text-anchor="middle">{name}</text>')
+    out.append(f'<path d="M{left} {top}V{h - bottom}H{w - right}" fill="none" stroke="#333"/>')
+    out.append(f'<text x="{(left + w - right) / 2}" y="{h - 8}" text-anchor="middle">{x_name}</text>')
+    out.append(f'<text transform="translate(14 {(h - bottom + top) / 2}) rotate(-90)" text-anchor="middle">{y_name}</text>')
+    for i, (name, pts) in enumerate(series):
+        colour = COLOURS[i % len(COLOURS)]
+        line = ' '.join(f'{px(x):.1f},{py(y):.1f}' for x, y in pts)
+        out.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        if len(pts) < 30:
+            out += [f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="2.5" fill="{colour}"/>' for x, y in pts]
+        out.append(f'<path d="M{w - right + 10} {top + 14 + 20 * i}h18" stroke="{colour}" stroke-width="2"/>'
+                   f'<text x="{w - right + 34}" y="{top + 18 + 20 * i}">{name}</text>')
+    out.append('</svg>\n')
+    with open(path, 'w', encoding='utf-8') as f:
+        f.write('\n'.join(out))
+    return True
+
+
+# ---- the page
+
+CONDITIONS = [  # name, (model, attention, k)
+    ('before the arms, dense', ('long', 'dense', 0)),
+    ('dense-continued', ('dense', 'dense', 0)),
+    ('sparse-continued', ('sparse', 'sparse', TOPK)),
+    ('the same weights, dense attention', ('sparse', 'dense', 0)),
+    ('the same weights, k = 4,096', ('sparse', 'sparse', 4096)),
+    ('warm-up only, then sparse', ('warmup', 'sparse', TOPK)),
+    ('oracle: the heads\' mean picks', ('sparse', 'oracle', TOPK)),
+    ('last-k window', ('sparse', 'window', TOPK)),
+    ('random positions', ('sparse', 'random', TOPK)),
+]
+BASE, DENSE, SPARSE = (c[1] for c in CONDITIONS[:3])
+SWEEP = [16, 32, 64, 128, 256, 512, 1024, 4096]
+GROUPS = [('Search', ('recall', 'needle')), ('Code', ('copy', 'induction')), ('Agent', ('variables',)),
+          ('Math', ('arithmetic',))]
+TASKS = {'recall:queries=16': 'recall, as many keys as fit',
+         'needle:keys=1': 'needle, single', 'needle:keys=8,queries=8': 'needle, 8 keys',
+         'needle:keys=4,values=2,queries=4': 'needle, 4 keys of 2 values',
+         'variables:keys=2,hops=1': 'variables, 1 hop', 'variables:keys=2,hops=2': 'variables, 2 hops',
+         'variables:keys=2,hops=4': 'variables, 4 hops'}
+
+
+def group_of(task):
+    return next(name for name, kinds in GROUPS if task.split(':')[0] in kinds)
+
+
+def percent(x, digits=2):
+    return '-' if x is None else f'{x:.{digits}f}'
+
+
+def interval(p, unit=''):
+    return '-' if p is None else f'{p[0]:+.2f}{unit} [{p[1]:+.2f}, {p[2]:+.2f}]'
+
+
+def table(head, rows):
+    lines = ['| ' + ' | '.join(head) + ' |', '|' + ' --- |' * len(head)]
+    return '\n'.join(lines + ['| ' + ' | '.join(r) + ' |' for r in rows]) + '\n'
+
+
+def smooth(points, width):
+    return [(points[i][0], sum(y for _, y in points[i - width + 1:i + 1]) / width)
+            for i in range(width - 1, len(points), max(1, width // 4))]
+
+
+def mean_by_step(steps, seeds, arm, stage, key):
+    by = {}
+    for s in steps:
+        if s['arm'] == arm and s['stage'] in stage and key in s and s['seed'] in seeds:
+            by.setdefault(s['step'], []).append(s[key])
+    return [(x, sum(y) / len(y)) for x, y in sorted(by.items()) if len(y) == len(seeds)]
+
+
+class Page:
+    def __init__(self):
+        load = lambda name: read_lines(os.path.join(RESULTS, name))
+        self.steps, self.totals = load('steps.jsonl'), load('totals.jsonl')
+        exercises, text = load('exercises.jsonl'), load('text.jsonl')
+        self.exercises = exercises
+        self.cells, self.cut = Cells(exercises, text), {}
+        self.run = json.load(open(os.path.join(RESULTS, 'run.json'), encoding='utf-8'))
+        self.sources = json.load(open(os.path.join(RESULTS, 'sources.json'), encoding='utf-8'))
+        has = lambda c: {s for m, a, k, _, _, s in self.cells.exercises if (m, a, k) == c}
+        self.seeds = sorted(has(DENSE) & has(SPARSE))
+        if not self.seeds:
+            sys.exit('no seed has both arms')
+        cells = sorted({(t, c) for m, a, k, t, c, s in self.cells.exercises if (m, a, k) in (DENSE, SPARSE)},
+                       key=lambda x: ([g for g, _ in GROUPS].index(group_of(x[0])), x[0], x[1]))
+        self.rows = [('task', t, [c]) for t, c in cells
+                     if all(self.cells.units(a, ('task', t, [c]), s) for a in (DENSE, SPARSE) for s in self.seeds)]
+        self.domains = sorted({d for _, _, _, d, _ in self.cells.text}, reverse=True)
+
+    # -- the table of the report's form
+
+    def main_table(self):
+        out = []
+        for domain in self.domains:
+            group = 'Code' if domain == 'code' else 'General'
+            for late in (False, True):
+                row = ('text', domain, late)
+                a, b = (value(self.cells, c, row, self.seeds) for c in (DENSE, SPARSE))
+                if a is None or b is None:  # no text is that long
+                    continue
+                name = f'{domain}, bits per byte' + (f', after {LATE:,} tokens' if late else '')
+                p = paired(self.cells, DENSE, SPARSE, [row], self.seeds, relative=True)
+                out.append([group, name, percent(a, 4), percent(b, 4), interval(p, ' %')])
+        for row in self.rows:
+            a, b = (value(self.cells, c, row, self.seeds) for c in (DENSE, SPARSE))
+            n = sum(len(self.words(SPARSE, row, s)) for s in self.seeds)
+            name = f'{TASKS.get(row[1], row[1])}, {row[2][0]:,} tokens ({n:,} answers)'
+            out.append([group_of(row[1]), name, percent(a), percent(b),
+                        interval(paired(self.cells, DENSE, SPARSE, [row], self.seeds))])
+        order = ['General'] + [g for g, _ in GROUPS]
+        out.sort(key=lambda r: order.index(r[0]))
+        return table(['', 'Benchmark (exact match, percent, unless said)', 'dense-continued', 'sparse-continued',
+                      'difference, 95 %'], out)
+
+    def words(self, condition, row, seed):
+        found = self.cells.exercises[(*condition, row[1], row[2][0], seed)]
+        return [1] * sum(found[0])
+
+    def accuracy(self):
+        rows = [r for r in self.rows if group_of(r[1]) != 'Math']
+        a, b = (average(self.cells, c, self.rows, self.seeds) for c in (DENSE, SPARSE))
+        return a, b, paired(self.cells, DENSE, SPARSE, self.rows, self.seeds), rows
+
+    # -- controls
+
+    def control_cells(self):
+        """The cells that every condition that was run has, and the sequences that all have."""
+        conditions = [c for _, c in CONDITIONS if any(k[:3] == c for k in self.cells.exercises)]
+        rows = [r for r in self.rows
+                if all(self.cells.units(c, r, s) for c in conditions for s in self.seeds_of(c))]
+        return conditions, rows
+
+    def seeds_of(self, condition):
+        return [s for s in self.seeds if any(k[:3] == condition and k[5] == s for k in self.cells.exercises)]
+
+    def limited(self, conditions, rows):
+        """Cells with as many sequences for each condition as the one with the fewest has."""
+        key = (tuple(conditions), str(rows))
+        if key in self.cut:
+            return self.cut[key]
+        cut = self.cut[key] = Cells([], [])
+        for domain in self.domains:
+            for s in self.seeds:
+                keys = [(*c, domain, s) for c in conditions if (*c, domain, s) in self.cells.text]
+                n = min((len(self.cells.text[k]) for k in keys), default=0)
+                cut.text.update({k: self.cells.text[k][:n] for k in keys})
+        for row in rows:
+            for s in self.seeds:
+                keys = [(*c, row[1], row[2][0], s) for c in conditions]
+                keys = [k for k in keys if k in self.cells.exercises]
+                n = min(len(self.cells.exercises[k][0]) for k in keys)
+                for k in keys:
+                    cut.exercises[k] = tuple(x[:n] for x in self.cells.exercises[k])
+        return cut
+
+    def control_table(self, conditions, names, rows):
+        cut = self.limited(conditions, rows)
+        out = []
+        for name, c in zip(names, conditions):
+            seeds = self.seeds_of(c)
+            line = [name]
+            for group, _ in GROUPS:
+                own = [r for r in rows if group_of(r[1]) == group]
+                line.append(percent(average(cut, c, own, seeds)))
+            line.append(percent(average(cut, c, rows, seeds)))
+            for domain in self.domains:
+                line.append(percent(value(cut, c, ('text', domain, False), seeds), 4))
+            line.append(str(len(seeds)))
+            out.append(line)
+        return out
+
+    def plots(self):
+        folder, made = os.path.join(ROOT, 'docs'), []
+        draw = lambda name, *a, **k: made.append(name) if plot(os.path.join(folder, name), *a, **k) else None
+        arms = [(n, mean_by_step(self.steps, self.seeds, arm, (arm,), 'loss'))
+                for n, arm in (('dense-continued', 'dense'), ('sparse-continued', 'sparse'))]
+        width = max(1, len(arms[0][1]) // 12)
+        draw('parity-loss.svg', 'Training loss of both arms on the same batches', [(n, smooth(p, width)) for n, p in arms],
+             'step of the run', 'nats a token')
+        a, b = dict(arms[0][1]), dict(arms[1][1])
+        both = [(x, 100 * (b[x] / a[x] - 1)) for x in sorted(a) if x in b]
+        draw('parity-difference.svg', 'Loss of the sparse arm over the dense one on the same batch',
+             [('each step', both), ('smoothed', smooth(both, width))], 'step of the run', 'percent')
+        base = mean_by_step(self.steps, self.seeds, 'base', ('adapt', 'short', 'long'), 'loss')
+        draw('parity-base.svg', 'Training loss before the arms', [('loss', smooth(base, 5))], 'step of the run', 'nats a token')
+        kl = [('warm-up: every earlier token', mean_by_step(self.steps, self.seeds, 'base', ('warmup',), 'kl')),
+              ('sparse: the selected', smooth(mean_by_step(self.steps, self.seeds, 'sparse', ('sparse',), 'kl'), width))]
+        draw('parity-kl.svg', 'KL of the indexer, mean over layers', kl, 'step of the run', 'nats a token')
+        health = []
+        for key, name in (('indexer_recall', 'recall of the best k'), ('indexer_mass', 'attention kept'),
+                          ('indexer_worst_mass', '.. in the worst head'), ('indexer_window', 'within the last k')):
+            for s in self.steps:
+                if key in s and isinstance(s[key], list):
+                    s[key + '_mean'] = sum(s[key]) / len(s[key])
+            points = [p for arm, stage in (('base', ('warmup',)), ('sparse', ('sparse',)))
+                      for p in mean_by_step(self.steps, self.seeds, arm, stage, key + '_mean')]
+            health.append((name, points))
+        draw('parity-indexer.svg', f'What the indexer\'s {TOPK} keep, mean over layers', health, 'step of the run', 'share')
+        return made
+
+    def acceptance(self, control):
+        """Sentences of section 10.5: which of the marks hold, with the numbers."""
+        a, b, p, _ = self.accuracy()
+        lines = [f'Mean accuracy over the {len(self.rows)} cells: {a:.2f} % dense, {b:.2f} % sparse, difference '
+                 f'{interval(p)} points: ' + ('within' if p[1] >= -1 else 'not shown to be within') + ' 1 point.']
+        for domain in self.domains:
+            q = paired(self.cells, DENSE, SPARSE, [('text', domain, False)], self.seeds, relative=True)
+            lines.append(f'Bits per byte, {domain}: {interval(q, " %")}: ' +
+                         ('within' if q[2] <= 0.5 else 'not shown to be within') + ' 0.5 %.')
+        worst = min(((value(self.cells, SPARSE, r, self.seeds) - value(self.cells, DENSE, r, self.seeds), r)
+                     for r in self.rows), key=lambda x: x[0])
+        lines.append(f'The row that loses most: {TASKS.get(worst[1][1], worst[1][1])} at {worst[1][2][0]:,} tokens, '
+                     f'{worst[0]:+.2f} points.')
+        for name, condition in CONDITIONS[5:]:
+            if condition not in control[0]:
+                continue
+            rows = [r for r in control[1] if group_of(r[1]) == 'Search']
+            cut = self.limited(control[0], control[1])
+            seeds = self.seeds_of(condition)
+            lines.append(f'Search, {name}: {interval(paired(cut, SPARSE, condition, rows, seeds))} points against '
+                         'sparse-continued.')
+        far = [(e['beyond_topk'], e['stood_before']) for e in self.exercises
+               if (e['model'], e['attention'], e['k']) == SPARSE and group_of(e['task']) == 'Search']
+        lines.append(f'Of the answers of Search whose text stood before, {100 * sum(x for x, _ in far) / max(1, sum(y for _, y in far)):.0f} % '
+                     f'stood last more than {TOPK} positions back.')
+        return lines
+
+    def drift(self, control):
+        rows = control[1]
+        if BASE not in control[0]:
+            return ''
+        cut = self.limited(control[0], rows)
+        d = paired(cut, BASE, DENSE, rows, self.seeds_of(BASE))
+        s = paired(cut, DENSE, SPARSE, rows, self.seeds)
+        return (f'Drift (dense-continued against the model before the arms) {interval(d)} points, sparsity '
+                f'(sparse against dense) {interval(s)} points, on the cells of this table.\n')
+
+    def totals_table(self):
+        by = {}
+        for t in self.totals:
+            if t['seed'] in self.seeds:
+                by.setdefault(t['stage'], []).append(t)
+        order = ['adapt', 'short', 'long', 'warmup', 'dense', 'sparse']
+        out = []
+        for stage, ts in sorted(by.items(), key=lambda x: order.index(x[0]) if x[0] in order else 9):
+            tokens, seconds = ts[0]['tokens'], sum(t['seconds'] for t in ts) / len(ts)
+            out.append([stage, f"{ts[0]['steps']:,}", f'{tokens / 1e6:.1f}M', f'{seconds:.0f}', f'{tokens / seconds:,.0f}'])
+        return table(['stage', 'steps', 'tokens of a seed', 'seconds, mean', 'tokens/s'], out)
+
+    def sweep(self):
+        conditions = [('sparse', 'sparse', k) for k in SWEEP]
+        conditions = [c for c in conditions if self.seeds_of(c)]
+        rows = [r for r in self.rows if all(self.cells.units(c, r, s) for c in conditions for s in self.seeds_of(c))]
+        if len(conditions) < 2 or not rows:
+            return ''
+        names = [f'{k[2]:,}' for k in conditions]
+        cut = self.limited(conditions, rows)
+        series = []
+        for group, _ in GROUPS:
+            own = [r for r in rows if group_of(r[1]) == group]
+            if own:
+                series.append((group, [(c[2], average(cut, c, own, self.seeds_of(c))) for c in conditions]))
+        plot(os.path.join(ROOT, 'docs/parity-topk.svg'), 'Exact match of the sparse arm against top-k', series,
+             'k (positions selected)', 'percent', log_x=True)
+        return ('\n![top-k sweep](parity-topk.svg)\n\n' +
+                table(['k', *(g for g, _ in GROUPS), 'all', *(f'{d}, bpb' for d in self.domains), 'seeds'],
+                      self.control_table(conditions, names, rows)))
+
+    def write(self):
+        made = self.plots()
+        control = self.control_cells()
+        names = [n for n, c in CONDITIONS if c in control[0]]
+        cells = ', '.join(f'{TASKS.get(r[1], r[1])} at {r[2][0]:,}' for r in control[1])
+        image = lambda name, text: f'![{text}]({name})\n' if name in made else ''
+        licences = table(['package', 'version', 'domain', 'licence'],
+                         [[s['package'], s['version'], s['domain'], s['licence']] for s in self.sources])
+        run = self.run
+        parts = [
+            '# Sparse beside dense: the same training with and without top-k\n',
+            'This page is written by `bench/parity.py page` from `bench/results/parity`. It answers one question: what '
+            'does a model lose that goes on training with DeepSeek Sparse Attention, against the same model that goes on '
+            'with dense attention, on the same batches, from the same weights and moments?\n',
+            '## What was run\n', *[x + '\n' for x in run['what']], self.totals_table(),
+            'Not run: ' + run['not_run'] + '\n',
+            '## Table\n',
+            'Form of the V3.2-Exp report\'s Table 1. Mean of seeds ' + ', '.join(map(str, self.seeds)) + '. The interval is '
+            f'a paired bootstrap, {DRAWS:,} draws: seeds, and in each of them the sequences (chunks of text), the same '
+            'for both arms. Bits per byte: relative, lower is better.\n', self.main_table(),
+            '## Marks\n', *['- ' + x for x in self.acceptance(control)], '',
+            '## Controls\n',
+            f'Exact match, percent, by group, and bits per byte. Cells that every row has: {cells}; as many sequences as '
+            'the row with fewest has.\n',
+            table(['', *(g for g, _ in GROUPS), 'all', *(f'{d}, bpb' for d in self.domains), 'seeds'],
+                  self.control_table(control[0], names, control[1])), self.drift(control),
+            '## Over the steps\n',
+            image('parity-loss.svg', 'training loss of both arms'),
+            image('parity-difference.svg', 'difference of the losses'),
+            image('parity-kl.svg', 'KL of the indexer'),
+            image('parity-indexer.svg', 'recall and mass of the selection'),
+            image('parity-base.svg', 'training loss before the arms'),
+            '## Top-k\n', self.sweep() or 'Not run.\n',
+            '## Data\n',
+            'Text: Debian packages under permissive licences, split by file into training and held out by a hash of the '
+            'path, a line kept once over all of them (`bench/parity_text.py`). Exercises: docs/training.md, other seeds '
+            'for the evaluation.\n', licences,
+            '## Again\n', run['again'] + '\n']
+        with open(os.path.join(ROOT, 'docs/parity.md'), 'w', encoding='utf-8') as f:
+            f.write('\n'.join(p for p in parts if p is not None))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('what', choices=['collect', 'page'])
+    parser.add_argument('raw', nargs='?')
+    args = parser.parse_args()
+    if args.what == 'collect':
+        if not args.raw:
+            parser.error('collect wants the folder RAW')
+        return collect(args.raw)
+    Page().write()
+    return None
+
+
+if __name__ == '__main__':
+    main()
