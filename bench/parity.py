@@ -20,6 +20,7 @@ RESULTS = os.path.join(ROOT, 'bench/results/parity')
 DRAWS = 2000
 LATE = 2048  # tokens of context from which text counts as far into it
 TOPK = 256
+FLOOR = 5    # percent: cells below were not learned and say nothing
 
 
 def read_lines(path):
@@ -79,7 +80,7 @@ def collect(raw):
                 lines = read_lines(path)
                 for line in lines:
                     arm = line['stage'] if line['stage'] in ('sparse', 'dense') else 'base'
-                    steps.append(log_line(seed, arm, line, 2 if arm != 'base' else 10))
+                    steps.append(log_line(seed, arm, line, 1 if arm != 'base' else 10))
                 stages = {}
                 for line in lines:
                     if 'validation' in line:
@@ -227,7 +228,7 @@ def plot(path, title, series, x_name, y_name, log_x=False):
     series = [(n, [(math.log2(x) if log_x else x, y) for x, y in pts]) for n, pts in series if pts]
     if not series:
         return False
-    w, h, left, bottom, top, right = 720, 340, 62, 46, 34, 150
+    w, h, left, bottom, top, right = 800, 340, 62, 46, 34, 230
     xs = [x for _, pts in series for x, _ in pts]
     ys = [y for _, pts in series for _, y in pts]
     x0, x1, y0, y1 = min(xs), max(xs), min(ys), max(ys)
@@ -279,7 +280,9 @@ BASE, DENSE, SPARSE = (c[1] for c in CONDITIONS[:3])
 SWEEP = [16, 32, 64, 128, 256, 512, 1024, 4096]
 GROUPS = [('Search', ('recall', 'needle')), ('Code', ('copy', 'induction')), ('Agent', ('variables',)),
           ('Math', ('arithmetic',))]
-TASKS = {'recall:queries=16': 'recall, as many keys as fit',
+TASKS = {'copy:words=64': 'copy, up to 64 words', 'induction:words=128': 'induction, up to 128 words',
+         'arithmetic': 'sums with their working, shorter than k',
+         'recall:queries=16': 'recall, as many keys as fit',
          'needle:keys=1': 'needle, single', 'needle:keys=8,queries=8': 'needle, 8 keys',
          'needle:keys=4,values=2,queries=4': 'needle, 4 keys of 2 values',
          'variables:keys=2,hops=1': 'variables, 1 hop', 'variables:keys=2,hops=2': 'variables, 2 hops',
@@ -335,10 +338,48 @@ class Page:
                      if all(self.cells.units(a, ('task', t, [c]), s) for a in (DENSE, SPARSE) for s in self.seeds)]
         self.domains = sorted({d for _, _, _, d, _ in self.cells.text}, reverse=True)
 
+    # -- losses of the logs
+
+    def held_out(self):
+        """Rows of the last validation of both arms: the same windows of held-out text."""
+        last = {}
+        for s in self.steps:
+            if 'sources' in s and s['arm'] in ('dense', 'sparse') and s['seed'] in self.seeds:
+                last[s['arm'], s['seed']] = {x[0]: x[1] for x in s['sources']}
+        out = []
+        for source, group in (('prose-held-out', 'General'), ('code-held-out', 'Code')):
+            pairs = [(last['dense', s][source], last['sparse', s][source]) for s in self.seeds
+                     if ('dense', s) in last and ('sparse', s) in last]
+            if len(pairs) != len(self.seeds):
+                continue
+            a, b = (sum(p[i] for p in pairs) / len(pairs) for i in (0, 1))
+            each = ', '.join(f'{100 * (y / x - 1):+.2f}' for x, y in pairs)
+            out.append([group, f'{source.split("-")[0]}, held out, windows of 4,096 tokens: nats a token', f'{a:.4f}', f'{b:.4f}',
+                        f'{100 * (b / a - 1):+.2f} % (seeds {each})'])
+        return out
+
+    def last_steps(self, count=50):
+        """Both arms' loss on the same batch before they learn from it: the last steps, paired by step and seed."""
+        losses = {(s['arm'], s['seed'], s['step']): s['loss'] for s in self.steps
+                  if s['arm'] in ('dense', 'sparse') and 'loss' in s}
+        steps = sorted({k[2] for k in losses})[-count:]
+        pairs = {s: [(losses['dense', s, t], losses['sparse', s, t]) for t in steps] for s in self.seeds}
+        ratio = lambda ps: 100 * (sum(y for _, y in ps) / sum(x for x, _ in ps) - 1)
+        rng, drawn = random.Random(1), []
+        for _ in range(DRAWS):
+            drawn.append(sum(ratio(rng.choices(pairs[s], k=count)) for s in rng.choices(self.seeds, k=len(self.seeds)))
+                         / len(self.seeds))
+        drawn.sort()
+        point = sum(ratio(pairs[s]) for s in self.seeds) / len(self.seeds)
+        p = point, drawn[int(0.025 * DRAWS)], drawn[int(0.975 * DRAWS) - 1]
+        a, b = (sum(x[i] for s in self.seeds for x in pairs[s]) / (count * len(self.seeds)) for i in (0, 1))
+        return ['General', f'all of the mixture, loss of the last {count} batches: nats a token', f'{a:.4f}', f'{b:.4f}',
+                interval(p, ' %')], p
+
     # -- the table of the report's form
 
     def main_table(self):
-        out = []
+        out = [self.last_steps()[0], *self.held_out()]
         for domain in self.domains:
             group = 'Code' if domain == 'code' else 'General'
             for late in (False, True):
@@ -451,6 +492,13 @@ class Page:
         a, b, p, _ = self.accuracy()
         lines = [f'Mean accuracy over the {len(self.rows)} cells: {a:.2f} % dense, {b:.2f} % sparse, difference '
                  f'{interval(p)} points: ' + ('within' if p[1] >= -1 else 'not shown to be within') + ' 1 point.']
+        learned = [r for r in self.rows if value(self.cells, DENSE, r, self.seeds) >= FLOOR]
+        q = paired(self.cells, DENSE, SPARSE, learned, self.seeds)
+        lines.append(f'Over the {len(learned)} of them where the dense arm answers at least {FLOOR} %: {interval(q)} points: '
+                     + ('within' if q[1] >= -1 else 'not shown to be within') + ' 1 point.')
+        q = self.last_steps()[1]
+        lines.append(f'Loss of the last batches: {interval(q, " %")}: ' +
+                     ('within' if q[2] <= 0.5 else 'not shown to be within') + ' 0.5 %.')
         for domain in self.domains:
             q = paired(self.cells, DENSE, SPARSE, [('text', domain, False)], self.seeds, relative=True)
             lines.append(f'Bits per byte, {domain}: {interval(q, " %")}: ' +
@@ -467,6 +515,15 @@ class Page:
             seeds = self.seeds_of(condition)
             lines.append(f'Search, {name}: {interval(paired(cut, SPARSE, condition, rows, seeds))} points against '
                          'sparse-continued.')
+        whole, dense = ({k[3:]: c for k, c in self.cells.exercises.items() if k[:3] == condition}
+                        for condition in (('sparse', 'sparse', 4096), ('sparse', 'dense', 0)))
+        words = {(e['model'], e['attention'], e['k'], e['task'], e['context'], e['seed']): e['results']
+                 for e in self.exercises}
+        both = [(words[('sparse', 'sparse', 4096) + k], words[('sparse', 'dense', 0) + k]) for k in whole if k in dense]
+        if both:
+            lines.append(f'The sparse arm with k = 4,096 against dense attention on the same weights: '
+                         f'{sum(x != y for a, b in both for x, y in zip(a, b)):,} of '
+                         f'{sum(len(a.replace(" ", "")) for a, _ in both):,} answers differ.')
         far = [(e['beyond_topk'], e['stood_before']) for e in self.exercises
                if (e['model'], e['attention'], e['k']) == SPARSE and group_of(e['task']) == 'Search']
         lines.append(f'Of the answers of Search whose text stood before, {100 * sum(x for x, _ in far) / max(1, sum(y for _, y in far)):.0f} % '
@@ -533,10 +590,11 @@ class Page:
             '## Table\n',
             'Form of the V3.2-Exp report\'s Table 1. Mean of seeds ' + ', '.join(map(str, self.seeds)) + '. The interval is '
             f'a paired bootstrap, {DRAWS:,} draws: seeds, and in each of them the sequences (chunks of text), the same '
-            'for both arms. Bits per byte: relative, lower is better.\n', self.main_table(),
+            'for both arms. Losses: relative, lower is better.\n', self.main_table(),
             '## Marks\n', *['- ' + x for x in self.acceptance(control)], '',
+            *[x + '\n' for x in run['reading']],
             '## Controls\n',
-            f'Exact match, percent, by group, and bits per byte. Cells that every row has: {cells}; as many sequences as '
+            f'Exact match, percent, by group{", and bits per byte" if self.domains else ""}. Cells that every row has: {cells}; as many sequences as '
             'the row with fewest has.\n',
             table(['', *(g for g, _ in GROUPS), 'all', *(f'{d}, bpb' for d in self.domains), 'seeds'],
                   self.control_table(control[0], names, control[1])), self.drift(control),
@@ -549,7 +607,7 @@ class Page:
             '## Top-k\n', self.sweep() or 'Not run.\n',
             '## Data\n',
             'Text: Debian packages under permissive licences, split by file into training and held out by a hash of the '
-            'path, a line kept once over all of them (`bench/parity_text.py`). Exercises: docs/training.md, other seeds '
+            'path, a line kept once over all of them (`bench/parity_text.py`). The licence is that of nearly all of a package; its copyright file has the rest. Exercises: docs/training.md, other seeds '
             'for the evaluation.\n', licences,
             '## Again\n', run['again'] + '\n']
         with open(os.path.join(ROOT, 'docs/parity.md'), 'w', encoding='utf-8') as f:
