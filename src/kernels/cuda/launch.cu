@@ -28,4 +28,14 @@ void allow_shared(const void* kernel, int bytes, const char* name) {
                  " bytes of shared memory)");
 }
 
+int most_shared() {
+  constexpr int kLeast = 99 * 1024;
+  int device = 0, bytes = 0;
+  const bool known = cudaGetDevice(&device) == cudaSuccess &&
+                     cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                                            device) == cudaSuccess;
+  if (!known) cudaGetLastError();  // no device: whoever launches says so
+  return known ? bytes : kLeast;
+}
+
 }  // namespace tamis

@@ -55,6 +55,10 @@ void in_groups(std::span<const Args> args, const Run& run) {
 // Lets `kernel` use `bytes` of dynamic shared memory (beyond 48 KiB it must be asked for).
 void allow_shared(const void* kernel, int bytes, const char* name);
 
+// Bytes of shared memory that a block of the current device can have: 99 KiB at least from sm_80
+// on, 227 KiB on Hopper.
+int most_shared();
+
 // Threads of a block that works on the values of one token.
 constexpr int kRowThreads = 256;
 

@@ -106,6 +106,7 @@ void mla_sparse_backward_many(KernelContext&, const MlaSparseBackwardArgs<float>
 void mla_sparse_target_few(KernelContext&, const MlaSparseTargetArgs<float>&) { refuse(); }
 void mla_sparse_train_few(KernelContext&, const MlaSparseTrainArgs&) { refuse(); }
 bool mla_sparse_few_supports(const MlaSparseBackwardArgs<float>&) { return true; }
+bool mla_sparse_many_supports(const MlaSparseBackwardArgs<float>&) { return true; }
 void mla_sparse_cuda(KernelContext&, const MlaSparseArgs&) { refuse(); }
 bool mla_sparse_cuda_supports(const MlaSparseArgs&) { return true; }
 void mla_sparse_mma_cuda(KernelContext&, const MlaSparseArgs&) { refuse(); }

@@ -10,7 +10,6 @@
 namespace tamis::split_tiles {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kMostShared = 227 * 1024;
 constexpr float kLog2e = 1.4426950408889634F;
 
 // Whether products have two parts.

@@ -181,7 +181,7 @@ void run(KernelContext& context, const Args& a) {
   check_launch("indexer_kl_sparse (pack)");
   f.gathered.rows = rows;
   f.gathered.stages = 2;
-  if (shared_bytes(f, kParts) > kMostShared) f.gathered.stages = 1;
+  if (shared_bytes(f, kParts) > most_shared()) f.gathered.stages = 1;
   const int bytes = shared_bytes(f, kParts);
   const bool atomic = adds_atomically(context);
   const auto kernel = atomic ? kl_kernel<kParts, true> : kl_kernel<kParts, false>;
@@ -209,7 +209,7 @@ void run(KernelContext& context, const Args& a) {
 bool indexer_kl_few_supports(const IndexerKlSparseArgs<float>& a) {
   const Few f = sizes_of(a);
   return a.indexer.heads <= kHeads && a.indexer.dim <= 16 * kWarps && a.count <= (1 << 14) &&
-         shared_bytes(f, 2) <= kMostShared;
+         shared_bytes(f, 2) <= most_shared();
 }
 
 void indexer_kl_sparse_few(KernelContext& context, const IndexerKlSparseArgs<float>& args) {

@@ -268,7 +268,8 @@ void launch(KernelContext& context, const MlaDenseArgs& a, int64_t words,
 
 bool mla_dense_mma_supports(const MlaDenseArgs& a) {
   return a.round_bf16 && a.nope + a.rope <= 192 && a.v_dim <= 128 &&
-         (a.indices == nullptr || a.positions > 0);
+         (a.indices == nullptr || a.positions > 0) &&
+         sizeof(Shared<192, 128>) <= static_cast<size_t>(most_shared());
 }
 
 void mla_dense_mma_cuda(KernelContext& context, const MlaDenseArgs& a) {

@@ -401,6 +401,11 @@ void in_launches(std::span<const int64_t> begins, int64_t tokens, const Run& run
 
 template <int kQk, int kV, bool kExact>
 struct Flash {
+  static constexpr size_t kForwardShared =
+      2 * sizeof(Tile<kBlock, kQk, kExact>) + sizeof(Tile<kBlock, kV, kExact>);
+  static constexpr size_t kBackwardShared = sizeof(Tile<kBlock, kQk, kExact>) +
+                                            sizeof(Tile<kBlock, kV, kExact>) +
+                                            kStages<kExact> * sizeof(Stage<kQk, kV, kExact>);
   // d_out may be null.
   static Packed pack_all(KernelContext& context, const Sequence& in, const float* d_out) {
     Packed packed{};
@@ -430,20 +435,15 @@ struct Flash {
   static void forward(KernelContext& context, const Sequence& in, const Sequences& sequences,
                       const Packed& packed, float* out, float* log_sum) {
     const dim3 grid(blocks(sequences), static_cast<unsigned>(in.heads));
-    constexpr size_t kShared =
-        2 * sizeof(Tile<kBlock, kQk, kExact>) + sizeof(Tile<kBlock, kV, kExact>);
-    start(context, flash_forward<kQk, kV, kExact>, grid, kShared, "mla_dense_train (flash)", in,
-          sequences, packed, out, log_sum);
+    start(context, flash_forward<kQk, kV, kExact>, grid, kForwardShared, "mla_dense_train (flash)",
+          in, sequences, packed, out, log_sum);
   }
   static void backward(KernelContext& context, const Backward& b, const Sequences& sequences) {
     const dim3 grid(blocks(sequences), static_cast<unsigned>(b.a.in.heads));
-    constexpr size_t kShared = sizeof(Tile<kBlock, kQk, kExact>) +
-                               sizeof(Tile<kBlock, kV, kExact>) +
-                               kStages<kExact> * sizeof(Stage<kQk, kV, kExact>);
-    start(context, flash_keys<kQk, kV, kExact>, grid, kShared, "mla_dense_backward (keys)", b,
-          sequences);
-    start(context, flash_queries<kQk, kV, kExact>, grid, kShared, "mla_dense_backward (queries)", b,
-          sequences);
+    start(context, flash_keys<kQk, kV, kExact>, grid, kBackwardShared, "mla_dense_backward (keys)",
+          b, sequences);
+    start(context, flash_queries<kQk, kV, kExact>, grid, kBackwardShared,
+          "mla_dense_backward (queries)", b, sequences);
   }
 };
 
@@ -469,8 +469,16 @@ float* scratch(KernelContext& context, int slot, int64_t floats) {
 }  // namespace
 }  // namespace flash
 
+// Forward and backward in both precisions, which the arguments do not tell.
 bool mla_flash_supports(const MlaSequence<float>& in) {
-  return in.nope + in.rope <= 192 && in.v_dim <= 128;
+  if (in.nope + in.rope > 192 || in.v_dim > 128) return false;
+  size_t bytes = 0;
+  const auto count = [&](auto flash) {
+    bytes = std::max({bytes, flash.kForwardShared, flash.kBackwardShared});
+  };
+  flash::with_flash_of<true>(in, count);
+  flash::with_flash_of<false>(in, count);
+  return bytes <= static_cast<size_t>(most_shared());
 }
 
 void mla_dense_train_flash(KernelContext& context, const MlaDenseTrainArgs& a) {

@@ -56,8 +56,7 @@ void backward_query(const MlaSparseBackwardArgs<T>& a, int64_t t, int64_t h) {
 
 constexpr Implementation<MlaSparseBackwardArgs<float>> kFloat[] = {
     {"cuda_few", mla_sparse_few_supports, mla_sparse_backward_few},
-    {"cuda_many", [](const MlaSparseBackwardArgs<float>&) { return true; },
-     mla_sparse_backward_many},
+    {"cuda_many", mla_sparse_many_supports, mla_sparse_backward_many},
     {"cuda", [](const MlaSparseBackwardArgs<float>&) { return true; }, mla_sparse_backward_cuda},
     {"simd", [](const MlaSparseBackwardArgs<float>&) { return vectors_available(); },
      mla_sparse_backward_gathered},

@@ -16,6 +16,7 @@ void mla_sparse_backward_cuda_by(KernelContext& context, const MlaSparseBackward
 void mla_sparse_train_cuda(KernelContext& context, const MlaSparseTrainArgs& args);
 // Up to 16 heads (mla_sparse_few.cu).
 bool mla_sparse_few_supports(const MlaSparseBackwardArgs<float>& args);
+bool mla_sparse_many_supports(const MlaSparseBackwardArgs<float>& args);
 void mla_sparse_backward_few(KernelContext& context, const MlaSparseBackwardArgs<float>& args);
 // Any number of heads, made for many (mla_sparse_many.cu).
 void mla_sparse_backward_many(KernelContext& context, const MlaSparseBackwardArgs<float>& args);

@@ -285,7 +285,7 @@ int backward_bytes(const Few& f, int parts) {
 template <typename Bytes>
 int stages_that_fit(Few f, int parts, const Bytes& bytes) {
   f.gathered.stages = 2;
-  return bytes(f, parts) <= kMostShared ? 2 : 1;
+  return bytes(f, parts) <= most_shared() ? 2 : 1;
 }
 
 Few sizes_of(const Args& a) {
@@ -362,7 +362,7 @@ void run_forward(KernelContext& context, Few& f) {
 bool mla_sparse_few_supports(const MlaSparseBackwardArgs<float>& a) {
   Few f = sizes_of(a);
   return a.heads <= kHeads && f.width <= kLong * kWarps * 16 && a.k <= (1 << 14) &&
-         forward_bytes(f, 2) <= kMostShared && backward_bytes(f, 2) <= kMostShared;
+         forward_bytes(f, 2) <= most_shared() && backward_bytes(f, 2) <= most_shared();
 }
 
 void mla_sparse_train_few(KernelContext& context, const MlaSparseTrainArgs& args) {

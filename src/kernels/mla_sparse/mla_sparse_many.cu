@@ -405,6 +405,12 @@ void run(KernelContext& context, const Args& a, const float* out, const float* l
 
 }  // namespace
 
+bool mla_sparse_many_supports(const Args&) {
+  constexpr size_t kBytes = std::max(
+      {sizeof(ScoresShared<2>), sizeof(ProductShared<2, false>), sizeof(ProductShared<2, true>)});
+  return kBytes <= static_cast<size_t>(most_shared());
+}
+
 void mla_sparse_backward_many(KernelContext& context, const Args& a) {
   if (a.tokens == 0) return;
   context.device()->fill(a.dc_kv, 0, a.tokens * a.kv_lora * 4);
