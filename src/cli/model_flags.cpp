@@ -61,8 +61,12 @@ std::unique_ptr<KernelContext> ModelFlags::make_context() const {
     }
     context->force("linear_tiles", "cuda_cublaslt");
   }
-  if (const char* forced = std::getenv("TAMIS_OP")) context->force_list(forced);
+  apply_tamis_op(*context);
   return context;
+}
+
+void apply_tamis_op(KernelContext& context) {
+  if (const char* forced = std::getenv("TAMIS_OP")) context.force_list(forced);
 }
 
 LoadOptions ModelFlags::load_options() const {

@@ -51,4 +51,7 @@ struct ModelFlags {
   void explain(const KernelContext& context) const;
 };
 
+// Forces the implementations that the environment's TAMIS_OP names.
+void apply_tamis_op(KernelContext& context);
+
 }  // namespace tamis::cli

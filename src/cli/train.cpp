@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "cli/commands.h"
+#include "cli/model_flags.h"
 #include "cli/support.h"
 #include "comm/group.h"
 #include "kernels/machine_peak.h"
@@ -114,6 +115,7 @@ std::string device_text(const Recipe& recipe, const KernelContext& context) {
 
 // What one rank does; rank 0 alone speaks.
 void run_rank(const TrainFlags& flags, const Recipe& recipe, KernelContext& context, Group& world) {
+  apply_tamis_op(context);
   Trainer trainer(recipe, context, world);
   const bool cuda = context.backend() == Backend::kCuda;
   const double peak =

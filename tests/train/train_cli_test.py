@@ -191,6 +191,10 @@ class Train(unittest.TestCase):
         refused(3, "--backend cpu", "--backend", "cuda")  # a build without CUDA, or no GPU
         refused(2, "needs --backend cuda", "--precision", "bf16")
         refused(2, "needs --backend cuda", "--set", "run.mode=fast")
+        forced = {**os.environ, "TAMIS_OP": "matmul"}
+        done = tamis(*self.train("refused"), env=forced)
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("want op:implementation", done.stderr)
         refused(1, "want deterministic or fast", "--set", "run.mode=quick")
         refused(1, "mpirun -n 2", "--expert-parallel", "2")
         missing = tamis("train", "-c", self.folder / "nothing.toml")
