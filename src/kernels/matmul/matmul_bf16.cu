@@ -62,20 +62,6 @@ __device__ inline void load_b(const __nv_bfloat16* from, int col, uint32_t (&b)[
   }
 }
 
-__device__ inline void write_pair(const MatmulArgs<float>& p, int64_t row, int64_t col, float x,
-                                  float y) {
-  if (row >= p.m || col >= p.n) return;
-  float* c = p.c + row * p.c_row + col;
-  if (col + 1 < p.n && reinterpret_cast<uintptr_t>(c) % sizeof(float2) == 0) {
-    auto* pair = reinterpret_cast<float2*>(c);
-    const float2 old = p.accumulate ? *pair : make_float2(0, 0);
-    *pair = make_float2(old.x + x, old.y + y);
-    return;
-  }
-  c[0] = p.accumulate ? c[0] + x : x;
-  if (col + 1 < p.n) c[1] = p.accumulate ? c[1] + y : y;
-}
-
 template <bool kA, bool kB, int kM, int kN>
 __global__ void __launch_bounds__(kThreads, 2)
     matmul_bf16_kernel(const __grid_constant__ Products products) {

@@ -99,6 +99,21 @@ __device__ inline bool find_work(const Products& products, Work& w) {
   return true;
 }
 
+// Two neighbours of a row of C, those of them that there are.
+__device__ inline void write_pair(const MatmulArgs<float>& p, int64_t row, int64_t col, float x,
+                                  float y) {
+  if (row >= p.m || col >= p.n) return;
+  float* c = p.c + row * p.c_row + col;
+  if (col + 1 < p.n && reinterpret_cast<uintptr_t>(c) % sizeof(float2) == 0) {
+    auto* pair = reinterpret_cast<float2*>(c);
+    const float2 old = p.accumulate ? *pair : make_float2(0, 0);
+    *pair = make_float2(old.x + x, old.y + y);
+    return;
+  }
+  c[0] = p.accumulate ? c[0] + x : x;
+  if (col + 1 < p.n) c[1] = p.accumulate ? c[1] + y : y;
+}
+
 // ---- the copies to shared memory
 
 // A side of the product: `lines` rows of A or columns of B from the tile's first, `inner` values
