@@ -17,7 +17,7 @@
 namespace tamis::cli {
 namespace {
 
-struct Flags {
+struct BenchFlags {
   ModelFlags model;
   ThroughputOptions options;
   std::vector<int64_t> depths{0, 512, 2048, 8192}, lengths{512, 2048};
@@ -25,7 +25,8 @@ struct Flags {
   bool json = false;
 };
 
-Json to_json(const char* what, const Flags& f, const SelectionPolicy& policy, const Throughput& t) {
+Json to_json(const char* what, const BenchFlags& f, const SelectionPolicy& policy,
+             const Throughput& t) {
   return {{"bench", what},
           {"attention", attention_name(policy.kind)},
           {"threads", f.model.threads},
@@ -63,7 +64,7 @@ void write_page(BenchPage& page, const std::string& path) {
   write_bench_page(page, path);
 }
 
-int run(const Flags& f, bool decode) {
+int run_bench(const BenchFlags& f, bool decode) {
   const auto context = f.model.make_context();
   const auto model = f.model.load();
   f.model.place(*context, *model);
@@ -94,7 +95,7 @@ int run(const Flags& f, bool decode) {
   return 0;
 }
 
-void add_common(CLI::App& c, Flags& f) {
+void add_common(CLI::App& c, BenchFlags& f) {
   f.model.add_to(c);
   c.add_option("--batch", f.options.batch, "Sequences at the same time")
       ->check(CLI::Range(1, 4096))
@@ -117,7 +118,7 @@ void add_bench(CLI::App& app, CommandBody& chosen) {
   add_bench_op(*bench, chosen);
   add_bench_serve(*bench, chosen);
   for (const bool decode : {false, true}) {
-    const auto f = std::make_shared<Flags>();
+    const auto f = std::make_shared<BenchFlags>();
     CLI::App* c = decode ? bench->add_subcommand("decode", "Tokens per second at depths of context")
                          : bench->add_subcommand("prefill", "Tokens per second reading prompts");
     add_common(*c, *f);
@@ -139,7 +140,7 @@ void add_bench(CLI::App& app, CommandBody& chosen) {
                   ? "Example:\n  tamis bench decode -m DIR --depth 0,8192,32768 --cache-type bf16\n"
                     "  tamis bench decode -m DIR --attention dense --json"
                   : "Example:\n  tamis bench prefill -m DIR --length 512,2048");
-    c->callback([f, decode, &chosen] { chosen = [f, decode] { return run(*f, decode); }; });
+    c->callback([f, decode, &chosen] { chosen = [f, decode] { return run_bench(*f, decode); }; });
   }
 }
 

@@ -20,7 +20,7 @@
 namespace tamis::cli {
 namespace {
 
-struct Flags {
+struct BenchOpFlags {
   ModelFlags machine;  // threads and back end only
   OpSpeedOptions options;
   std::vector<std::string> ops;
@@ -30,7 +30,7 @@ struct Flags {
 
 // The entries of the wanted operations whose shape contains the wanted text.
 template <typename W>
-std::vector<W> wanted(const Flags& f, const std::vector<W>& all) {
+std::vector<W> wanted(const BenchOpFlags& f, const std::vector<W>& all) {
   std::set<std::string> known;
   std::vector<W> out;
   const std::set<std::string> ops(f.ops.begin(), f.ops.end());
@@ -109,7 +109,7 @@ OpSpeed cuda_speed(const CudaWorkload& w, const CudaPeak& peak, double us) {
 }
 
 // The shapes of a GPU that f asks for, timed on it.
-int run_cuda(const Flags& f, KernelContext& context) {
+int run_cuda(const BenchOpFlags& f, KernelContext& context) {
   const std::vector<CudaWorkload> workloads = wanted(f, cuda_workloads());
   const CudaPeak peak = measure_cuda_peak(context);
   const std::string& gpu = context.device()->info().name;
@@ -140,7 +140,7 @@ int run_cuda(const Flags& f, KernelContext& context) {
   return 0;
 }
 
-int run(const Flags& f) {
+int run_bench_op(const BenchOpFlags& f) {
   if (f.list && backend_from_name(f.machine.backend) == Backend::kCuda) {
     return list_shapes(wanted(f, cuda_workloads()), f.json);
   }
@@ -182,7 +182,7 @@ int run(const Flags& f) {
 }  // namespace
 
 void add_bench_op(CLI::App& bench, CommandBody& chosen) {
-  const auto f = std::make_shared<Flags>();
+  const auto f = std::make_shared<BenchOpFlags>();
   CLI::App* c = bench.add_subcommand("op", "Operations alone, against this machine's limits");
   c->add_option("--op", f->ops, "Only these operations, separated by commas")->delimiter(',');
   c->add_option("--shape", f->shape, "Only shapes whose name contains this");
@@ -209,7 +209,7 @@ void add_bench_op(CLI::App& bench, CommandBody& chosen) {
       "  tamis bench op --html op.html\n"
       "  tamis bench op --backend cuda --op mla_sparse,topk --json\n"
       "  TAMIS_OP=mla_sparse:ref tamis bench op --op mla_sparse --shape mini");
-  c->callback([f, &chosen] { chosen = [f] { return run(*f); }; });
+  c->callback([f, &chosen] { chosen = [f] { return run_bench_op(*f); }; });
 }
 
 }  // namespace tamis::cli

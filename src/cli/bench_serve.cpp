@@ -16,13 +16,13 @@
 namespace tamis::cli {
 namespace {
 
-struct Flags {
+struct BenchServeFlags {
   server::LoadOptions load;
   std::string html;
   bool json = false;
 };
 
-std::string how(const Flags& f) {
+std::string how(const BenchServeFlags& f) {
   return f.load.rate > 0 ? fmt::format("open loop, {} requests a second", f.load.rate)
                          : fmt::format("closed loop, {} at a time", f.load.concurrency);
 }
@@ -31,7 +31,7 @@ Json quantiles_json(const server::Quantiles& q) {
   return {{"mean", q.mean}, {"p50", q.p50}, {"p95", q.p95}, {"p99", q.p99}, {"max", q.max}};
 }
 
-Json to_json(const Flags& f, const server::LoadReport& r) {
+Json to_json(const BenchServeFlags& f, const server::LoadReport& r) {
   const auto rate = [&](int64_t n) { return static_cast<double>(n) / r.seconds; };
   return {{"bench", "serve"},
           {"rate", f.load.rate},
@@ -52,7 +52,7 @@ Json to_json(const Flags& f, const server::LoadReport& r) {
           {"request_s", quantiles_json(r.total)}};
 }
 
-BenchPage to_page(const Flags& f, const server::LoadReport& r) {
+BenchPage to_page(const BenchServeFlags& f, const server::LoadReport& r) {
   BenchPage page;
   page.title = "tamis bench serve";
   page.notes = {
@@ -88,7 +88,7 @@ void print_table(const BenchPage& page) {
   for (const BenchPage::Row& row : page.rows) line(row.cells);
 }
 
-int run(const Flags& f) {
+int run_bench_serve(const BenchServeFlags& f) {
   const auto report = server::run_load(f.load, [&](int64_t done) {
     if (done % 50 == 0) std::fprintf(stderr, "%lld requests\n", static_cast<long long>(done));
   });
@@ -106,7 +106,7 @@ int run(const Flags& f) {
 }  // namespace
 
 void add_bench_serve(CLI::App& bench, CommandBody& chosen) {
-  const auto f = std::make_shared<Flags>();
+  const auto f = std::make_shared<BenchServeFlags>();
   CLI::App* c = bench.add_subcommand("serve", "Load on a running server: latencies, throughput");
   c->add_option("--host", f->load.host, "IPv4 address of the server")->capture_default_str();
   c->add_option("--port", f->load.port, "Its port")->capture_default_str();
@@ -139,7 +139,7 @@ void add_bench_serve(CLI::App& bench, CommandBody& chosen) {
       "  tamis serve -m models/tamis-mini &\n"
       "  tamis bench serve --concurrency 16 --requests 200\n"
       "  tamis bench serve --rate 2 --requests 200 --shared-words 1000 --html load.html");
-  c->callback([f, &chosen] { chosen = [f] { return run(*f); }; });
+  c->callback([f, &chosen] { chosen = [f] { return run_bench_serve(*f); }; });
 }
 
 }  // namespace tamis::cli

@@ -30,7 +30,7 @@ constexpr const char* kHelp =
 
 constexpr const char *kDim = "\033[2m", *kPlain = "\033[0m";
 
-struct Flags {
+struct ChatFlags {
   ModelFlags model;
   SamplingFlags sampling;
   std::string system;
@@ -78,7 +78,7 @@ class AnswerPrinter {
 // anew; the engine finds the part that it has read already.
 class Session {
  public:
-  Session(const Flags& f, const LoadedModel& model, KernelContext& context, Tokenizer tokenizer,
+  Session(const ChatFlags& f, const LoadedModel& model, KernelContext& context, Tokenizer tokenizer,
           Interrupts& interrupts)
       : flags_(f),
         tokenizer_(std::move(tokenizer)),
@@ -120,7 +120,7 @@ class Session {
     return m;
   }
 
-  static EngineOptions engine_options(const Flags& f, const LoadedModel& model) {
+  static EngineOptions engine_options(const ChatFlags& f, const LoadedModel& model) {
     EngineOptions o;
     o.policy = f.model.policy(model.config());
     o.cache = f.model.cache_options();
@@ -191,7 +191,7 @@ class Session {
                  static_cast<long long>(tokens_), seconds.count());
   }
 
-  const Flags& flags_;
+  const ChatFlags& flags_;
   Tokenizer tokenizer_;
   ChatFormat format_;
   GenerationDefaults defaults_;
@@ -288,7 +288,7 @@ class Shell {
   bool terminal_;
 };
 
-int run(const Flags& f) {
+int run_chat(const ChatFlags& f) {
   Interrupts interrupts;
   const auto context = f.model.make_context();
   const auto model = f.model.load();
@@ -305,7 +305,7 @@ int run(const Flags& f) {
 }  // namespace
 
 void add_chat(CLI::App& app, CommandBody& chosen) {
-  const auto f = std::make_shared<Flags>();
+  const auto f = std::make_shared<ChatFlags>();
   f->sampling.max_tokens = 2048;
   CLI::App* c = app.add_subcommand("chat", "Talk to the model");
   c->add_option("--system", f->system, "The system message");
@@ -324,7 +324,7 @@ void add_chat(CLI::App& app, CommandBody& chosen) {
       "Examples:\n"
       "  tamis chat -m models/tamis-mini\n"
       "  tamis chat -m DIR --system 'Answer briefly.' --think --temperature 0.6 --top-p 0.95");
-  c->callback([f, &chosen] { chosen = [f] { return run(*f); }; });
+  c->callback([f, &chosen] { chosen = [f] { return run_chat(*f); }; });
 }
 
 }  // namespace tamis::cli

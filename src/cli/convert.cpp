@@ -116,7 +116,7 @@ std::string report_text(const ConvertOptions& options, const ConvertReport& repo
   return text;
 }
 
-int run(ConvertOptions options, bool json) {
+int run_convert(ConvertOptions options, bool json) {
   ProgressLine line;
   options.progress = [&line](int64_t done, int64_t total) { line.update(done, total); };
   options.note = [](const std::string& note) { log_warning(note); };
@@ -132,7 +132,7 @@ int run(ConvertOptions options, bool json) {
   return 0;
 }
 
-struct Flags {
+struct ConvertFlags {
   ConvertOptions options;
   std::string to;
   std::string scale_format = "ue8m0";
@@ -151,7 +151,7 @@ NumberFormat format_named(const std::string& name) {
 void add_convert(CLI::App& app, CommandBody& chosen) {
   CLI::App* command = app.add_subcommand(
       "convert", "Change the layout of a checkpoint, or the number format of its weights");
-  const auto flags = std::make_shared<Flags>();
+  const auto flags = std::make_shared<ConvertFlags>();
   ConvertOptions& options = flags->options;
   command->add_option("IN", options.in, "folder to read; its layout is found out")
       ->type_name("DIR")
@@ -187,7 +187,7 @@ void add_convert(CLI::App& app, CommandBody& chosen) {
   command->callback([flags, &chosen] {
     flags->options.to = format_named(flags->to);
     flags->options.power_of_two_scales = flags->scale_format == "ue8m0";
-    chosen = [flags] { return run(flags->options, flags->json); };
+    chosen = [flags] { return run_convert(flags->options, flags->json); };
   });
 }
 

@@ -20,7 +20,7 @@ namespace {
 constexpr int64_t kMaxTextBytes = int64_t{1} << 30;
 constexpr int64_t kDefaultContext = 4096;
 
-struct Flags {
+struct EvalFlags {
   ModelFlags model;
   PerplexityOptions options;
   std::string text;
@@ -80,8 +80,9 @@ Json chunk_json(const ChunkLoss& c, const PerplexityResult& r, const Tokenizer& 
   return out;
 }
 
-Json as_json(const Flags& f, const PerplexityOptions& o, const PerplexityResult& r, int64_t bytes,
-             const Tokenizer& tokenizer, const std::vector<std::vector<int32_t>>& documents) {
+Json as_json(const EvalFlags& f, const PerplexityOptions& o, const PerplexityResult& r,
+             int64_t bytes, const Tokenizer& tokenizer,
+             const std::vector<std::vector<int32_t>>& documents) {
   Json out{{"nll", r.total.mean()},
            {"perplexity", r.perplexity()},
            {"tokens", r.total.tokens},
@@ -114,7 +115,7 @@ std::string as_text(const PerplexityResult& r, int64_t bytes) {
   return out;
 }
 
-int run(const Flags& f) {
+int run_eval(const EvalFlags& f) {
   const auto context = f.model.make_context();
   const auto model = f.model.load();
   f.model.place(*context, *model);
@@ -155,7 +156,7 @@ void add_eval(CLI::App& app, CommandBody& chosen) {
   eval->require_subcommand(1);
   add_eval_exercises(*eval, chosen);
   add_eval_retrieval(*eval, chosen);
-  const auto f = std::make_shared<Flags>();
+  const auto f = std::make_shared<EvalFlags>();
   CLI::App* c = eval->add_subcommand("perplexity", "How well the model predicts a text");
   f->model.add_to(*c);
   c->add_option(
@@ -178,7 +179,7 @@ void add_eval(CLI::App& app, CommandBody& chosen) {
       "Examples:\n"
       "  tamis eval perplexity -m models/tamis-mini --text notes.txt\n"
       "  tamis eval perplexity -m DIR --text notes.txt --attention window --json");
-  c->callback([f, &chosen] { chosen = [f] { return run(*f); }; });
+  c->callback([f, &chosen] { chosen = [f] { return run_eval(*f); }; });
 }
 
 }  // namespace tamis::cli

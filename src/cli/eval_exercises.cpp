@@ -17,7 +17,7 @@
 namespace tamis::cli {
 namespace {
 
-struct Flags {
+struct EvalExercisesFlags {
   ModelFlags model;
   ExerciseOptions options;
   std::vector<std::string> tasks{"recall:queries=8", "needle:keys=4,queries=2",
@@ -33,8 +33,8 @@ double share(int64_t part, int64_t all) {
   return all > 0 ? static_cast<double>(part) / static_cast<double>(all) : 0;
 }
 
-void print(const Flags& f, const ExerciseOptions& o, const std::string& task, int64_t context,
-           const ExerciseScore& s) {
+void print(const EvalExercisesFlags& f, const ExerciseOptions& o, const std::string& task,
+           int64_t context, const ExerciseScore& s) {
   if (!f.json) {
     return write_stdout(
         fmt::format("{:<36} {:>6} {:<8} {:>6} of {:<6} {:6.2f} %  tokens {:.2f} %\n", task, context,
@@ -61,7 +61,7 @@ void print(const Flags& f, const ExerciseOptions& o, const std::string& task, in
   write_stdout(line.dump() + "\n");
 }
 
-int run(const Flags& f) {
+int run_eval_exercises(const EvalExercisesFlags& f) {
   const auto context = f.model.make_context();
   const auto model = f.model.load();
   f.model.place(*context, *model);
@@ -96,7 +96,7 @@ int run(const Flags& f) {
 }  // namespace
 
 void add_eval_exercises(CLI::App& eval, CommandBody& chosen) {
-  const auto f = std::make_shared<Flags>();
+  const auto f = std::make_shared<EvalExercisesFlags>();
   CLI::App* c = eval.add_subcommand("exercises", "Exact answers to the tasks that training makes");
   f->model.add_to(*c);
   c->add_option("--task", f->tasks,
@@ -125,7 +125,7 @@ void add_eval_exercises(CLI::App& eval, CommandBody& chosen) {
       "  tamis eval exercises -m runs/first/sparse\n"
       "  tamis eval exercises -m DIR --task needle:keys=4,queries=4 --task induction:words=256 \\\n"
       "    --context 1024,4096 --attention window --index-topk 256 --json");
-  c->callback([f, &chosen] { chosen = [f] { return run(*f); }; });
+  c->callback([f, &chosen] { chosen = [f] { return run_eval_exercises(*f); }; });
 }
 
 }  // namespace tamis::cli

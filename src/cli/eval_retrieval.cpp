@@ -21,7 +21,7 @@ namespace {
 
 constexpr int64_t kMaxTextBytes = int64_t{1} << 30;
 
-struct Flags {
+struct EvalRetrievalFlags {
   ModelFlags model;
   RetrievalOptions options;
   std::vector<std::string> tasks{"kv", "needle"};
@@ -68,7 +68,7 @@ class Encoder {
   int32_t eos_;
 };
 
-Cell run_cell(const Flags& f, const RetrievalCases& cases, const Encoder& encoder,
+Cell run_cell(const EvalRetrievalFlags& f, const RetrievalCases& cases, const Encoder& encoder,
               RetrievalTask task, int64_t context, AnswerChecker& checker, Progress& progress) {
   constexpr int64_t kAround = 24;  // tokens of the chat format and of the answer
   Cell cell;
@@ -88,8 +88,8 @@ Cell run_cell(const Flags& f, const RetrievalCases& cases, const Encoder& encode
   return cell;
 }
 
-void print(const Flags& f, const RetrievalOptions& o, RetrievalTask task, int64_t context,
-           const Cell& c) {
+void print(const EvalRetrievalFlags& f, const RetrievalOptions& o, RetrievalTask task,
+           int64_t context, const Cell& c) {
   if (f.json) {
     const Json line{{"task", retrieval_task_name(task)},
                     {"context", context},
@@ -107,7 +107,7 @@ void print(const Flags& f, const RetrievalOptions& o, RetrievalTask task, int64_
                            attention_name(o.policy.kind), c.right, c.cases));
 }
 
-int run(const Flags& f) {
+int run_eval_retrieval(const EvalRetrievalFlags& f) {
   const auto context = f.model.make_context();
   const auto model = f.model.load();
   f.model.place(*context, *model);
@@ -145,7 +145,7 @@ int run(const Flags& f) {
 }  // namespace
 
 void add_eval_retrieval(CLI::App& eval, CommandBody& chosen) {
-  const auto f = std::make_shared<Flags>();
+  const auto f = std::make_shared<EvalRetrievalFlags>();
   CLI::App* c = eval.add_subcommand("retrieval", "Exact answers to questions about long prompts");
   f->model.add_to(*c);
   c->add_option("--task", f->tasks, "kv, needle or both, separated by a comma")
@@ -172,7 +172,7 @@ void add_eval_retrieval(CLI::App& eval, CommandBody& chosen) {
       "Examples:\n"
       "  tamis eval retrieval -m models/tamis-mini --text notes.txt --cases 20\n"
       "  tamis eval retrieval -m DIR --task kv --context 8192,32768 --attention window --json");
-  c->callback([f, &chosen] { chosen = [f] { return run(*f); }; });
+  c->callback([f, &chosen] { chosen = [f] { return run_eval_retrieval(*f); }; });
 }
 
 }  // namespace tamis::cli

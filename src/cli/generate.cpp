@@ -26,7 +26,7 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-struct Flags {
+struct GenerateFlags {
   ModelFlags model;
   SamplingFlags sampling;
   SpeculationFlags speculation;
@@ -35,7 +35,8 @@ struct Flags {
   int64_t chunk = 512;
 };
 
-std::vector<int32_t> chat_ids(const Flags& f, const LoadedModel& model, const Tokenizer& tok) {
+std::vector<int32_t> chat_ids(const GenerateFlags& f, const LoadedModel& model,
+                              const Tokenizer& tok) {
   ChatRequest chat = parse_messages(
       f.chat == "-" ? read_stdin() : read_text_file(f.chat, kMaxPromptBytes), f.chat);
   RenderOptions options;
@@ -50,7 +51,8 @@ std::vector<int32_t> chat_ids(const Flags& f, const LoadedModel& model, const To
 
 std::vector<int32_t> explicit_ids(const std::string& list) { return parse_ids("[" + list + "]"); }
 
-std::vector<int32_t> prompt_of(const Flags& f, const LoadedModel& model, const Tokenizer* tok) {
+std::vector<int32_t> prompt_of(const GenerateFlags& f, const LoadedModel& model,
+                               const Tokenizer* tok) {
   const int given = static_cast<int>(!f.prompt.empty()) + static_cast<int>(!f.prompt_file.empty()) +
                     static_cast<int>(!f.prompt_ids.empty()) + static_cast<int>(!f.chat.empty());
   if (given != 1) {
@@ -85,7 +87,7 @@ void add_logprob(const TokenEvent& e, const Tokenizer* tok, Result& result) {
 }
 
 // Runs the one request to its end; text goes out as it comes unless --json.
-Result run_request(const Flags& f, Engine& engine, Request request, TextStream* stream,
+Result run_request(const GenerateFlags& f, Engine& engine, Request request, TextStream* stream,
                    const Tokenizer* tok, bool print) {
   Result result;
   const bool logprobs = request.sampling.top_logprobs > 0;
@@ -135,7 +137,7 @@ double rate(int64_t tokens, double seconds) {
   return seconds > 0 ? static_cast<double>(tokens) / seconds : 0;
 }
 
-void report(const Flags& f, const std::vector<int32_t>& prompt, const Result& r,
+void report(const GenerateFlags& f, const std::vector<int32_t>& prompt, const Result& r,
             double load_seconds) {
   const auto prompt_tokens = static_cast<int64_t>(prompt.size());
   const auto decoded = static_cast<int64_t>(r.ids.size()) - 1;
@@ -166,7 +168,7 @@ void report(const Flags& f, const std::vector<int32_t>& prompt, const Result& r,
                r.decode_seconds, rate(decoded, r.decode_seconds), load_seconds);
 }
 
-int run(const Flags& f) {
+int run_generate(const GenerateFlags& f) {
   const auto start = Clock::now();
   const auto context = f.model.make_context();
   const auto model = f.model.load(f.speculation.on());
@@ -201,7 +203,7 @@ int run(const Flags& f) {
 }  // namespace
 
 void add_generate(CLI::App& app, CommandBody& chosen) {
-  const auto f = std::make_shared<Flags>();
+  const auto f = std::make_shared<GenerateFlags>();
   CLI::App* c = app.add_subcommand("generate", "Complete one prompt");
   c->add_option("--prompt", f->prompt, "The prompt");
   c->add_option("--prompt-file", f->prompt_file, "A file with the prompt; - reads standard input");
@@ -223,7 +225,7 @@ void add_generate(CLI::App& app, CommandBody& chosen) {
       "  tamis generate -m models/tamis-mini --prompt 'The package manager' --max-tokens 32\n"
       "  tamis generate -m DIR --chat messages.json --thinking --temperature 0.7 --seed 1\n"
       "  tamis generate -m DIR --prompt-file long.txt --attention dense --json");
-  c->callback([f, &chosen] { chosen = [f] { return run(*f); }; });
+  c->callback([f, &chosen] { chosen = [f] { return run_generate(*f); }; });
 }
 
 }  // namespace tamis::cli

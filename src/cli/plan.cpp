@@ -17,7 +17,7 @@
 namespace tamis::cli {
 namespace {
 
-struct Flags {
+struct PlanFlags {
   ModelFlags model;
   int64_t context = 4096, batch = 1;
   bool no_probe = false, measure = false, json = false;
@@ -38,7 +38,7 @@ struct Plan {
   int64_t dense_below = -1;  // of prompts on a device, measured
 };
 
-PlanOptions plan_options(const Flags& f, const LoadedModel& model, const ProcessMemory& before,
+PlanOptions plan_options(const PlanFlags& f, const LoadedModel& model, const ProcessMemory& before,
                          int threads) {
   PlanOptions o;
   o.policy = f.model.policy(model.config());
@@ -229,7 +229,7 @@ OrderedJson device_json(const OnDevice& on) {
   return out;
 }
 
-int run(const Flags& f) {
+int run_plan(const PlanFlags& f) {
   const auto context = f.model.make_context();
   const ProcessMemory before = process_memory();
   const auto model = f.model.load();
@@ -272,7 +272,7 @@ int run(const Flags& f) {
 }  // namespace
 
 void add_plan(CLI::App& app, CommandBody& chosen) {
-  const auto f = std::make_shared<Flags>();
+  const auto f = std::make_shared<PlanFlags>();
   CLI::App* c =
       app.add_subcommand("plan", "What a checkpoint needs here and how fast it should be");
   f->model.add_to(*c);
@@ -292,7 +292,7 @@ void add_plan(CLI::App& app, CommandBody& chosen) {
       "Examples:\n"
       "  tamis plan -m DIR --context 32768 --cache-type bf16\n"
       "  tamis plan -m models/tamis-mini --measure --json");
-  c->callback([f, &chosen] { chosen = [f] { return run(*f); }; });
+  c->callback([f, &chosen] { chosen = [f] { return run_plan(*f); }; });
 }
 
 }  // namespace tamis::cli

@@ -29,7 +29,7 @@ namespace {
 
 using std::chrono::milliseconds;
 
-struct Flags {
+struct ServeFlags {
   ModelFlags model;
   SpeculationFlags speculation;
   server::HttpOptions http;
@@ -47,7 +47,7 @@ bool is_loopback(const std::string& host) {
   return host == "localhost" || host == "::1" || host.rfind("127.", 0) == 0;
 }
 
-server::AppOptions app_options(const Flags& f) {
+server::AppOptions app_options(const ServeFlags& f) {
   server::AppOptions o;
   if (!f.api_key_file.empty()) o.access.keys = server::read_key_file(f.api_key_file);
   const bool loopback = is_loopback(f.http.host);
@@ -65,7 +65,7 @@ server::AppOptions app_options(const Flags& f) {
   return o;
 }
 
-EngineOptions engine_options(const Flags& f, const ModelConfig& config) {
+EngineOptions engine_options(const ServeFlags& f, const ModelConfig& config) {
   EngineOptions o;
   o.policy = f.model.policy(config);
   o.cache = f.model.cache_options();
@@ -90,7 +90,7 @@ void raise_descriptor_limit() {
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-std::optional<ChatFormat> chat_format(const Flags& f, const LoadedModel& model) {
+std::optional<ChatFormat> chat_format(const ServeFlags& f, const LoadedModel& model) {
   if (!f.chat_format.empty()) return parse_chat_format(f.chat_format);
   try {
     return detect_chat_format(model.checkpoint().folder());
@@ -100,7 +100,7 @@ std::optional<ChatFormat> chat_format(const Flags& f, const LoadedModel& model) 
   }
 }
 
-std::string name_of(const Flags& f) {
+std::string name_of(const ServeFlags& f) {
   if (!f.model_name.empty()) return f.model_name;
   const std::filesystem::path folder = std::filesystem::path(f.model.folder).lexically_normal();
   return folder.has_filename() ? folder.filename().string()
@@ -108,7 +108,7 @@ std::string name_of(const Flags& f) {
 }
 
 // The file of kept prefixes; without a path, none.
-PrefixFile prefix_file(const Flags& f, const server::AppOptions& o, const LoadedModel& model,
+PrefixFile prefix_file(const ServeFlags& f, const server::AppOptions& o, const LoadedModel& model,
                        const CacheOptions& cache) {
   if (f.prefix_file.empty()) return {};
   // Tenants are numbered by their place among the keys.
@@ -121,7 +121,7 @@ PrefixFile prefix_file(const Flags& f, const server::AppOptions& o, const Loaded
 
 // The model and all that runs on it.
 struct Service {
-  Service(const Flags& f, const server::AppOptions& app_options, server::App& app)
+  Service(const ServeFlags& f, const server::AppOptions& app_options, server::App& app)
       : context(f.model.make_context()), model(f.model.load(f.speculation.on())) {
     if (model->group().size() > 1) throw UsageError("serve: one rank only");
     auto tokenizer = load_tokenizer(f.model.folder);
@@ -177,7 +177,7 @@ void check_prefix_file(const std::string& path) {
   }
 }
 
-int run(const Flags& f) {
+int run_serve(const ServeFlags& f) {
   const server::AppOptions options = app_options(f);
   if (f.no_prefix_cache && !f.prefix_file.empty()) {
     throw UsageError("--prefix-cache-file: there is nothing to keep with --no-prefix-cache");
@@ -212,7 +212,7 @@ int run(const Flags& f) {
   return 0;
 }
 
-void add_http_flags(CLI::App& c, Flags& f) {
+void add_http_flags(CLI::App& c, ServeFlags& f) {
   c.add_option("--host", f.http.host, "Address to listen on")->capture_default_str();
   c.add_option("--port", f.http.port, "Port; 0 takes a free one")->capture_default_str();
   c.add_option("--api-key-file", f.api_key_file,
@@ -236,7 +236,7 @@ void add_http_flags(CLI::App& c, Flags& f) {
   c.add_flag("--no-access-log", f.no_access_log, "No line for each request on stderr");
 }
 
-void add_engine_flags(CLI::App& c, Flags& f) {
+void add_engine_flags(CLI::App& c, ServeFlags& f) {
   c.add_option("--model-name", f.model_name, "The name in the API; default the folder's");
   c.add_option("--chat-format", f.chat_format,
                "v3.1, v3.1-plain, v3.2-exp or v3.2; default what the checkpoint tells");
@@ -271,7 +271,7 @@ void add_engine_flags(CLI::App& c, Flags& f) {
 }  // namespace
 
 void add_serve(CLI::App& app, CommandBody& chosen) {
-  const auto f = std::make_shared<Flags>();
+  const auto f = std::make_shared<ServeFlags>();
   CLI::App* c = app.add_subcommand("serve", "Serve the model over HTTP with OpenAI's API");
   add_http_flags(*c, *f);
   add_engine_flags(*c, *f);
@@ -284,7 +284,7 @@ void add_serve(CLI::App& app, CommandBody& chosen) {
       "  tamis serve --config tamis.toml --print-config\n"
       "  tamis serve -m DIR --host 0.0.0.0 --api-key-file keys.txt --tls-certificate c.pem "
       "--tls-key k.pem");
-  c->callback([f, &chosen] { chosen = [f] { return run(*f); }; });
+  c->callback([f, &chosen] { chosen = [f] { return run_serve(*f); }; });
 }
 
 }  // namespace tamis::cli

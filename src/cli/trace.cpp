@@ -15,13 +15,13 @@
 namespace tamis::cli {
 namespace {
 
-struct Flags {
+struct TraceFlags {
   ModelFlags model;
   std::string ids_file, out, gradient;
   TraceOptions trace;
 };
 
-int run(const Flags& f) {
+int run_trace(const TraceFlags& f) {
   const auto context = f.model.make_context();
   const std::vector<int32_t> ids = read_ids_file(f.ids_file);
   if (!f.gradient.empty()) {
@@ -44,7 +44,7 @@ int run(const Flags& f) {
 }  // namespace
 
 void add_trace(CLI::App& app, CommandBody& chosen) {
-  const auto f = std::make_shared<Flags>();
+  const auto f = std::make_shared<TraceFlags>();
   CLI::App* c = app.add_subcommand("trace", "Record everything inside one forward pass");
   f->model.precision = "exact";
   f->model.add_to(*c);
@@ -66,7 +66,7 @@ void add_trace(CLI::App& app, CommandBody& chosen) {
       "  echo '[0,5,9]' > ids.json\n"
       "  tamis trace -m models/tamis-mini --ids-file ids.json --out t.safetensors --greedy 16\n"
       "  TAMIS_OP=mla_sparse:ref tamis trace -m DIR --ids-file ids.json --out t.safetensors");
-  c->callback([f, &chosen] { chosen = [f] { return run(*f); }; });
+  c->callback([f, &chosen] { chosen = [f] { return run_trace(*f); }; });
 }
 
 }  // namespace tamis::cli

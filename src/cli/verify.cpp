@@ -19,7 +19,7 @@
 namespace tamis::cli {
 namespace {
 
-struct Flags {
+struct VerifyFlags {
   ModelFlags model;
   std::string text;
   int64_t tokens = 0, greedy = 8;
@@ -34,7 +34,7 @@ struct Run {
 
 Json number(double x) { return std::isfinite(x) ? Json(x) : Json("infinite"); }
 
-Json as_json(const Flags& f, const Run& run, const VerifyReport& r) {
+Json as_json(const VerifyFlags& f, const Run& run, const VerifyReport& r) {
   Json out{{"pass", r.pass()},
            {"backend", f.model.backend},
            {"precision", f.model.precision},
@@ -113,7 +113,7 @@ std::string reason(const VerifyReport& r) {
   return "";
 }
 
-std::vector<int32_t> ids_of(const Flags& f, const ModelConfig& config, int64_t tokens) {
+std::vector<int32_t> ids_of(const VerifyFlags& f, const ModelConfig& config, int64_t tokens) {
   if (f.text.empty()) return random_ids(config.vocab_size, tokens, f.seed);
   constexpr int64_t kMaxTextBytes = int64_t{1} << 28;
   const auto tokenizer = load_tokenizer(f.model.folder);
@@ -128,7 +128,7 @@ std::vector<int32_t> ids_of(const Flags& f, const ModelConfig& config, int64_t t
   return ids;
 }
 
-int run(const Flags& f) {
+int run_verify(const VerifyFlags& f) {
   if (f.model.attention != "auto") {
     throw UsageError("verify: --attention is the model's own; other selections have no reference");
   }
@@ -180,7 +180,7 @@ int run(const Flags& f) {
 }  // namespace
 
 void add_verify(CLI::App& app, CommandBody& chosen) {
-  const auto f = std::make_shared<Flags>();
+  const auto f = std::make_shared<VerifyFlags>();
   CLI::App* c = app.add_subcommand("verify", "Prove a back end against the reference");
   f->model.precision = "exact";
   f->model.add_to(*c);
@@ -199,7 +199,7 @@ void add_verify(CLI::App& app, CommandBody& chosen) {
       "Examples:\n"
       "  tamis verify -m models/tamis-mini\n"
       "  tamis verify -m DIR --precision native --text notes.txt --tokens 512 --json");
-  c->callback([f, &chosen] { chosen = [f] { return run(*f); }; });
+  c->callback([f, &chosen] { chosen = [f] { return run_verify(*f); }; });
 }
 
 }  // namespace tamis::cli

@@ -71,8 +71,8 @@ class Descriptor {
   int fd_;
 };
 
-struct Connection {
-  Connection(int fd, std::string text, size_t i) : socket(fd), out(std::move(text)), index(i) {}
+struct LoadConnection {
+  LoadConnection(int fd, std::string text, size_t i) : socket(fd), out(std::move(text)), index(i) {}
   Descriptor socket;
   std::string out;  // not yet sent
   size_t index;     // of its result
@@ -131,7 +131,7 @@ class Load {
     const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0) throw_errno("socket");
     auto c =
-        std::make_unique<Connection>(fd, request_text(o_, request), report_.results.size() - 1);
+        std::make_unique<LoadConnection>(fd, request_text(o_, request), report_.results.size() - 1);
     const int on = 1;
     ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     const auto* to = reinterpret_cast<const sockaddr*>(&address_);
@@ -150,7 +150,7 @@ class Load {
     ::poll(polls_.data(), polls_.size(), static_cast<int>(std::ceil(seconds * 1e3)));
   }
 
-  void serve(Connection& c) {
+  void serve(LoadConnection& c) {
     if (!send(c)) return over(c);
     char bytes[16384];
     while (true) {
@@ -163,7 +163,7 @@ class Load {
     if (now() - report_.results[c.index].arrival > o_.timeout_s) over(c);
   }
 
-  static bool send(Connection& c) {
+  static bool send(LoadConnection& c) {
     while (!c.out.empty()) {
       const ssize_t n = ::send(c.socket.get(), c.out.data(), c.out.size(), MSG_NOSIGNAL);
       if (n < 0) return errno == EAGAIN || errno == EWOULDBLOCK || errno == ENOTCONN;
@@ -172,7 +172,7 @@ class Load {
     return true;
   }
 
-  void took(Connection& c, int64_t texts) {
+  void took(LoadConnection& c, int64_t texts) {
     LoadResult& r = report_.results[c.index];
     for (int64_t i = 0; i < texts; ++i) {
       const double at = now();
@@ -185,7 +185,7 @@ class Load {
     }
   }
 
-  void over(Connection& c) {
+  void over(LoadConnection& c) {
     LoadResult& r = report_.results[c.index];
     r.total = now() - r.arrival;
     r.status = c.reader.status();
@@ -205,7 +205,7 @@ class Load {
   std::vector<double> due_;
   size_t next_ = 0;
   int64_t done_ = 0;
-  std::vector<std::unique_ptr<Connection>> open_;
+  std::vector<std::unique_ptr<LoadConnection>> open_;
   std::vector<pollfd> polls_;
   LoadReport report_;
 };
