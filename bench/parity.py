@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""docs/parity.md from the numbers of the runs.
+"""docs/parity*.md from the numbers of the runs.
 
-  bench/parity.py collect RAW   takes what recipes/parity/run left in RAW into bench/results/parity
-  bench/parity.py page          writes docs/parity.md and its plots from there
+  bench/parity.py collect RAW EXPERIMENT   takes what recipes/parity/run left in RAW into
+                                           bench/results/parity/EXPERIMENT
+  bench/parity.py page                     writes the page and the plots of each experiment there
 
-RAW has a folder seed-N for each run with sparse.log and dense.log, and MODEL.ATTENTION.K.exercises.jsonl
-and MODEL.ATTENTION.K.{prose,code}.json from `tamis eval`.
+bench/results/parity/EXPERIMENT/run.json, written by hand, says what was run and how to read it. RAW has
+a folder seed-N for each run with logs of its trainings (*.log), and MODEL.ATTENTION.K.exercises.jsonl and
+MODEL.ATTENTION.K.{prose,code}.json from `tamis eval`.
 """
 import argparse
 import json
@@ -18,8 +20,6 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RESULTS = os.path.join(ROOT, 'bench/results/parity')
 DRAWS = 2000
-LATE = 2048  # tokens of context from which text counts as far into it
-TOPK = 256
 FLOOR = 5    # percent: cells below were not learned and say nothing
 
 
@@ -32,6 +32,32 @@ def write_lines(path, lines):
     with open(path, 'w', encoding='utf-8') as f:
         for line in lines:
             f.write(json.dumps(line, separators=(',', ':')) + '\n')
+
+
+class Settings:
+    """Of an experiment, from its run.json: `page`, the name of its files in docs; `k` of the arms; `longest`,
+    tokens of a sequence; `base`, the stages before the arms, the last one of dense training and the warm-up
+    at their end; `sweep`."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        with open(os.path.join(folder, 'run.json'), encoding='utf-8') as f:
+            self.run = json.load(f)
+        for key in ('page', 'k', 'longest', 'base', 'sweep', 'title'):
+            setattr(self, key, self.run[key])
+        self.late = self.longest // 2  # tokens of context from which text counts as far into it
+        k, whole = self.k, self.longest
+        self.conditions = [  # name, (model, attention, k)
+            ('before the arms, dense', (self.base[-2], 'dense', 0)),
+            ('dense-continued', ('dense', 'dense', 0)),
+            ('sparse-continued', ('sparse', 'sparse', k)),
+            ('the same weights, dense attention', ('sparse', 'dense', 0)),
+            (f'the same weights, k = {whole:,}', ('sparse', 'sparse', whole)),
+            ('warm-up only, then sparse', ('warmup', 'sparse', k)),
+            ('oracle: the heads\' mean picks', ('sparse', 'oracle', k)),
+            ('last-k window', ('sparse', 'window', k)),
+            ('random positions', ('sparse', 'random', k)),
+        ]
 
 
 # ---- collect
@@ -64,8 +90,7 @@ def log_line(seed, arm, line, every):
     return out
 
 
-def collect(raw):
-    os.makedirs(RESULTS, exist_ok=True)
+def collect(raw, settings):
     steps, exercises, text, totals = [], [], [], []
     for name in sorted(os.listdir(raw)):
         found = re.fullmatch(r'seed-(\d+)', name)
@@ -105,7 +130,7 @@ def collect(raw):
                 for c in r['chunks']:
                     all_, late = [0, 0.0, 0], [0, 0.0, 0]
                     for where, (n, loss, size) in c['by_position'].items():
-                        for sums in (all_, late) if int(where.split('-')[0]) >= LATE else (all_,):
+                        for sums in (all_, late) if int(where.split('-')[0]) >= settings.late else (all_,):
                             sums[0] += n
                             sums[1] += loss
                             sums[2] += size
@@ -114,14 +139,8 @@ def collect(raw):
                              'domain': parts[3], 'chunks': chunks})
     if not exercises:
         sys.exit(f'{raw}: no seed-N folder with results of tamis eval')
-    write_lines(os.path.join(RESULTS, 'steps.jsonl'), filter(None, steps))
-    write_lines(os.path.join(RESULTS, 'totals.jsonl'), totals)
-    write_lines(os.path.join(RESULTS, 'exercises.jsonl'), exercises)
-    write_lines(os.path.join(RESULTS, 'text.jsonl'), text)
-    for extra in ('sources.json', 'run.json'):
-        path = os.path.join(raw, extra)
-        if os.path.exists(path):
-            open(os.path.join(RESULTS, extra), 'w').write(open(path).read())
+    for name, lines in (('steps', filter(None, steps)), ('totals', totals), ('exercises', exercises), ('text', text)):
+        write_lines(os.path.join(settings.folder, name + '.jsonl'), lines)
 
 
 # ---- statistics
@@ -265,28 +284,24 @@ def plot(path, title, series, x_name, y_name, log_x=False):
 
 # ---- the page
 
-CONDITIONS = [  # name, (model, attention, k)
-    ('before the arms, dense', ('long', 'dense', 0)),
-    ('dense-continued', ('dense', 'dense', 0)),
-    ('sparse-continued', ('sparse', 'sparse', TOPK)),
-    ('the same weights, dense attention', ('sparse', 'dense', 0)),
-    ('the same weights, k = 4,096', ('sparse', 'sparse', 4096)),
-    ('warm-up only, then sparse', ('warmup', 'sparse', TOPK)),
-    ('oracle: the heads\' mean picks', ('sparse', 'oracle', TOPK)),
-    ('last-k window', ('sparse', 'window', TOPK)),
-    ('random positions', ('sparse', 'random', TOPK)),
-]
-BASE, DENSE, SPARSE = (c[1] for c in CONDITIONS[:3])
-SWEEP = [16, 32, 64, 128, 256, 512, 1024, 4096]
 GROUPS = [('Search', ('recall', 'needle')), ('Code', ('copy', 'induction')), ('Agent', ('variables',)),
           ('Math', ('arithmetic',))]
-TASKS = {'copy:words=64': 'copy, up to 64 words', 'induction:words=128': 'induction, up to 128 words',
-         'arithmetic': 'sums with their working, shorter than k',
-         'recall:queries=16': 'recall, as many keys as fit',
-         'needle:keys=1': 'needle, single', 'needle:keys=8,queries=8': 'needle, 8 keys',
-         'needle:keys=4,values=2,queries=4': 'needle, 4 keys of 2 values',
-         'variables:keys=2,hops=1': 'variables, 1 hop', 'variables:keys=2,hops=2': 'variables, 2 hops',
-         'variables:keys=2,hops=4': 'variables, 4 hops'}
+
+
+def task_name(task):
+    kind, _, rest = task.partition(':')
+    s = dict(part.split('=') for part in rest.split(',') if part)
+    if kind == 'recall':
+        return 'recall, ' + (f'{s["keys"]} keys' if int(s.get('keys', 0)) else 'as many keys as fit')
+    if kind == 'needle':
+        keys, values = int(s.get('keys', 1)), int(s.get('values', 1))
+        return 'needle, ' + ('single' if keys == 1 else f'{keys} keys') + (f' of {values} values' if values > 1 else '')
+    if kind == 'variables':
+        hops = int(s.get('hops', 2))
+        return f'variables, {hops} hop' + ('s' if hops > 1 else '')
+    if kind in ('copy', 'induction'):
+        return f'{kind}, up to {s.get("words", 16)} words'
+    return 'sums with their working, shorter than k'
 
 
 def group_of(task):
@@ -320,22 +335,26 @@ def mean_by_step(steps, seeds, arm, stage, key):
 
 
 class Page:
-    def __init__(self):
-        load = lambda name: read_lines(os.path.join(RESULTS, name))
+    def __init__(self, settings):
+        self.s = settings
+        self.base, self.dense, self.sparse = (c[1] for c in settings.conditions[:3])
+        load = lambda name: read_lines(os.path.join(settings.folder, name))
         self.steps, self.totals = load('steps.jsonl'), load('totals.jsonl')
         exercises, text = load('exercises.jsonl'), load('text.jsonl')
         self.exercises = exercises
         self.cells, self.cut = Cells(exercises, text), {}
-        self.run = json.load(open(os.path.join(RESULTS, 'run.json'), encoding='utf-8'))
-        self.sources = json.load(open(os.path.join(RESULTS, 'sources.json'), encoding='utf-8'))
+        self.run = settings.run
+        with open(os.path.join(RESULTS, 'sources.json'), encoding='utf-8') as f:
+            self.sources = json.load(f)
         has = lambda c: {s for m, a, k, _, _, s in self.cells.exercises if (m, a, k) == c}
-        self.seeds = sorted(has(DENSE) & has(SPARSE))
+        self.seeds = sorted(has(self.dense) & has(self.sparse))
         if not self.seeds:
             sys.exit('no seed has both arms')
-        cells = sorted({(t, c) for m, a, k, t, c, s in self.cells.exercises if (m, a, k) in (DENSE, SPARSE)},
+        arms = (self.dense, self.sparse)
+        cells = sorted({(t, c) for m, a, k, t, c, s in self.cells.exercises if (m, a, k) in arms},
                        key=lambda x: ([g for g, _ in GROUPS].index(group_of(x[0])), x[0], x[1]))
         self.rows = [('task', t, [c]) for t, c in cells
-                     if all(self.cells.units(a, ('task', t, [c]), s) for a in (DENSE, SPARSE) for s in self.seeds)]
+                     if all(self.cells.units(a, ('task', t, [c]), s) for a in arms for s in self.seeds)]
         self.domains = sorted({d for _, _, _, d, _ in self.cells.text}, reverse=True)
 
     # -- losses of the logs
@@ -354,7 +373,7 @@ class Page:
                 continue
             a, b = (sum(p[i] for p in pairs) / len(pairs) for i in (0, 1))
             each = ', '.join(f'{100 * (y / x - 1):+.2f}' for x, y in pairs)
-            out.append([group, f'{source.split("-")[0]}, held out, windows of 4,096 tokens: nats a token', f'{a:.4f}', f'{b:.4f}',
+            out.append([group, f'{source.split("-")[0]}, held out, windows of {self.s.longest:,} tokens: nats a token', f'{a:.4f}', f'{b:.4f}',
                         f'{100 * (b / a - 1):+.2f} % (seeds {each})'])
         return out
 
@@ -384,18 +403,18 @@ class Page:
             group = 'Code' if domain == 'code' else 'General'
             for late in (False, True):
                 row = ('text', domain, late)
-                a, b = (value(self.cells, c, row, self.seeds) for c in (DENSE, SPARSE))
+                a, b = (value(self.cells, c, row, self.seeds) for c in (self.dense, self.sparse))
                 if a is None or b is None:  # no text is that long
                     continue
-                name = f'{domain}, bits per byte' + (f', after {LATE:,} tokens' if late else '')
-                p = paired(self.cells, DENSE, SPARSE, [row], self.seeds, relative=True)
+                name = f'{domain}, bits per byte' + (f', after {self.s.late:,} tokens' if late else '')
+                p = paired(self.cells, self.dense, self.sparse, [row], self.seeds, relative=True)
                 out.append([group, name, percent(a, 4), percent(b, 4), interval(p, ' %')])
         for row in self.rows:
-            a, b = (value(self.cells, c, row, self.seeds) for c in (DENSE, SPARSE))
-            n = sum(len(self.words(SPARSE, row, s)) for s in self.seeds)
-            name = f'{TASKS.get(row[1], row[1])}, {row[2][0]:,} tokens ({n:,} answers)'
+            a, b = (value(self.cells, c, row, self.seeds) for c in (self.dense, self.sparse))
+            n = sum(len(self.words(self.sparse, row, s)) for s in self.seeds)
+            name = f'{task_name(row[1])}, {row[2][0]:,} tokens ({n:,} answers)'
             out.append([group_of(row[1]), name, percent(a), percent(b),
-                        interval(paired(self.cells, DENSE, SPARSE, [row], self.seeds))])
+                        interval(paired(self.cells, self.dense, self.sparse, [row], self.seeds))])
         order = ['General'] + [g for g, _ in GROUPS]
         out.sort(key=lambda r: order.index(r[0]))
         return table(['', 'Benchmark (exact match, percent, unless said)', 'dense-continued', 'sparse-continued',
@@ -407,14 +426,14 @@ class Page:
 
     def accuracy(self):
         rows = [r for r in self.rows if group_of(r[1]) != 'Math']
-        a, b = (average(self.cells, c, self.rows, self.seeds) for c in (DENSE, SPARSE))
-        return a, b, paired(self.cells, DENSE, SPARSE, self.rows, self.seeds), rows
+        a, b = (average(self.cells, c, self.rows, self.seeds) for c in (self.dense, self.sparse))
+        return a, b, paired(self.cells, self.dense, self.sparse, self.rows, self.seeds), rows
 
     # -- controls
 
     def control_cells(self):
         """The cells that every condition that was run has, and the sequences that all have."""
-        conditions = [c for _, c in CONDITIONS if any(k[:3] == c for k in self.cells.exercises)]
+        conditions = [c for _, c in self.s.conditions if any(k[:3] == c for k in self.cells.exercises)]
         rows = [r for r in self.rows
                 if all(self.cells.units(c, r, s) for c in conditions for s in self.seeds_of(c))]
         return conditions, rows
@@ -460,21 +479,24 @@ class Page:
 
     def plots(self):
         folder, made = os.path.join(ROOT, 'docs'), []
-        draw = lambda name, *a, **k: made.append(name) if plot(os.path.join(folder, name), *a, **k) else None
+        def draw(name, *a):
+            if plot(os.path.join(folder, f'{self.s.page}-{name}.svg'), *a):
+                made.append(name)
+
         arms = [(n, mean_by_step(self.steps, self.seeds, arm, (arm,), 'loss'))
                 for n, arm in (('dense-continued', 'dense'), ('sparse-continued', 'sparse'))]
         width = max(1, len(arms[0][1]) // 12)
-        draw('parity-loss.svg', 'Training loss of both arms on the same batches', [(n, smooth(p, width)) for n, p in arms],
+        draw('loss', 'Training loss of both arms on the same batches', [(n, smooth(p, width)) for n, p in arms],
              'step of the run', 'nats a token')
         a, b = dict(arms[0][1]), dict(arms[1][1])
         both = [(x, 100 * (b[x] / a[x] - 1)) for x in sorted(a) if x in b]
-        draw('parity-difference.svg', 'Loss of the sparse arm over the dense one on the same batch',
+        draw('difference', 'Loss of the sparse arm over the dense one on the same batch',
              [('each step', both), ('smoothed', smooth(both, width))], 'step of the run', 'percent')
-        base = mean_by_step(self.steps, self.seeds, 'base', ('adapt', 'short', 'long'), 'loss')
-        draw('parity-base.svg', 'Training loss before the arms', [('loss', smooth(base, 5))], 'step of the run', 'nats a token')
+        base = mean_by_step(self.steps, self.seeds, 'base', self.s.base[:-1], 'loss')
+        draw('base', 'Training loss before the arms', [('loss', smooth(base, 5))], 'step of the run', 'nats a token')
         kl = [('warm-up: every earlier token', mean_by_step(self.steps, self.seeds, 'base', ('warmup',), 'kl')),
               ('sparse: the selected', smooth(mean_by_step(self.steps, self.seeds, 'sparse', ('sparse',), 'kl'), width))]
-        draw('parity-kl.svg', 'KL of the indexer, mean over layers', kl, 'step of the run', 'nats a token')
+        draw('kl', 'KL of the indexer, mean over layers', kl, 'step of the run', 'nats a token')
         health = []
         for key, name in (('indexer_recall', 'recall of the best k'), ('indexer_mass', 'attention kept'),
                           ('indexer_worst_mass', '.. in the worst head'), ('indexer_window', 'within the last k')):
@@ -484,7 +506,7 @@ class Page:
             points = [p for arm, stage in (('base', ('warmup',)), ('sparse', ('sparse',)))
                       for p in mean_by_step(self.steps, self.seeds, arm, stage, key + '_mean')]
             health.append((name, points))
-        draw('parity-indexer.svg', f'What the indexer\'s {TOPK} keep, mean over layers', health, 'step of the run', 'share')
+        draw('indexer', f'What the indexer\'s {self.s.k} keep, mean over layers', health, 'step of the run', 'share')
         return made
 
     def acceptance(self, control):
@@ -492,51 +514,51 @@ class Page:
         a, b, p, _ = self.accuracy()
         lines = [f'Mean accuracy over the {len(self.rows)} cells: {a:.2f} % dense, {b:.2f} % sparse, difference '
                  f'{interval(p)} points: ' + ('within' if p[1] >= -1 else 'not shown to be within') + ' 1 point.']
-        learned = [r for r in self.rows if value(self.cells, DENSE, r, self.seeds) >= FLOOR]
-        q = paired(self.cells, DENSE, SPARSE, learned, self.seeds)
+        learned = [r for r in self.rows if value(self.cells, self.dense, r, self.seeds) >= FLOOR]
+        q = paired(self.cells, self.dense, self.sparse, learned, self.seeds)
         lines.append(f'Over the {len(learned)} of them where the dense arm answers at least {FLOOR} %: {interval(q)} points: '
                      + ('within' if q[1] >= -1 else 'not shown to be within') + ' 1 point.')
         q = self.last_steps()[1]
         lines.append(f'Loss of the last batches: {interval(q, " %")}: ' +
                      ('within' if q[2] <= 0.5 else 'not shown to be within') + ' 0.5 %.')
         for domain in self.domains:
-            q = paired(self.cells, DENSE, SPARSE, [('text', domain, False)], self.seeds, relative=True)
+            q = paired(self.cells, self.dense, self.sparse, [('text', domain, False)], self.seeds, relative=True)
             lines.append(f'Bits per byte, {domain}: {interval(q, " %")}: ' +
                          ('within' if q[2] <= 0.5 else 'not shown to be within') + ' 0.5 %.')
-        worst = min(((value(self.cells, SPARSE, r, self.seeds) - value(self.cells, DENSE, r, self.seeds), r)
+        worst = min(((value(self.cells, self.sparse, r, self.seeds) - value(self.cells, self.dense, r, self.seeds), r)
                      for r in self.rows), key=lambda x: x[0])
-        lines.append(f'The row that loses most: {TASKS.get(worst[1][1], worst[1][1])} at {worst[1][2][0]:,} tokens, '
+        lines.append(f'The row that loses most: {task_name(worst[1][1])} at {worst[1][2][0]:,} tokens, '
                      f'{worst[0]:+.2f} points.')
-        for name, condition in CONDITIONS[5:]:
+        for name, condition in self.s.conditions[5:]:
             if condition not in control[0]:
                 continue
             rows = [r for r in control[1] if group_of(r[1]) == 'Search']
             cut = self.limited(control[0], control[1])
             seeds = self.seeds_of(condition)
-            lines.append(f'Search, {name}: {interval(paired(cut, SPARSE, condition, rows, seeds))} points against '
+            lines.append(f'Search, {name}: {interval(paired(cut, self.sparse, condition, rows, seeds))} points against '
                          'sparse-continued.')
         whole, dense = ({k[3:]: c for k, c in self.cells.exercises.items() if k[:3] == condition}
-                        for condition in (('sparse', 'sparse', 4096), ('sparse', 'dense', 0)))
+                        for condition in (('sparse', 'sparse', self.s.longest), ('sparse', 'dense', 0)))
         words = {(e['model'], e['attention'], e['k'], e['task'], e['context'], e['seed']): e['results']
                  for e in self.exercises}
-        both = [(words[('sparse', 'sparse', 4096) + k], words[('sparse', 'dense', 0) + k]) for k in whole if k in dense]
+        both = [(words[('sparse', 'sparse', self.s.longest) + k], words[('sparse', 'dense', 0) + k]) for k in whole if k in dense]
         if both:
-            lines.append(f'The sparse arm with k = 4,096 against dense attention on the same weights: '
+            lines.append(f'The sparse arm with k = {self.s.longest:,} against dense attention on the same weights: '
                          f'{sum(x != y for a, b in both for x, y in zip(a, b)):,} of '
                          f'{sum(len(a.replace(" ", "")) for a, _ in both):,} answers differ.')
         far = [(e['beyond_topk'], e['stood_before']) for e in self.exercises
-               if (e['model'], e['attention'], e['k']) == SPARSE and group_of(e['task']) == 'Search']
+               if (e['model'], e['attention'], e['k']) == self.sparse and group_of(e['task']) == 'Search']
         lines.append(f'Of the answers of Search whose text stood before, {100 * sum(x for x, _ in far) / max(1, sum(y for _, y in far)):.0f} % '
-                     f'stood last more than {TOPK} positions back.')
+                     f'stood last more than {self.s.k} positions back.')
         return lines
 
     def drift(self, control):
         rows = control[1]
-        if BASE not in control[0]:
+        if self.base not in control[0]:
             return ''
         cut = self.limited(control[0], rows)
-        d = paired(cut, BASE, DENSE, rows, self.seeds_of(BASE))
-        s = paired(cut, DENSE, SPARSE, rows, self.seeds)
+        d = paired(cut, self.base, self.dense, rows, self.seeds_of(self.base))
+        s = paired(cut, self.dense, self.sparse, rows, self.seeds)
         return (f'Drift (dense-continued against the model before the arms) {interval(d)} points, sparsity '
                 f'(sparse against dense) {interval(s)} points, on the cells of this table.\n')
 
@@ -545,7 +567,7 @@ class Page:
         for t in self.totals:
             if t['seed'] in self.seeds:
                 by.setdefault(t['stage'], []).append(t)
-        order = ['adapt', 'short', 'long', 'warmup', 'dense', 'sparse']
+        order = [*self.s.base, 'dense', 'sparse']
         out = []
         for stage, ts in sorted(by.items(), key=lambda x: order.index(x[0]) if x[0] in order else 9):
             tokens, seconds = ts[0]['tokens'], sum(t['seconds'] for t in ts) / len(ts)
@@ -553,7 +575,7 @@ class Page:
         return table(['stage', 'steps', 'tokens of a seed', 'seconds, mean', 'tokens/s'], out)
 
     def sweep(self):
-        conditions = [('sparse', 'sparse', k) for k in SWEEP]
+        conditions = [('sparse', 'sparse', k) for k in self.s.sweep]
         conditions = [c for c in conditions if self.seeds_of(c)]
         rows = [r for r in self.rows if all(self.cells.units(c, r, s) for c in conditions for s in self.seeds_of(c))]
         if len(conditions) < 2 or not rows:
@@ -565,24 +587,24 @@ class Page:
             own = [r for r in rows if group_of(r[1]) == group]
             if own:
                 series.append((group, [(c[2], average(cut, c, own, self.seeds_of(c))) for c in conditions]))
-        plot(os.path.join(ROOT, 'docs/parity-topk.svg'), 'Exact match of the sparse arm against top-k', series,
+        plot(os.path.join(ROOT, f'docs/{self.s.page}-topk.svg'), 'Exact match of the sparse arm against top-k', series,
              'k (positions selected)', 'percent', log_x=True)
-        return ('\n![top-k sweep](parity-topk.svg)\n\n' +
+        return (f'![top-k sweep]({self.s.page}-topk.svg)\n\n' +
                 table(['k', *(g for g, _ in GROUPS), 'all', *(f'{d}, bpb' for d in self.domains), 'seeds'],
                       self.control_table(conditions, names, rows)))
 
     def write(self):
         made = self.plots()
         control = self.control_cells()
-        names = [n for n, c in CONDITIONS if c in control[0]]
-        cells = ', '.join(f'{TASKS.get(r[1], r[1])} at {r[2][0]:,}' for r in control[1])
-        image = lambda name, text: f'![{text}]({name})\n' if name in made else ''
+        names = [n for n, c in self.s.conditions if c in control[0]]
+        cells = ', '.join(f'{task_name(r[1])} at {r[2][0]:,}' for r in control[1])
+        image = lambda name, text: f'![{text}]({self.s.page}-{name}.svg)\n' if name in made else ''
         licences = table(['package', 'version', 'domain', 'licence'],
                          [[s['package'], s['version'], s['domain'], s['licence']] for s in self.sources])
         run = self.run
         parts = [
-            '# Sparse beside dense: the same training with and without top-k\n',
-            'This page is written by `bench/parity.py page` from `bench/results/parity`. It answers one question: what '
+            f'# {self.s.title}\n',
+            f'This page is written by `bench/parity.py page` from `{os.path.relpath(self.s.folder, ROOT)}`. It answers one question: what '
             'does a model lose that goes on training with DeepSeek Sparse Attention, against the same model that goes on '
             'with dense attention, on the same batches, from the same weights and moments?\n',
             '## What was run\n', *[x + '\n' for x in run['what']], self.totals_table(),
@@ -599,18 +621,18 @@ class Page:
             table(['', *(g for g, _ in GROUPS), 'all', *(f'{d}, bpb' for d in self.domains), 'seeds'],
                   self.control_table(control[0], names, control[1])), self.drift(control),
             '## Over the steps\n',
-            image('parity-loss.svg', 'training loss of both arms'),
-            image('parity-difference.svg', 'difference of the losses'),
-            image('parity-kl.svg', 'KL of the indexer'),
-            image('parity-indexer.svg', 'recall and mass of the selection'),
-            image('parity-base.svg', 'training loss before the arms'),
+            image('loss', 'training loss of both arms'),
+            image('difference', 'difference of the losses'),
+            image('kl', 'KL of the indexer'),
+            image('indexer', 'recall and mass of the selection'),
+            image('base', 'training loss before the arms'),
             '## Top-k\n', self.sweep() or 'Not run.\n',
             '## Data\n',
             'Text: Debian packages under permissive licences, split by file into training and held out by a hash of the '
             'path, a line kept once over all of them (`bench/parity_text.py`). The licence is that of nearly all of a package; its copyright file has the rest. Exercises: docs/training.md, other seeds '
             'for the evaluation.\n', licences,
             '## Again\n', run['again'] + '\n']
-        with open(os.path.join(ROOT, 'docs/parity.md'), 'w', encoding='utf-8') as f:
+        with open(os.path.join(ROOT, f'docs/{self.s.page}.md'), 'w', encoding='utf-8') as f:
             f.write('\n'.join(p for p in parts if p is not None))
 
 
@@ -618,12 +640,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('what', choices=['collect', 'page'])
     parser.add_argument('raw', nargs='?')
+    parser.add_argument('experiment', nargs='?')
     args = parser.parse_args()
     if args.what == 'collect':
-        if not args.raw:
-            parser.error('collect wants the folder RAW')
-        return collect(args.raw)
-    Page().write()
+        if not args.experiment:
+            parser.error('collect wants the folder RAW and the name of the experiment')
+        return collect(args.raw, Settings(os.path.join(RESULTS, args.experiment)))
+    for name in sorted(os.listdir(RESULTS)):
+        if os.path.exists(os.path.join(RESULTS, name, 'steps.jsonl')):
+            Page(Settings(os.path.join(RESULTS, name))).write()
     return None
 
 

@@ -63,8 +63,9 @@ TaskSettings task_from_text(std::string_view text) {
   const size_t colon = std::min(text.find(':'), text.size());
   s.kind = task_from_name(text.substr(0, colon));
   const std::pair<std::string_view, int64_t*> keys[] = {
-      {"keys", &s.keys},   {"values", &s.values}, {"queries", &s.queries}, {"hops", &s.hops},
-      {"words", &s.words}, {"terms", &s.terms},   {"digits", &s.digits}};
+      {"keys", &s.keys},     {"values", &s.values},      {"queries", &s.queries},
+      {"hops", &s.hops},     {"words", &s.words},        {"terms", &s.terms},
+      {"digits", &s.digits}, {"syllables", &s.syllables}};
   for (std::string_view rest = text.substr(std::min(colon + 1, text.size())); !rest.empty();) {
     const size_t comma = std::min(rest.find(','), rest.size());
     const std::string_view setting = rest.substr(0, comma);
@@ -74,8 +75,9 @@ TaskSettings task_from_text(std::string_view text) {
       return equals != std::string_view::npos && k.first == setting.substr(0, equals);
     });
     if (key == std::end(keys)) {
-      throw UsageError("task '" + printable(text) + "': '" + printable(setting) +
-                       "': want keys, values, queries, hops, words, terms or digits = a number");
+      throw UsageError(
+          "task '" + printable(text) + "': '" + printable(setting) +
+          "': want keys, values, queries, hops, words, terms, digits or syllables = a number");
     }
     *key->second = number_of(setting.substr(equals + 1), text);
   }
@@ -89,8 +91,8 @@ TaskSettings task_from_text(std::string_view text) {
   want("hops", s.hops, 0);
   want("words", s.words, 2);
   want("terms", s.terms, 2);
-  want("digits", s.digits, 1);
   if (s.digits > 9) throw UsageError("task '" + printable(text) + "': digits is at most 9");
+  if (s.syllables > 4) throw UsageError("task '" + printable(text) + "': syllables is at most 4");
   return s;
 }
 

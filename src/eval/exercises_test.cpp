@@ -18,11 +18,12 @@ TEST(TaskFromText, ReadsSettings) {
   EXPECT_EQ(s.values, 2);
   EXPECT_EQ(s.queries, 3);
   EXPECT_EQ(task_from_text("copy").words, TaskSettings().words);
+  EXPECT_EQ(task_from_text("recall:syllables=1,digits=2").syllables, 1);
   EXPECT_EQ(task_from_text("induction:words=300").words, 300);
   for (const char* wrong :
        {"", "copies", "copy:word=3", "copy:words", "copy:words=", "copy:words=x", "copy:words=1",
         "needle:queries=0", "copy:words=3,,", "recall:keys=-1", "arithmetic:digits=10",
-        "copy:words=99999999999999999999"}) {
+        "copy:syllables=5", "copy:words=99999999999999999999"}) {
     EXPECT_THROW(task_from_text(wrong), UsageError) << wrong;
   }
 }

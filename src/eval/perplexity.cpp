@@ -15,7 +15,7 @@ namespace {
 // long range behind the many tokens at short range.
 std::vector<PositionLoss> position_ranges(int64_t context) {
   std::vector<PositionLoss> ranges;
-  for (int64_t first = 1, end = 256; first < context; first = end, end *= end == 256 ? 4 : 2) {
+  for (int64_t first = 1, end = 256; first < context; first = end, end *= 2) {
     ranges.push_back({first, end - 1, {}});
   }
   return ranges;

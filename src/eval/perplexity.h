@@ -44,7 +44,7 @@ struct ChunkLoss {
 struct PerplexityResult {
   MeanLoss total;                         // nats
   std::vector<ChunkLoss> chunks;          // in order
-  std::vector<PositionLoss> by_position;  // 1-255, 256-1023, 1024-2047, 2048-4095, doubling
+  std::vector<PositionLoss> by_position;  // 1-255, 256-511, 512-1023, doubling
   int64_t read_tokens = 0;                // tokens of the chunks, scored or not
   double perplexity() const;
   // Of `bytes` bytes of text that the tokens read stand for.

@@ -129,7 +129,7 @@ TEST_F(PerplexityTest, RangesOfContext) {
   EXPECT_EQ(r.by_position[0].first, 1);
   EXPECT_EQ(r.by_position[0].last, 255);
   EXPECT_EQ(r.by_position[0].loss.tokens, 255);
-  EXPECT_EQ(r.by_position[1].last, 1023);
+  EXPECT_EQ(r.by_position[1].last, 511);
   EXPECT_EQ(r.by_position[1].loss.tokens, 44);
   EXPECT_NEAR(r.by_position[0].loss.sum + r.by_position[1].loss.sum, r.total.sum,
               1e-12 * r.total.sum);

@@ -19,7 +19,11 @@ Mixture::Mixture(const std::vector<SourceSpec>& sources, const std::string& toke
   for (const SourceSpec& spec : specs_) {
     Source source;
     if (spec.task) {
-      source.task = std::make_unique<SyntheticTask>(*spec.task, load(), kEndToken);
+      try {
+        source.task = std::make_unique<SyntheticTask>(*spec.task, load(), kEndToken);
+      } catch (const UsageError& e) {
+        throw InputError(e.what());
+      }
       vocab_size_ = std::max(vocab_size_, load().vocab_size());
     } else {
       std::shared_ptr<const TokenData>& data = shards[spec.shards];
@@ -101,8 +105,10 @@ std::string Mixture::checksum() const {
       continue;
     }
     const TaskSettings& t = *specs_[i].task;
-    text += fmt::format("{} {} {} {} {} {} {} {} {}", task_name(t.kind), t.keys, t.values,
-                        t.queries, t.hops, t.words, t.terms, t.digits, t.min_length);
+    text +=
+        fmt::format("{} {} {} {} {} {} {} {} {}", task_name(t.kind), t.keys, t.values, t.queries,
+                    t.hops, t.words, t.terms, t.digits == 0 ? 3 : t.digits, t.min_length);
+    if (t.syllables > 0) text += fmt::format(" {}", t.syllables);
   }
   return checksum_hex(std::as_bytes(std::span(text)));
 }

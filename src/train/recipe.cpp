@@ -137,10 +137,9 @@ TaskSettings read_task(Table& t) {
   if (is({K::kNeedle})) t.get("values", s.values, 1, kMany);
   if (is({K::kVariables})) t.get("hops", s.hops, 1, kMany);
   if (is({K::kCopy, K::kInduction})) t.get("words", s.words, 2, kMany);
-  if (is({K::kArithmetic})) {
-    t.get("terms", s.terms, 2, 100);
-    t.get("digits", s.digits, 1, 12);
-  }
+  if (is({K::kArithmetic})) t.get("terms", s.terms, 2, 100);
+  if (!is({K::kCopy, K::kInduction})) t.get("digits", s.digits, 1, 12);
+  if (!is({K::kArithmetic})) t.get("syllables", s.syllables, 0, 4);
   return s;
 }
 

@@ -1,5 +1,7 @@
 #include "train/synthetic_tasks.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <set>
 #include <utility>
@@ -15,21 +17,34 @@ constexpr std::pair<TaskKind, std::string_view> kNames[] = {
     {TaskKind::kVariables, "variables"}, {TaskKind::kCopy, "copy"},
     {TaskKind::kInduction, "induction"}, {TaskKind::kArithmetic, "arithmetic"}};
 
-std::string word(Random& random) {
-  constexpr std::string_view kConsonants = "bdfgjklmnprstvz", kVowels = "aeiou";
+constexpr std::string_view kConsonants = "bdfgjklmnprstvz", kVowels = "aeiou";
+
+// Of so many syllables; 0: two to four.
+std::string word(Random& random, int64_t syllables) {
   std::string out;
-  for (int64_t syllables = 2 + random.below(3); syllables > 0; --syllables) {
+  if (syllables == 0) syllables = 2 + random.below(3);
+  for (; syllables > 0; --syllables) {
     out += kConsonants[static_cast<size_t>(random.below(kConsonants.size()))];
     out += kVowels[static_cast<size_t>(random.below(kVowels.size()))];
   }
   return out;
 }
 
-std::vector<std::string> different_words(Random& random, int64_t count) {
+// How many words there are, as far as anything asks for so many.
+int64_t words_of(int64_t syllables) {
+  constexpr auto kSyllables = static_cast<int64_t>(kConsonants.size() * kVowels.size());
+  int64_t count = 1;
+  for (int64_t i = 0; i < (syllables == 0 ? 4 : std::min<int64_t>(4, syllables)); ++i) {
+    count *= kSyllables;
+  }
+  return count;
+}
+
+std::vector<std::string> different_words(Random& random, int64_t count, int64_t syllables) {
   std::vector<std::string> words;
   std::set<std::string> known;
   while (static_cast<int64_t>(words.size()) < count) {
-    std::string w = word(random);
+    std::string w = word(random, syllables);
     if (known.insert(w).second) words.push_back(std::move(w));
   }
   return words;
@@ -82,6 +97,27 @@ int64_t total(const std::vector<std::vector<int32_t>>& lines) {
   return static_cast<int64_t>(sum);
 }
 
+// Of one exercise, and different from each other.
+int64_t words_at_once(const TaskSettings& s) {
+  switch (s.kind) {
+    case TaskKind::kRecall:
+      return s.keys;
+    case TaskKind::kNeedle:
+      return std::max<int64_t>(1, s.keys);
+    case TaskKind::kVariables:
+      return std::max<int64_t>(1, s.keys) * (s.hops + 1);
+    case TaskKind::kInduction:
+      return s.words;
+    default:
+      return 1;
+  }
+}
+
+int64_t own_digits(TaskKind kind) {
+  if (kind == TaskKind::kVariables) return 5;
+  return kind == TaskKind::kArithmetic ? 3 : 4;
+}
+
 }  // namespace
 
 TaskKind task_from_name(std::string_view name) {
@@ -103,6 +139,12 @@ SyntheticTask::SyntheticTask(const TaskSettings& settings, const Tokenizer& toke
   end_ = *end;
   Random random(1, 1);  // the sentences are the same for every seed
   for (int i = 0; i < 512; ++i) sentences_.push_back(encode(sentence(random)));
+  if (settings_.digits == 0) settings_.digits = own_digits(settings_.kind);
+  if (words_at_once(settings_) > words_of(settings_.syllables)) {
+    throw UsageError(fmt::format("task {}: {} different words of {} syllables; there are {}",
+                                 task_name(settings_.kind), words_at_once(settings_),
+                                 settings_.syllables, words_of(settings_.syllables)));
+  }
 }
 
 std::vector<int32_t> SyntheticTask::encode(const std::string& text) const {
@@ -148,8 +190,10 @@ SyntheticTask::Exercise SyntheticTask::recall(Random& random, int64_t room) cons
   std::set<std::string> known;
   // A question is as long as its line, the two of them the longest that the line was.
   int64_t longest = 0, left = room - 1;
-  while (settings_.keys == 0 || static_cast<int64_t>(keys.size()) < settings_.keys) {
-    std::string key = word(random), value = number_of(random, 4);
+  const int64_t most = settings_.keys > 0 ? settings_.keys : words_of(settings_.syllables);
+  while (static_cast<int64_t>(keys.size()) < most) {
+    std::string key = word(random, settings_.syllables);
+    std::string value = number_of(random, settings_.digits);
     if (!known.insert(key).second) continue;
     const std::vector<int32_t> line = encode(key + " = " + value + "\n");
     const auto size = static_cast<int64_t>(line.size());
@@ -172,14 +216,15 @@ SyntheticTask::Exercise SyntheticTask::recall(Random& random, int64_t room) cons
 
 SyntheticTask::Exercise SyntheticTask::needle(Random& random, int64_t room) const {
   const int64_t keys = std::max<int64_t>(1, settings_.keys);
-  const std::vector<std::string> names = different_words(random, keys);
+  const std::vector<std::string> names = different_words(random, keys, settings_.syllables);
   struct Line {
     size_t key;
     std::string value;
   };
   std::vector<Line> needles;
   for (size_t k = 0; k < names.size(); ++k) {
-    for (int64_t v = 0; v < settings_.values; ++v) needles.push_back({k, number_of(random, 4)});
+    for (int64_t v = 0; v < settings_.values; ++v)
+      needles.push_back({k, number_of(random, settings_.digits)});
   }
   shuffle(random, needles);
   std::vector<std::vector<int32_t>> lines;
@@ -205,9 +250,10 @@ SyntheticTask::Exercise SyntheticTask::needle(Random& random, int64_t room) cons
 
 SyntheticTask::Exercise SyntheticTask::variables(Random& random, int64_t room) const {
   const int64_t chains = std::max<int64_t>(1, settings_.keys), links = settings_.hops + 1;
-  const std::vector<std::string> names = different_words(random, chains * links);
+  const std::vector<std::string> names =
+      different_words(random, chains * links, settings_.syllables);
   std::vector<std::string> values;
-  for (int64_t c = 0; c < chains; ++c) values.push_back(number_of(random, 5));
+  for (int64_t c = 0; c < chains; ++c) values.push_back(number_of(random, settings_.digits));
   // Chains mixed, each in its own order.
   std::vector<int64_t> order;
   for (int64_t i = 0; i < chains * links; ++i) order.push_back(i % chains);
@@ -238,7 +284,8 @@ SyntheticTask::Exercise SyntheticTask::variables(Random& random, int64_t room) c
 SyntheticTask::Exercise SyntheticTask::copy(Random& random) const {
   Exercise e;
   std::string text;
-  for (int64_t n = 1 + random.below(settings_.words); n > 0; --n) text += " " + word(random);
+  for (int64_t n = 1 + random.below(settings_.words); n > 0; --n)
+    text += " " + word(random, settings_.syllables);
   add(e, text, false);
   add(e, " |", false);
   add(e, text, true);
@@ -248,7 +295,7 @@ SyntheticTask::Exercise SyntheticTask::copy(Random& random) const {
 SyntheticTask::Exercise SyntheticTask::induction(Random& random) const {
   Exercise e;
   const int64_t n = 2 + random.below(settings_.words - 1);
-  const std::vector<std::string> words = different_words(random, n);
+  const std::vector<std::string> words = different_words(random, n, settings_.syllables);
   const auto asked = static_cast<size_t>(random.below(n - 1));
   for (const std::string& w : words) add(e, " " + w, false);
   add(e, " | " + words[asked], false);
@@ -325,6 +372,8 @@ void SyntheticTask::append(uint64_t seed, int64_t number, int64_t length, MicroB
     Exercise e = make(random, room);
     // A short exercise that was drawn too long for a whole sequence is drawn again.
     for (int i = 0; i < 100 && e.ids.empty() && !any; ++i) e = make(random, room);
+    // And so is a longer one if min_length was too little.
+    for (int i = 0; i < 100 && e.ids.empty() && !any && room < left; ++i) e = make(random, left);
     if (e.ids.empty()) break;
     any = true;
     left -= e.size();
@@ -336,9 +385,9 @@ void SyntheticTask::append(uint64_t seed, int64_t number, int64_t length, MicroB
     batch.begins.push_back(batch.tokens());
   }
   if (!any) {
-    throw UsageError("task " + std::string(task_name(settings_.kind)) + ": " +
-                     std::to_string(length) +
-                     " tokens have no room for it; want longer sequences or a smaller exercise");
+    throw UsageError(fmt::format(
+        "task {}: {} tokens have no room for it; want longer sequences or a smaller exercise",
+        task_name(settings_.kind), length));
   }
 }
 

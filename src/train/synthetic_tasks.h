@@ -12,7 +12,8 @@
 //   induction   words without repetition, a bar, one of them; then the word that followed it
 //   arithmetic  "37 + 5 - 12 = 42 - 12 = 30": sums with their working
 //
-// Keys are words of two to four syllables drawn from the seed; an exercise has no key twice.
+// Keys are words of two to four syllables drawn from the seed; an exercise has no key twice. Fewer
+// syllables, digits and keys make exercises that are learned sooner.
 #pragma once
 
 #include <cstdint>
@@ -41,13 +42,16 @@ struct TaskSettings {
   int64_t hops = 2;        // variables: links of a chain after its first
   int64_t words = 16;      // copy, induction: at most
   int64_t terms = 4;       // arithmetic: at most
-  int64_t digits = 3;      // arithmetic: of a term, at most
+  int64_t digits = 0;      // recall, needle, variables: of a value; arithmetic: of a term, at most;
+                           // 0: 4, variables 5, arithmetic 3
+  int64_t syllables = 0;   // of a word; 0: two to four
   int64_t min_length = 0;  // tokens of an exercise with a long prompt; 0: all of the sequence
 };
 
 class SyntheticTask {
  public:
-  // InputError if the tokenizer lacks `end_token`.
+  // InputError if the tokenizer lacks `end_token`; UsageError if an exercise wants more different
+  // words than have so many syllables.
   SyntheticTask(const TaskSettings& settings, const Tokenizer& tokenizer,
                 const std::string& end_token);
 

@@ -133,6 +133,36 @@ TEST_F(Tasks, RecallAsksForItsLines) {
   EXPECT_EQ(split(many(s)[0].whole, " = ").size(), 5U);
 }
 
+TEST_F(Tasks, AreEasierWithFewShortKeys) {
+  TaskSettings s;
+  s.keys = 6;
+  s.queries = 6;
+  s.syllables = 1;
+  s.digits = 2;
+  s.min_length = 120;
+  for (const Text& t : many(s)) {
+    const std::vector<std::string> lines = split(t.whole, "\n");
+    ASSERT_EQ(lines.size(), 13U) << t.whole;
+    for (size_t i = 0; i < 6; ++i) EXPECT_EQ(lines[i].size(), std::string("ba = 12").size());
+    EXPECT_EQ(words_of(t.answers).size(), 6U);
+  }
+  s.keys = 0;  // all there are, if they fit
+  s.min_length = 0;
+  EXPECT_EQ(split(texts(batch(s, 0, 2000))[0].whole, " = ").size(), 76U);
+  s.keys = 76;
+  EXPECT_THROW(batch(s, 0, 2000), UsageError);
+  s.syllables = 2;
+  EXPECT_EQ(split(texts(batch(s, 0, 2000))[0].whole, " = ").size(), 77U);
+}
+
+TEST_F(Tasks, FitWhereTheLeastLengthIsTooLittle) {
+  TaskSettings s;
+  s.kind = TaskKind::kNeedle;
+  s.keys = 4;
+  s.min_length = 8;
+  for (const Text& t : many(s)) EXPECT_GE(split(t.whole, "The code of ").size(), 6U);
+}
+
 TEST_F(Tasks, NeedlesStandInTheText) {
   TaskSettings s;
   s.kind = TaskKind::kNeedle;
