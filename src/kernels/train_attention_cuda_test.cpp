@@ -8,7 +8,7 @@
 #include <string>
 
 #include "kernels/indexer_kl/indexer_kl_impl.h"
-#include "kernels/indexer_select/indexer_select_train.h"
+#include "kernels/indexer_select/indexer_select_impl.h"
 #include "kernels/mla_dense/mla_dense_backward_impl.h"
 #include "kernels/mla_sparse/mla_sparse_backward_impl.h"
 #include "kernels/test_weight.h"
@@ -589,7 +589,8 @@ class IndexProblem {
 
 constexpr IndexShape kIndexShapes[] = {{4, 128}, {1, 20}, {3, 7}, {64, 32}};
 
-// Through scores in memory (size 40), and in tiles; factors apart, and rounded to bf16.
+// Through scores in memory (size 40), in tiles, and in tiles over a selection (size -k); factors
+// apart, and rounded to bf16.
 TEST_F(TrainAttentionCuda, WarmUpLossIsTheReference) {
   for (const bool bf16 : {false, true}) {
     if (bf16) {
@@ -605,11 +606,22 @@ TEST_F(TrainAttentionCuda, WarmUpLossIsTheReference) {
         const Device<float> q(context(), attention.q), kv(context(), attention.kv);
         const Device<float> k_pe(context(), attention.k_pe);
         const MlaSequence<float> in = attention.sequence(q.data(), kv.data(), k_pe.data());
-        for (const int64_t size : {0, 40}) {
+        for (const int64_t size : {0, 40, -1, -33, -400}) {
+          const int64_t words = selection_words(tokens);
+          std::vector<uint64_t> bits(static_cast<size_t>(tokens * selection_words_in_all(tokens)));
+          KernelContext host(1);
+          if (size < 0) {
+            const std::vector<int32_t> indices = selection(tokens, -size);
+            mask_selection(host, {indices.data(), tokens, -size, {}, bits.data(), tokens, words});
+          }
+          const Device<uint64_t> there(context(), bits);
+          const auto mask = [&](const uint64_t* at) {
+            return size < 0 ? SelectionMask{at, tokens, words} : SelectionMask();
+          };
           const auto once = [&] {
             return p.run(context(), [&](const IndexerSequence<float>& x) {
-              if (size == 0) return indexer_kl_dense<float>(context(), {x, in});
-              indexer_kl_dense_cuda_by(context(), {x, in}, size);
+              if (size > 0) return indexer_kl_dense_cuda_by(context(), {x, in}, size);
+              indexer_kl_dense<float>(context(), {x, in, {}, nullptr, mask(there.data())});
             });
           };
           const IndexGradients got = once(), again = once();
@@ -619,9 +631,8 @@ TEST_F(TrainAttentionCuda, WarmUpLossIsTheReference) {
             const Doubles q2(attention.q.begin(), attention.q.end());
             const Doubles kv2(attention.kv.begin(), attention.kv.end());
             const Doubles pe2(attention.k_pe.begin(), attention.k_pe.end());
-            KernelContext host(1);
-            indexer_kl_dense_reference<double>(
-                host, {x, attention.sequence(q2.data(), kv2.data(), pe2.data())});
+            const MlaSequence<double> exact = attention.sequence(q2.data(), kv2.data(), pe2.data());
+            indexer_kl_dense_reference<double>(host, {x, exact, {}, nullptr, mask(bits.data())});
           });
           if (HasFatalFailure()) return;
         }

@@ -10,6 +10,7 @@
 #include "kernels/indexer_kl/indexer_health.h"  // what the indexer's choice covers
 #include "kernels/indexer_kl/indexer_kl.h"      // what the indexer learns from
 #include "kernels/indexer_select/indexer_select_train.h"
+#include "kernels/indexer_select/mask_selection.h"
 #include "kernels/layer_norm/layer_norm_backward.h"
 #include "kernels/matmul/grouped_matmul.h"
 #include "kernels/matmul/matmul.h"  // every product of the backward pass

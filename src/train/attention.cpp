@@ -17,6 +17,13 @@ void for_each_sequence(const Pass<T>& p, const Body& body) {
   }
 }
 
+template <typename T>
+int64_t longest_sequence(const Pass<T>& p) {
+  int64_t longest = 0;
+  for_each_sequence(p, [&](int64_t, int64_t count) { longest = std::max(longest, count); });
+  return longest;
+}
+
 // Runs body(begin, count, sequences) for what sparse operations take at once: every sequence on a
 // GPU, one after the other on a CPU.
 template <typename T, typename Body>
@@ -25,9 +32,7 @@ void for_each_selection(const Pass<T>& p, const Body& body) {
     return for_each_sequence(
         p, [&](int64_t begin, int64_t count) { body(begin, count, TokenSequences()); });
   }
-  int64_t longest = 0;
-  for_each_sequence(p, [&](int64_t, int64_t count) { longest = std::max(longest, count); });
-  body(0, p.tokens(), TokenSequences{p.state.position.data(), longest});
+  body(0, p.tokens(), TokenSequences{p.state.position.data(), longest_sequence(p)});
 }
 
 template <typename T>
@@ -148,7 +153,8 @@ void select(Pass<T>& p, int64_t l) {
   const ModelConfig& m = p.config;
   const Workspace<T>& work = p.state.work;
   const int64_t k = p.objective.topk, width = m.index_heads * m.index_dim;
-  int32_t* indices = sized(p, p.layer(l).indices, p.tokens() * k);
+  int32_t* indices =
+      sized(p, p.masked() ? p.state.work.indices : p.layer(l).indices, p.tokens() * k);
   for_each_selection(p, [&](int64_t b, int64_t n, const TokenSequences& sequences) {
     ForwardOps<T>::select(
         p.kernels,
@@ -156,6 +162,25 @@ void select(Pass<T>& p, int64_t l) {
          work.index_k.data() + b * m.index_dim, n, m.index_heads, m.index_dim, k, sequences},
         indices + b * k);
   });
+}
+
+// The bits of that selection.
+template <typename T>
+void mask(Pass<T>& p, int64_t l) {
+  const int64_t k = p.objective.topk, longest = longest_sequence(p);
+  uint64_t* bits = sized(p, p.layer(l).selected, p.tokens() * selection_words_in_all(longest));
+  for_each_selection(p, [&](int64_t b, int64_t n, const TokenSequences& sequences) {
+    mask_selection(p.kernels, {p.state.work.indices.data() + b * k, n, k, sequences, bits + b,
+                               p.tokens(), selection_words(longest)});
+  });
+}
+
+// What layer l attends to in the expanded form.
+template <typename T>
+SelectionMask mask_of(const Pass<T>& p, int64_t l) {
+  const Buffer<uint64_t>& bits = p.layer(l).selected;
+  if (bits.empty()) return {};
+  return {bits.data(), p.tokens(), selection_words(longest_sequence(p))};
 }
 
 // ---- attention of each sequence
@@ -255,12 +280,12 @@ void learn_indexer(Pass<T>& p, int64_t l) {
   sized(p, work.d_index_q, n * m.index_heads * m.index_dim);
   sized(p, work.d_index_w, n * m.index_heads);
   sized(p, work.d_index_k, n * m.index_dim);
-  if (!p.sparse()) {
+  if (!p.gathered()) {
     gather_heads(p, l);
     // Row sums are of this rank's heads.
     const T* log_sum = p.groups.tensor == nullptr ? p.layer(l).log_sum.data() : nullptr;
     indexer_kl_dense<T>(p.kernels, {index_sequence(p, l, 0, n), all_heads_of_sequence(p, l, 0, n),
-                                    p.batch.begins, log_sum});
+                                    p.batch.begins, log_sum, mask_of(p, l)});
     return index_backward(p, l);
   }
   for_each_selection(p, [&](int64_t begin, int64_t count, const TokenSequences& sequences) {
@@ -319,7 +344,7 @@ void measure_on_host(Pass<T>& p, int64_t l) {
 // Compares the indexer's choice with dense attention.
 template <typename T>
 void measure_indexer(Pass<T>& p, int64_t l) {
-  if (p.sparse()) expand(p, l);
+  if (p.gathered()) expand(p, l);
   gather_heads(p, l);
   if (p.kernels.device() != nullptr) return measure_on_host(p, l);
   const ModelConfig& m = p.config;
@@ -338,14 +363,14 @@ void measure_indexer(Pass<T>& p, int64_t l) {
   });
 }
 
-// o [tokens, heads, v_head] in the expanded form.
+// o [tokens, heads, v_head] in the expanded form, over everything or the layer's mask.
 template <typename T>
 void attend_dense(Pass<T>& p, int64_t l) {
   const ModelConfig& m = p.config;
   LayerState<T>& a = p.layer(l);
   const int64_t n = p.tokens();
   expand(p, l);
-  ForwardOps<T>::attend_dense(p.kernels, dense_sequence(p, l, 0, n), p.batch.begins,
+  ForwardOps<T>::attend_dense(p.kernels, dense_sequence(p, l, 0, n), p.batch.begins, mask_of(p, l),
                               sized(p, a.o, n * m.num_heads * m.v_head),
                               sized(p, a.log_sum, n * m.num_heads));
 }
@@ -373,7 +398,7 @@ void absorb(Pass<T>& p, int64_t l) {
   matmuls<T>(p.kernels, list);
 }
 
-// The same in the absorbed form over the selection: o = W_UV sum P c_kv.
+// The same in the absorbed form over the gathered selection: o = W_UV sum P c_kv.
 template <typename T>
 void attend_sparse(Pass<T>& p, int64_t l) {
   const ModelConfig& m = p.config;
@@ -413,7 +438,7 @@ void attend_dense_backward(Pass<T>& p, int64_t l) {
   sized(p, work.dkv, n * kv);
   mla_dense_backward<T>(p.kernels, {dense_sequence(p, l, 0, n), work.d_o.data(), work.dq.data(),
                                     work.dkv.data(), work.dk_pe.data(), p.batch.begins,
-                                    p.layer(l).o.data(), p.layer(l).log_sum.data()});
+                                    p.layer(l).o.data(), p.layer(l).log_sum.data(), mask_of(p, l)});
   const int64_t kv_b = p.slots(l).kv_b;
   products_backward<T>(p.kernels, {work.dkv.data(), kv, a.c_kv.data(), m.kv_lora, n, p.w + kv_b, kv,
                                    m.kv_lora, work.dc_kv.data(), false, p.grad + kv_b});
@@ -484,10 +509,12 @@ void attention_forward(Pass<T>& p, int64_t l) {
   queries_and_latents(p, l);
   const bool own = p.layer_config(l).indexer == IndexerKind::kOwn;
   if (own && (p.sparse() || p.objective.train_indexer || p.measures())) index_forward(p, l);
-  if (own && p.sparse()) {
-    select(p, l);
+  a.selected.clear();
+  if (own && p.sparse()) select(p, l);
+  if (own && p.gathered()) {
     attend_sparse(p, l);
   } else {
+    if (own && p.masked()) mask(p, l);
     attend_dense(p, l);
   }
   if (own && p.objective.train_indexer) learn_indexer(p, l);

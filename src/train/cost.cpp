@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kernels/selection_mask.h"
+
 namespace tamis {
 namespace {
 
@@ -41,7 +43,8 @@ double flops_per_token(const ModelConfig& c, const ParameterTable& table, const 
   const double pairs = sparse ? mean_pairs(s.length, s.topk) : all;
   const double expanded = as_double(c.nope + c.rope + c.v_head);
   const double absorbed = as_double(2 * c.kv_lora + c.rope);
-  const double attention = 2 * heads * pairs * (sparse ? absorbed : expanded);
+  const bool gathered = sparse && !s.masked;
+  const double attention = 2 * heads * pairs * (gathered ? absorbed : expanded);
   double total = 0;
   if (s.trains_model()) {
     total += 6 * as_double(n.active) + layers * attention * 3.5;
@@ -54,8 +57,7 @@ double flops_per_token(const ModelConfig& c, const ParameterTable& table, const 
   if (sparse) total += layers * all * index_pair;
   total += 2 * as_double(n.indexer);
   if (s.trains_indexer()) {
-    const double target =
-        2 * heads * pairs * (sparse ? as_double(c.kv_lora + c.rope) : as_double(c.nope + c.rope));
+    const double target = 2 * heads * pairs * as_double((gathered ? c.kv_lora : c.nope) + c.rope);
     total += 2 * as_double(n.indexer) + layers * (pairs * index_pair * 3 + target);
   }
   return total;
@@ -68,14 +70,16 @@ struct LayerBytes {
 };
 
 // The vectors of pass.h, LayerState and ExpandedState.
-LayerBytes layer_bytes(const ModelConfig& c, const Stage& s, const LayerConfig& layer) {
+LayerBytes layer_bytes(const ModelConfig& c, const Stage& s, const LayerConfig& layer,
+                       int64_t length) {
   const bool moe = layer.ffn == FfnKind::kMoe;
   const int64_t d = c.hidden_size, chosen = c.experts_per_token, heads = c.num_heads;
   const int64_t mlp = moe ? c.moe_intermediate * c.num_shared_experts : c.intermediate;
   LayerBytes b;
   b.kept = 2 * d + c.q_lora + c.kv_lora + c.rope + heads * c.v_head + 2 * mlp;
   b.expanded = c.q_lora + heads * c.qk_head() + c.kv_lora + c.rope;
-  if (s.sparse()) {
+  if (s.sparse() && s.masked) b.kept += 2 * selection_words_in_all(length);
+  if (s.sparse() && !s.masked) {
     b.kept += heads * c.kv_lora + s.topk;
     b.expanded += heads * c.kv_lora;
   } else {
@@ -93,13 +97,13 @@ int64_t activation_bytes(const ModelConfig& config, const Stage& s) {
   const size_t layers = config.layers.size();
   // Without a backward pass two layers take turns.
   for (size_t l = 0; l < (s.trains_model() ? layers : std::min<size_t>(2, layers)); ++l) {
-    const LayerBytes b = layer_bytes(config, s, config.layers[l]);
+    const LayerBytes b = layer_bytes(config, s, config.layers[l], s.length);
     kept += b.kept;
     expanded = s.recompute ? std::max(expanded, b.expanded) : expanded + b.expanded;
   }
   const int64_t model = (kept + expanded) * s.micro_batch * s.length;
   if (config.num_mtp_layers == 0) return model;
-  const LayerBytes mtp = layer_bytes(config, s, config.mtp_layer);
+  const LayerBytes mtp = layer_bytes(config, s, config.mtp_layer, s.length - 1);
   return model + (mtp.kept + mtp.expanded) * s.micro_batch * (s.length - 1);
 }
 

@@ -18,7 +18,8 @@ ParameterCount count_parameters(const ModelConfig& config, const ParameterTable&
 // Floating-point operations of one token in a sequence of stage.length:
 //   products   2 per value that the token meets forward, twice that backward
 //   attention  2 (nope + rope + v) heads per pair (expanded), (2 kv_lora + rope) absorbed; backward
-//              2.5 times; length / 2 pairs a token, or min(topk, ..) of them
+//              2.5 times; length / 2 pairs a token, or min(topk, ..) of them: the pairs that a
+//              masked tile multiplies besides are not counted
 //   indexer    2 (dim + 1) heads per pair, over all pairs to select; 3 times over the pairs of its
 //   KL
 double flops_per_token(const ModelConfig& config, const ParameterTable& table, const Stage& stage);

@@ -125,8 +125,9 @@ void ForwardOps<float>::expert_products(KernelContext& context, const ExpertRows
 
 template <>
 void ForwardOps<float>::attend_dense(KernelContext& context, const MlaSequence<float>& in,
-                                     std::span<const int64_t> begins, float* out, float* log_sum) {
-  mla_dense_train(context, {in, out, begins, log_sum});
+                                     std::span<const int64_t> begins, const SelectionMask& selected,
+                                     float* out, float* log_sum) {
+  mla_dense_train(context, {in, out, begins, log_sum, selected});
 }
 
 template <>

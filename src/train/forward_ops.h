@@ -59,10 +59,11 @@ struct ForwardOps {
                       const T* x, int64_t tokens, int32_t* row_of, int64_t* offsets, T* rows);
   static void expert_products(KernelContext& context, const ExpertRows& rows,
                               std::span<const ExpertProduct<T>> list);
-  // Attention over everything earlier in each of the sequences that begin at `begins` -> out
-  // [tokens, heads, v_dim], and log_sum as mla_dense_train has it.
+  // Attention over everything earlier in each of the sequences that begin at `begins`, or over what
+  // is selected of it -> out [tokens, heads, v_dim], and log_sum as mla_dense_train has it.
   static void attend_dense(KernelContext& context, const MlaSequence<T>& in,
-                           std::span<const int64_t> begins, T* out, T* log_sum);
+                           std::span<const int64_t> begins, const SelectionMask& selected, T* out,
+                           T* log_sum);
   // The indexer's selection: q [tokens, heads, dim], w [tokens, heads], keys [tokens, dim] ->
   // indices [tokens, topk], rows of keys. One sequence; on CUDA also several.
   struct SelectArgs {

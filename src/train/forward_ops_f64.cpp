@@ -154,21 +154,24 @@ void ForwardOps<double>::moe_gate(KernelContext&, const ModelConfig& c, const do
 
 namespace {
 
-void attend_sequence(const MlaSequence<double>& in, double* out) {
+void attend_sequence(const MlaSequence<double>& in, const SelectionMask& selected, double* out) {
   for (int64_t row = 0; row < in.tokens * in.heads; ++row) {
     const int64_t t = row / in.heads, h = row % in.heads;
     const double* q = in.q + row * (in.nope + in.rope);
     const auto kv = [&](int64_t s) { return in.kv + (s * in.heads + h) * (in.nope + in.v_dim); };
     Doubles p;
+    std::vector<int64_t> set;
     for (int64_t s = 0; s <= t; ++s) {
+      if (!selected.has(t, s)) continue;
+      set.push_back(s);
       p.push_back(in.softmax_scale *
                   (dot(q, kv(s), in.nope) + dot(q + in.nope, in.k_pe + s * in.rope, in.rope)));
     }
     softmax(p);
     std::fill_n(out + row * in.v_dim, in.v_dim, 0.0);
-    for (int64_t s = 0; s <= t; ++s) {
+    for (size_t j = 0; j < set.size(); ++j) {
       for (int64_t i = 0; i < in.v_dim; ++i) {
-        out[row * in.v_dim + i] += p[static_cast<size_t>(s)] * kv(s)[in.nope + i];
+        out[row * in.v_dim + i] += p[j] * kv(set[j])[in.nope + i];
       }
     }
   }
@@ -178,9 +181,11 @@ void attend_sequence(const MlaSequence<double>& in, double* out) {
 
 template <>
 void ForwardOps<double>::attend_dense(KernelContext&, const MlaSequence<double>& in,
-                                      std::span<const int64_t> begins, double* out, double*) {
+                                      std::span<const int64_t> begins,
+                                      const SelectionMask& selected, double* out, double*) {
   for_each_begin(begins, in.tokens, [&](int64_t first, int64_t tokens) {
-    attend_sequence(mla_sequence_at(in, first, tokens), out + first * in.heads * in.v_dim);
+    attend_sequence(mla_sequence_at(in, first, tokens), selected.from(first),
+                    out + first * in.heads * in.v_dim);
   });
 }
 

@@ -251,7 +251,10 @@ StepResult TrainModel<T>::run(KernelContext& context, const Values& values, cons
   result.load.assign(layers, std::vector<int64_t>(static_cast<size_t>(config_.num_experts)));
   Pass<T> p{context, config_,   table_,  values.weights, values.gradients,
             batch,   objective, *state_, result,         {experts_, tensor_}};
-  for (LayerState<T>& layer : state_->layers) layer.indices.clear();
+  for (LayerState<T>& layer : state_->layers) {
+    layer.indices.clear();
+    layer.selected.clear();
+  }
   place_batch(p);
   forward(p);
   if (objective.evaluate) evaluate_head(p);
@@ -290,9 +293,9 @@ int64_t TrainModel<T>::activation_bytes() const {
   };
   const auto add_layer = [&](const LayerState<T>& a) {
     add_expanded(a);
-    add(a.x, a.q_a, a.kv_a, a.o_latent, a.indices, a.o, a.log_sum, a.x_mid, a.gate, a.up, a.router,
-        a.expert_weights, a.expert_rows, a.expert_gate, a.expert_up, a.expert_down, a.expert_ids,
-        a.expert_row_of);
+    add(a.x, a.q_a, a.kv_a, a.o_latent, a.indices, a.selected, a.o, a.log_sum, a.x_mid, a.gate,
+        a.up, a.router, a.expert_weights, a.expert_rows, a.expert_gate, a.expert_up, a.expert_down,
+        a.expert_ids, a.expert_row_of);
   };
   for (const LayerState<T>& a : state_->layers) add_layer(a);
   add_expanded(state_->expanded);

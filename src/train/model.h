@@ -40,7 +40,10 @@ enum class TrainAttention : uint8_t { kDense, kSparse };
 
 struct Objective {
   TrainAttention attention = TrainAttention::kDense;
-  int64_t topk = 0;         // kSparse
+  int64_t topk = 0;  // kSparse
+  // kSparse: in the expanded form over masked tiles of all keys, instead of absorbed over the
+  // gathered rows of the selection. The same numbers but for rounding.
+  bool masked = false;
   bool train_model = true;  // the language-model loss
   bool train_indexer =
       false;  // KL over everything (dense attention) or over the selection (sparse)

@@ -62,7 +62,9 @@ class TrainCuda : public CudaTest {
     Doubles want(values.size());
     TrainModel<double> slow(config, table);
     TrainModel<float> fast(config, table);
-    const StepResult a = slow.run(reference(), {exact.data(), want.data()}, batch, o);
+    Objective gathered = o;
+    gathered.masked = false;
+    const StepResult a = slow.run(reference(), {exact.data(), want.data()}, batch, gathered);
     const Run b = run(fast, values, batch, o);
     const double unit = 40 * (static_cast<double>(batch.tokens() + 19) * kUnitF32 + 3.01 * 0x1p-18);
     EXPECT_NEAR(loss_of(b.result, o), loss_of(a, o), unit * std::abs(loss_of(a, o)));
@@ -99,6 +101,18 @@ TEST_F(TrainCuda, SparseIsTheDoubleModel) {
   expect_is_double(tiny_config(), {150, 1, 7, 64}, objective(TrainAttention::kSparse, true));
 }
 
+// The double model gathers.
+TEST_F(TrainCuda, MaskedSparseIsTheDoubleModel) {
+  const ModelConfig config = tiny_config_with_mtp();
+  Objective o = objective(TrainAttention::kSparse, true);
+  o.masked = true;
+  o.mtp_scale = 0.02;
+  for (const int64_t k : {4, 100}) {
+    o.topk = k;
+    expect_is_double(config, {150, 1, 7, 64}, o);
+  }
+}
+
 TEST_F(TrainCuda, MtpIsTheDoubleModel) {
   Objective o = objective(TrainAttention::kDense, false);
   o.mtp_scale = 0.02;
@@ -110,11 +124,14 @@ TEST_F(TrainCuda, RecomputationChangesNoBit) {
   const ParameterTable table(config);
   const Floats values = tiny_values(table);
   const MicroBatch batch = tiny_batch({32, 90}, config.vocab_size);
-  Objective o = objective(TrainAttention::kDense, false);
-  TrainModel<float> model(config, table);
-  const Run kept = run(model, values, batch, o);
-  o.recompute = true;
-  EXPECT_EQ(run(model, values, batch, o).gradients, kept.gradients);
+  for (const bool masked : {false, true}) {
+    Objective o = objective(masked ? TrainAttention::kSparse : TrainAttention::kDense, masked);
+    o.masked = masked;
+    TrainModel<float> model(config, table);
+    const Run kept = run(model, values, batch, o);
+    o.recompute = true;
+    EXPECT_EQ(run(model, values, batch, o).gradients, kept.gradients);
+  }
 }
 
 TEST_F(TrainCuda, AnEvaluationHasTheLossOfTraining) {

@@ -17,8 +17,8 @@ namespace tamis {
 template <typename T>
 struct ExpandedState {
   Buffer<T> q_lora, q, c_kv, k_pe;  // q and k_pe after RoPE
-  Buffer<T> kv;                     // dense: keys and values of every head
-  Buffer<T> q_latent;               // sparse
+  Buffer<T> kv;                     // dense and masked: keys and values of every head
+  Buffer<T> q_latent;               // sparse, gathered
 };
 
 // Where the rows of each rank of a group of experts lie among those that this rank's experts work
@@ -33,11 +33,12 @@ struct LayerState : ExpandedState<T> {
   Buffer<T> x;  // [tokens, hidden]: the residual stream that enters the layer
   // Attention, names of the paper.
   Buffer<T> q_a, kv_a;
-  Buffer<T> o_latent;       // sparse
-  Buffer<int32_t> indices;  // sparse: [tokens, topk], see for_each_selection
-  Buffer<T> o;              // [tokens, heads, v_head]
-  Buffer<T> log_sum;        // dense: [heads, tokens], as mla_dense_train has it; sparse: transposed
-  Buffer<T> x_mid;          // the stream between the half-blocks
+  Buffer<T> o_latent;         // gathered
+  Buffer<int32_t> indices;    // gathered: [tokens, topk], see for_each_selection
+  Buffer<uint64_t> selected;  // masked: the bits of a SelectionMask
+  Buffer<T> o;                // [tokens, heads, v_head]
+  Buffer<T> log_sum;  // expanded: [heads, tokens], as mla_dense_train has it; gathered: transposed
+  Buffer<T> x_mid;    // the stream between the half-blocks
   // FFN: of the dense MLP or the shared expert, then of the routed ones.
   Buffer<T> gate, up;
   Buffer<T> router, expert_weights, expert_rows, expert_gate, expert_up, expert_down;
@@ -49,6 +50,7 @@ struct LayerState : ExpandedState<T> {
 template <typename T>
 struct Workspace {
   Buffer<T> normed, delta, dnormed, dx;
+  Buffer<int32_t> indices;  // masked: [tokens, topk]
   Buffer<T> d_o, dq, dkv, dc_kv, dk_pe, dkv_a, dq_a, dq_lora, dq_latent, do_latent;
   Buffer<T> all_q, all_kv;  // of every head, with a tensor group
   Buffer<T> index_q, index_k_raw, index_k, index_w, d_index_q, d_index_k, d_index_w, target;
@@ -114,6 +116,8 @@ struct Pass {
 
   int64_t tokens() const { return batch.tokens(); }
   bool sparse() const { return objective.attention == TrainAttention::kSparse; }
+  bool masked() const { return sparse() && objective.masked; }
+  bool gathered() const { return sparse() && !objective.masked; }
   const LayerConfig& layer_config(int64_t l) const {
     return l < config.num_layers() ? config.layers[static_cast<size_t>(l)] : config.mtp_layer;
   }

@@ -313,6 +313,7 @@ void read_run(Recipe& r, const toml::table& root, const std::string& where) {
   run.get("backend", r.backend);
   run.get("precision", r.precision);
   run.get("mode", r.mode);
+  run.get("sparse_form", r.sparse_form);
   run.get("expert_parallel", r.expert_parallel, 1, 4096);
   run.get("tensor_parallel", r.tensor_parallel, 1, 4096);
   run.finish();
@@ -324,6 +325,9 @@ void read_run(Recipe& r, const toml::table& root, const std::string& where) {
   }
   if (r.mode != "deterministic" && r.mode != "fast") {
     throw InputError(where + ": run.mode: want deterministic or fast");
+  }
+  if (r.sparse_form != "auto" && r.sparse_form != "gather" && r.sparse_form != "mask") {
+    throw InputError(where + ": run.sparse_form: want auto, gather or mask");
   }
 }
 

@@ -42,6 +42,10 @@ struct Stage {
   double balance_weight = 1e-4;  // alpha of the sequence-wise balance loss
   double bias_speed = 1e-3;      // gamma of the router's bias
 
+  // With a top-k: whether it runs over masked tiles of all keys (sparse_form.h). Not a key of the
+  // recipe: the trainer decides.
+  bool masked = false;
+
   bool trains_model() const { return kind != StageKind::kWarmup; }
   bool sparse() const { return topk > 0; }
   bool trains_indexer() const { return kind == StageKind::kWarmup || (sparse() && kl_weight > 0); }
@@ -71,6 +75,7 @@ struct Recipe {
   std::string backend = "cpu";         // or cuda, reference
   std::string precision = "f32";       // or bf16: what products round their factors to (CUDA)
   std::string mode = "deterministic";  // or fast: rows of sparse attention in any order (CUDA)
+  std::string sparse_form = "auto";    // or gather, mask: of sparse attention, see sparse_form.h
   int64_t expert_parallel = 1, tensor_parallel = 1;  // ranks, see parallel.h
   // The whole recipe but the back end and what ranks divide, canonical: a run goes on only with the
   // one it began with.

@@ -15,6 +15,7 @@
 #include "kernels/memory.h"
 #include "train/cost.h"
 #include "train/export.h"
+#include "train/sparse_form.h"
 #include "train/train_log.h"
 #include "train/weights_io.h"
 
@@ -64,6 +65,7 @@ Objective objective_of(const Stage& s, const BatchCounts& n) {
   Objective o;
   o.attention = s.sparse() ? TrainAttention::kSparse : TrainAttention::kDense;
   o.topk = s.topk;
+  o.masked = s.masked;
   o.train_model = s.trains_model();
   o.train_indexer = s.trains_indexer();
   o.recompute = s.recompute;
@@ -161,6 +163,10 @@ Trainer::Trainer(Recipe recipe, KernelContext& context, std::unique_ptr<Group> o
   config_ = ModelConfig::parse(config_text_, config);
   set_up_mtp(config);
   base_config_ = config_;
+  for (Stage& s : recipe_.stages) {
+    s.masked = s.sparse() && config_.has_indexer() &&
+               attends_masked(context_, recipe_.sparse_form, config_, s);
+  }
   table_ = std::make_unique<ParameterTable>(config_);
   for (const Stage& s : recipe_.stages) data_.emplace_back(s.sources, recipe_.tokenizer, shards_);
   if (!recipe_.validation.empty()) {
@@ -424,7 +430,9 @@ std::string Trainer::stage_line(int64_t index) const {
   return fmt::format(
       "stage {}: {}: {}{} attention, KL over {}, trains {}; {} steps of {} x {} tokens; {}", s.name,
       stage_name(s.kind), rope, sparse ? "sparse" : "dense", kl, learns, s.steps, s.batch, s.length,
-      recipe_.mode);
+      recipe_.mode + (!sparse    ? ""
+                      : s.masked ? ", masked tiles"
+                                 : ", gathered rows"));
 }
 
 double Trainer::flops() const {

@@ -17,6 +17,7 @@ ValidationReport validate(KernelContext& context, TrainModel<float>& model,
   Objective o;
   o.attention = stage.sparse() ? TrainAttention::kSparse : TrainAttention::kDense;
   o.topk = stage.topk;
+  o.masked = stage.masked;
   o.train_model = false;
   o.evaluate = true;
   o.measure_topk = stage.sparse() ? stage.topk : config.index_topk;

@@ -54,15 +54,16 @@ class Golden : public testing::TestWithParam<const char*> {
     return tensor_element(t, 0);
   }
 
-  Objective language(bool sparse) const {
+  Objective language(bool sparse, bool masked = false) const {
     Objective o;
+    o.masked = masked;
     o.attention = sparse ? TrainAttention::kSparse : TrainAttention::kDense;
     o.topk = config_.index_topk;
     o.lm_scale = 1.0 / static_cast<double>(batch_.tokens() - 1);
     return o;
   }
-  Objective indexer(bool sparse) const {
-    Objective o = language(sparse);
+  Objective indexer(bool sparse, bool masked = false) const {
+    Objective o = language(sparse, masked);
     o.train_model = false;
     o.train_indexer = true;
     return o;
@@ -128,23 +129,26 @@ class Golden : public testing::TestWithParam<const char*> {
 };
 
 TEST_P(Golden, LanguageModelLossAndGradients) {
-  const StepResult r = run(language(config_.has_indexer()));
-  EXPECT_NEAR(r.lm_loss / static_cast<double>(r.targets), number("loss"), kLoss);
-  check_gradients("grad.");
-  check_norm("grad_norm");
-  for (size_t l = 0; l < config_.layers.size(); ++l) {
-    const std::string balance = "balance." + std::to_string(l);
-    if (!has(balance + ".load")) continue;
-    for (size_t e = 0; e < r.load[l].size(); ++e) {
-      EXPECT_EQ(r.load[l][e], tensor_element(stored(balance + ".load"), static_cast<int64_t>(e)));
+  for (const bool masked : {false, true}) {
+    if (masked && !config_.has_indexer()) break;
+    const StepResult r = run(language(config_.has_indexer(), masked));
+    EXPECT_NEAR(r.lm_loss / static_cast<double>(r.targets), number("loss"), kLoss);
+    check_gradients("grad.");
+    check_norm("grad_norm");
+    for (size_t l = 0; l < config_.layers.size(); ++l) {
+      const std::string balance = "balance." + std::to_string(l);
+      if (!has(balance + ".load")) continue;
+      for (size_t e = 0; e < r.load[l].size(); ++e) {
+        EXPECT_EQ(r.load[l][e], tensor_element(stored(balance + ".load"), static_cast<int64_t>(e)));
+      }
+      update_router_biases(context_, *table_, r.load, 0.001, values_.data());
+      for (int64_t e = 0; e < config_.num_experts; ++e) {
+        const int64_t at = table_->layers()[l].router_bias + e;
+        EXPECT_NEAR(values_[static_cast<size_t>(at)],
+                    tensor_element(stored(balance + ".bias_after"), e), kBias);
+      }
+      update_router_biases(context_, *table_, r.load, -0.001, values_.data());
     }
-    update_router_biases(context_, *table_, r.load, 0.001, values_.data());
-    for (int64_t e = 0; e < config_.num_experts; ++e) {
-      const int64_t at = table_->layers()[l].router_bias + e;
-      EXPECT_NEAR(values_[static_cast<size_t>(at)],
-                  tensor_element(stored(balance + ".bias_after"), e), kBias);
-    }
-    update_router_biases(context_, *table_, r.load, -0.001, values_.data());
   }
 }
 
@@ -207,9 +211,10 @@ TEST_P(Golden, TwoStepsOfAdamw) {
 
 TEST_P(Golden, IndexerStages) {
   if (!has("dsa.stage1.loss")) return;
-  for (const bool sparse : {false, true}) {
+  for (const int form : {0, 1, 2}) {  // dense, gathered, masked
+    const bool sparse = form > 0;
     const std::string stage = sparse ? "dsa.stage2." : "dsa.stage1.";
-    const StepResult r = run(indexer(sparse));
+    const StepResult r = run(indexer(sparse, form == 2));
     double total = 0;
     for (size_t l = 0; l < r.kl.size(); ++l) {
       const double want = number(stage + "loss." + std::to_string(l));

@@ -188,6 +188,36 @@ TEST_F(Gradients, TopkOfTheWholeSequenceIsDense) {
   for (size_t i = 0; i < a.size(); ++i) ASSERT_NEAR(a[i], b[i], 1e-11) << i;
 }
 
+// The two forms of sparse attention are the same function of the weights: sums over a row's keys in
+// another order and through other products, within 1e-11 in double.
+TEST_F(MtpGradients, MaskedTilesAreGatheredRows) {
+  batch_ = tiny_batch({70, 1, 6, 130}, 19);
+  for (const int64_t k : {1, 4, 70, 200}) {
+    Objective o;
+    o.attention = TrainAttention::kSparse;
+    o.topk = k;
+    o.train_indexer = true;
+    o.mtp_scale = 0.6;
+    o.balance_scale = 0.3;
+    Doubles gathered(values_.size()), masked(values_.size());
+    const StepResult a = model_.run(context_, {values_.data(), gathered.data()}, batch_, o);
+    o.masked = true;
+    const StepResult b = model_.run(context_, {values_.data(), masked.data()}, batch_, o);
+    EXPECT_NEAR(loss_of(a, o), loss_of(b, o), 1e-12 * std::abs(loss_of(a, o)));
+    for (size_t l = 0; l < a.kl.size(); ++l) EXPECT_NEAR(a.kl[l], b.kl[l], 1e-11 * (1 + a.kl[l]));
+    for (const Parameter& p : table_.list()) {
+      double norm = 0, error = 0;
+      for (int64_t i = p.offset; i < p.offset + p.size(); ++i) {
+        const auto at = static_cast<size_t>(i);
+        norm += gathered[at] * gathered[at];
+        error += (masked[at] - gathered[at]) * (masked[at] - gathered[at]);
+      }
+      const double size = std::sqrt(norm) + std::abs(loss_of(a, o));
+      EXPECT_LE(std::sqrt(error), 1e-11 * size) << p.name << " k " << k;
+    }
+  }
+}
+
 // float with vectors, in blocks, on threads against double in plain loops. A tensor's gradient is a
 // sum over tokens of products through 2 layers of about 20 operations each, sums of at most
 // `tokens` or 19 terms: within 40 (tokens + 19) roundings of its norm; selections are equal because
@@ -250,6 +280,14 @@ TEST(FloatGradients, ReferenceBackend) {
   expect_float_is_double({40, 3}, everything(TrainAttention::kSparse), Backend::kReference);
 }
 
+TEST(FloatGradients, SparseOverMaskedTiles) {
+  Objective o = everything(TrainAttention::kSparse);
+  o.masked = true;
+  for (const Backend backend : {Backend::kReference, Backend::kCpu}) {
+    expect_float_is_double({40, 3, 70}, o, backend);
+  }
+}
+
 TEST(FloatGradients, ThreadsChangeNoBit) {
   const ModelConfig config = tiny_config();
   const ParameterTable table(config);
@@ -273,10 +311,11 @@ TEST(FloatGradients, RecomputationChangesNoBitAndKeepsLess) {
   Stage stage;
   stage.micro_batch = 3;
   stage.length = 32;
-  for (const TrainAttention attention : {TrainAttention::kDense, TrainAttention::kSparse}) {
-    Objective o = everything(attention);
+  for (const int form : {0, 1, 2}) {  // dense, gathered, masked
+    Objective o = everything(form > 0 ? TrainAttention::kSparse : TrainAttention::kDense);
     o.mtp_scale = 0.5;
-    stage.topk = attention == TrainAttention::kSparse ? 4 : 0;
+    o.masked = stage.masked = form == 2;
+    stage.topk = form > 0 ? 4 : 0;
     std::vector<float> kept(values.size()), recomputed(values.size());
     KernelContext context(2);
     int64_t bytes[2];

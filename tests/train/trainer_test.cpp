@@ -569,6 +569,7 @@ TEST_F(Runs, RefusesWhatCannotWork) {
   expect_refused({"stage.1.rope_factor=2", "stage.2.length=257"}, "max_position_embeddings 256");
   expect_refused({"stage.1.rope_original=64"}, "only together with rope_factor");
   expect_refused({"stage.0.topk=4"}, "only a sparse or an sft stage selects");
+  expect_refused({"run.sparse_form=masked"}, "want auto, gather or mask");
   expect_refused({"stage.0.kind=stf"}, "want pretrain, warmup, sparse, dense or sft");
   expect_refused({"stage.0.kind=sft"}, "no answers are marked");
   expect_refused({R"(data.train=[{shards = "data", task = "copy"}])"}, "either shards or task");

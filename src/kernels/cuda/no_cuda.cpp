@@ -87,6 +87,7 @@ void linear_fp8_cuda(KernelContext&, const LinearFp8Args&) { refuse(); }
 void linears_cuda(KernelContext&, const std::span<const LinearArgs>&) { refuse(); }
 void matmuls_bf16_cuda(KernelContext&, const std::span<const MatmulArgs<float>>&) { refuse(); }
 void matmuls_cuda(KernelContext&, const std::span<const MatmulArgs<float>>&) { refuse(); }
+void mask_selection_cuda(KernelContext&, const MaskSelectionArgs&) { refuse(); }
 double measure_cuda(KernelContext&, const CudaWorkload&) { refuse(); }
 CudaPeak measure_cuda_peak(KernelContext&) { refuse(); }
 void mla_dense_backward_cuda(KernelContext&, const MlaDenseBackwardArgs<float>&) { refuse(); }

@@ -53,10 +53,11 @@ void query(const IndexerSequence<T>& x, int64_t t, const std::vector<int64_t>& s
 }
 
 template <typename T>
-std::vector<double> mean_probabilities(const MlaSequence<T>& in, int64_t t) {
+std::vector<double> mean_probabilities(const MlaSequence<T>& in, int64_t t,
+                                       const SelectionMask& selected) {
   std::vector<double> mean(static_cast<size_t>(t + 1));
   for (int64_t h = 0; h < in.heads; ++h) {
-    const std::vector<double> p = mla_probabilities(in, t, h);
+    const std::vector<double> p = mla_probabilities(in, t, h, selected);
     for (size_t s = 0; s < p.size(); ++s) mean[s] += p[s] / static_cast<double>(in.heads);
   }
   return mean;
@@ -76,15 +77,17 @@ void each(KernelContext& context, const IndexerKlDenseArgs<T>& a) {
     x.dq += first * row;
     x.dw += first * x.heads;
     x.dk += first * x.dim;
-    run(context, {x, mla_sequence_at(a.attention, first, tokens)});
+    run(context,
+        {x, mla_sequence_at(a.attention, first, tokens), {}, nullptr, a.selected.from(first)});
   });
 }
 
+bool takes_all(const IndexerKlDenseArgs<float>& a) { return !a.selected; }
+
 constexpr Implementation<IndexerKlDenseArgs<float>> kDenseFloat[] = {
     {"cuda_flash", indexer_kl_flash_supports, indexer_kl_dense_flash},
-    {"cuda", [](const IndexerKlDenseArgs<float>&) { return true; },
-     each<float, indexer_kl_dense_cuda>},
-    {"simd", [](const IndexerKlDenseArgs<float>&) { return vectors_available(); },
+    {"cuda", takes_all, each<float, indexer_kl_dense_cuda>},
+    {"simd", [](const IndexerKlDenseArgs<float>& a) { return takes_all(a) && vectors_available(); },
      each<float, indexer_kl_dense_blocked>},
     {"reference", [](const IndexerKlDenseArgs<float>&) { return true; },
      each<float, indexer_kl_dense_reference<float>>},
@@ -129,9 +132,15 @@ template <typename T>
 void indexer_kl_dense_reference(KernelContext&, const IndexerKlDenseArgs<T>& a) {
   clear_gradients(a.indexer);
   for (int64_t t = 0; t < a.indexer.tokens; ++t) {
+    const std::vector<double> mean = mean_probabilities(a.attention, t, a.selected);
     std::vector<int64_t> set;
-    for (int64_t s = 0; s <= t; ++s) set.push_back(s);
-    query(a.indexer, t, set, mean_probabilities(a.attention, t));
+    std::vector<double> p;
+    for (int64_t s = 0; s <= t; ++s) {
+      if (!a.selected.has(t, s)) continue;
+      set.push_back(s);
+      p.push_back(mean[static_cast<size_t>(s)]);
+    }
+    query(a.indexer, t, set, p);
   }
 }
 
@@ -144,6 +153,11 @@ void indexer_kl_sparse_reference(KernelContext&, const IndexerKlSparseArgs<T>& a
     const int64_t n = selected_count(indices, a.count);
     query(a.indexer, t, std::vector<int64_t>(indices, indices + n), std::vector<double>(p, p + n));
   }
+}
+
+bool masked_attention_supported(const KernelContext& context,
+                                const IndexerKlDenseArgs<float>& shapes) {
+  return context.device() == nullptr || indexer_kl_flash_supports(shapes);
 }
 
 template <>

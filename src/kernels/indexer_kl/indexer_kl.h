@@ -3,6 +3,7 @@
 //
 //   I[t,s] = sum_j w[t,j] ReLU(q[t,j] . k[s])             every scale folded into w
 //   dense (warm-up):   p[t,s] = mean over heads of P[t,h,s], over every s <= t
+//   dense with a mask: the same with P over S_t alone (mla_dense_backward.h), softmax(I) as well
 //   sparse:            p[t,s] given, over s in S_t; softmax(I) over S_t as well
 //   kl[t] = sum_s p ln p - p (I - log sum e^I),   0 ln 0 = 0
 //   dI[s] = scale * (softmax(I)[s] - p[s])
@@ -39,8 +40,9 @@ struct IndexerKlDenseArgs {
   MlaSequence<T> attention;  // the same tokens
   // Where the sequences begin, and the tokens at the end; empty: it is one.
   std::span<const int64_t> begins = {};
-  // What mla_dense_train wrote for `attention`, or null.
+  // What mla_dense_train wrote for `attention` and the same mask, or null.
   const T* log_sum = nullptr;
+  SelectionMask selected = {};  // S_t of each token; else every s <= t
 };
 
 template <typename T>
@@ -54,6 +56,10 @@ struct IndexerKlSparseArgs {
 
 template <typename T>
 void indexer_kl_dense(KernelContext& context, const IndexerKlDenseArgs<T>& args);
+// Whether mla_dense_train, mla_dense_backward and indexer_kl_dense take a mask in `context` with
+// arguments of these shapes; nothing else of them is read. Always so on CPUs, by the references.
+bool masked_attention_supported(const KernelContext& context,
+                                const IndexerKlDenseArgs<float>& shapes);
 template <typename T>
 void indexer_kl_sparse(KernelContext& context, const IndexerKlSparseArgs<T>& args);
 

@@ -7,6 +7,9 @@
 //   q       a block a head and query tile: the head's scores again, dq and dw
 //   k       a block a key tile: every query tile and head in order, dk
 //
+// With a mask of the keys of each query all of that is over the masked keys, and tiles of keys
+// without any are left out; p and I of such tiles are not written.
+//
 // p and I of a group are at most kMostPairs tiles, 256 MiB each, so memory grows with the tokens.
 // No atomics. Bound by the tensor cores.
 #include <algorithm>
@@ -45,6 +48,7 @@ struct Problem {
   // Not for kExact: bf16 [heads, tokens, columns].
   const __nv_bfloat16 *q, *k, *index_q, *index_k;
   float *p, *score;  // [pairs] tiles
+  SelectionMask mask;
 };
 
 // A query tile of a block.
@@ -86,6 +90,35 @@ __device__ inline int column_in_tile(int n, int e) {
   return n * 8 + static_cast<int>(threadIdx.x % 4) * 2 + e % 2;
 }
 
+// Whether the queries of a block attend to a tile of keys, and the first at or after it that they
+// attend to.
+__device__ inline bool attends(const Problem& b, const Rows& r, int key_tile) {
+  return key_tile <= r.tile && b.mask.has_tile(r.token(r.tile * kBlock), key_tile);
+}
+__device__ inline int next_of(const Problem& b, const Rows& r, int key_tile) {
+  return next_tile(b.mask, r.token(r.tile * kBlock), key_tile, r.tile + 1);
+}
+
+// Of the thread's two rows of a pair of tiles: bit n * 8 + e % 2 for value [n][e].
+struct Seen {
+  uint64_t keys[2];
+
+  __device__ Seen(const Problem& b, const Rows& r, int key_tile) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = r.tile * kBlock + row_in_tile(2 * i);
+      keys[i] = seen_keys(b.mask, r.s.begin, row, row < r.s.tokens, key_tile * kBlock) >>
+                column_in_tile(0, 0);
+    }
+  }
+  __device__ bool operator()(int n, int e) const {
+    return (keys[e / 2] >> (n * 8 + e % 2) & 1) != 0;
+  }
+};
+
+// Every tile of `step` counts.
+__device__ inline int itself(int x) { return x; }
+
 // ---- p
 
 template <int kQk, bool kExact>
@@ -98,7 +131,7 @@ __global__ void __launch_bounds__(kThreads)
   auto* steps = reinterpret_cast<Step*>(space);
   const Rows r = rows_of(group);
   const auto key_tile = static_cast<int>(blockIdx.y);
-  if (key_tile > r.tile) return;
+  if (!attends(b, r, key_tile)) return;
   const Sequence in = mla_sequence_at(b.attention, r.s.begin, r.s.tokens);
   const int64_t all = b.attention.tokens;
   const int q0 = r.tile * kBlock, k0 = key_tile * kBlock;
@@ -130,15 +163,15 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   };
-  pipeline<kStages<kExact>>(0, static_cast<int>(in.heads), 1, start, multiply);
+  pipeline<kStages<kExact>>(0, static_cast<int>(in.heads), 1, itself, start, multiply);
   float* to = at_tile(b.p, r.pair + key_tile);
   const float heads = 1 / static_cast<float>(in.heads);
+  const Seen seen(b, r, key_tile);
 #pragma unroll
   for (int n = 0; n < kN; ++n) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const bool seen = key_tile < r.tile || column_in_tile(n, e) <= row_in_tile(e);
-      to[(n * 4 + e) * kThreads] = seen ? mean[n][e] * heads : 0;
+      to[(n * 4 + e) * kThreads] = seen(n, e) ? mean[n][e] * heads : 0;
     }
   }
 }
@@ -181,7 +214,7 @@ __global__ void __launch_bounds__(kThreads)
   auto* q = &k + 1;
   const Rows r = rows_of(group);
   const auto key_tile = static_cast<int>(blockIdx.y);
-  if (key_tile > r.tile) return;
+  if (!attends(b, r, key_tile)) return;
   Index<kDim, kExact>::keys(b, r, key_tile, k);
   Values score = {};
   const auto start = [&](int head, int step) {
@@ -197,14 +230,14 @@ __global__ void __launch_bounds__(kThreads)
       for (int e = 0; e < 4; ++e) score[n][e] = fmaf(w[e / 2], fmaxf(s[n][e], 0), score[n][e]);
     }
   };
-  pipeline<kStages<kExact>>(0, static_cast<int>(b.x.heads), 1, start, multiply);
+  pipeline<kStages<kExact>>(0, static_cast<int>(b.x.heads), 1, itself, start, multiply);
   float* to = at_tile(b.score, r.pair + key_tile);
+  const Seen seen(b, r, key_tile);
 #pragma unroll
   for (int n = 0; n < kN; ++n) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const bool seen = key_tile < r.tile || column_in_tile(n, e) <= row_in_tile(e);
-      to[(n * 4 + e) * kThreads] = seen ? score[n][e] : -INFINITY;
+      to[(n * 4 + e) * kThreads] = seen(n, e) ? score[n][e] : -INFINITY;
     }
   }
 }
@@ -225,7 +258,7 @@ __global__ void __launch_bounds__(kThreads)
     kl_rows(const Problem b, const __grid_constant__ Group group) {
   const Rows r = rows_of(group);
   float top[2] = {-INFINITY, -INFINITY};
-  for (int t = 0; t <= r.tile; ++t) {
+  for (int t = next_of(b, r, 0); t <= r.tile; t = next_of(b, r, t + 1)) {
     const float* score = at_tile(b.score, r.pair + t);
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
@@ -235,7 +268,7 @@ __global__ void __launch_bounds__(kThreads)
   top[0] = quad_max(top[0]);
   top[1] = quad_max(top[1]);
   double sum[2] = {}, cross[2] = {}, mass[2] = {};
-  for (int t = 0; t <= r.tile; ++t) {
+  for (int t = next_of(b, r, 0); t <= r.tile; t = next_of(b, r, t + 1)) {
     const float *score = at_tile(b.score, r.pair + t), *p = at_tile(b.p, r.pair + t);
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
@@ -255,7 +288,7 @@ __global__ void __launch_bounds__(kThreads)
     log_sum[i] = static_cast<float>(log_of);
   }
   const auto scale = static_cast<float>(b.x.scale);
-  for (int t = 0; t <= r.tile; ++t) {
+  for (int t = next_of(b, r, 0); t <= r.tile; t = next_of(b, r, t + 1)) {
     const float* score = at_tile(b.score, r.pair + t);
     float* p = at_tile(b.p, r.pair + t);
 #pragma unroll
@@ -297,7 +330,8 @@ __global__ void __launch_bounds__(kThreads)
     }
     by_columns(factor_of<kN, kExact>(s), k[step], dq);
   };
-  pipeline<kStages<kExact>>(0, r.tile + 1, 1, start, multiply);
+  const auto next = [&](int t) { return next_of(b, r, t); };
+  pipeline<kStages<kExact>>(0, r.tile + 1, 1, next, start, multiply);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     dw[i] += __shfl_xor_sync(0xFFFFFFFFu, dw[i], 1);
@@ -339,6 +373,7 @@ __global__ void __launch_bounds__(kThreads)
   Index<kDim, kExact>::keys(b, r, key_tile, k);
   float dk[kDim / 8][4] = {};
   const int first = max(key_tile, s.tile);  // query tile that sees the keys
+  int started = 0, multiplied = 0;          // query tiles so far: of d_scores they take turns
   const auto start = [&](int i, int step) {
     const int t = first + i / heads, head = i % heads;
     Index<kDim, kExact>::queries(b, r, t, head, steps[step].q);
@@ -349,7 +384,7 @@ __global__ void __launch_bounds__(kThreads)
     if (head > 0) return;
     const int64_t before = t - s.tile;
     const int64_t pair = s.pair + before * (s.tile + 1) + before * (before - 1) / 2 + key_tile;
-    float* to = d_scores + i / heads % 2 * kValues;
+    float* to = d_scores + started++ % 2 * kValues;
     for (int v = static_cast<int>(threadIdx.x) * 4; v < kValues; v += kThreads * 4) {
       ptx::cp_async_16(to + v, b.p + pair * kValues + v);
     }
@@ -357,7 +392,8 @@ __global__ void __launch_bounds__(kThreads)
   const auto multiply = [&](int i, int step) {
     Values a = {};  // keys by queries
     rows_by_rows<kN>(k, warp * 16, steps[step].q, a);
-    const float* d_score = d_scores + i / heads % 2 * kValues;
+    const float* d_score = d_scores + multiplied % 2 * kValues;
+    if (i % heads == heads - 1) ++multiplied;
 #pragma unroll
     for (int n = 0; n < kN; ++n) {
 #pragma unroll
@@ -372,7 +408,13 @@ __global__ void __launch_bounds__(kThreads)
     }
     by_columns(factor_of<kN, kExact>(a), steps[step].q, dk);
   };
-  pipeline<kStages<kExact>>(0, (end_tile - first) * heads, 1, start, multiply);
+  const auto next = [&](int i) {
+    int t = first + i / heads;
+    if (i % heads != 0) return i;
+    while (t < end_tile && !b.mask.has_tile(r.token(int64_t{t} * kBlock), key_tile)) ++t;
+    return (t - first) * heads;
+  };
+  pipeline<kStages<kExact>>(0, (end_tile - first) * heads, 1, next, start, multiply);
   const bool add = key_tile < s.tile;  // an earlier group's queries saw them
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -503,11 +545,12 @@ void indexer_kl_dense_flash(KernelContext& context, const IndexerKlDenseArgs<flo
   const auto floats = [&](int slot, int64_t count) {
     return static_cast<float*>(device_scratch(context, slot, count * int64_t{sizeof(float)}));
   };
-  flash::Problem b{a.indexer, in, a.log_sum, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+  flash::Problem b{a.indexer, in,      a.log_sum, nullptr, nullptr,
+                   nullptr,   nullptr, nullptr,   nullptr, a.selected};
   if (b.log_sum == nullptr) {
     float* sums = floats(flash::kSumSlot, in.tokens * in.heads);
     float* out = floats(flash::kOutSlot, in.tokens * in.heads * in.v_dim);
-    mla_dense_train_flash(context, {in, out, a.begins, sums});
+    mla_dense_train_flash(context, {in, out, a.begins, sums, a.selected});
     b.log_sum = sums;
   }
   int64_t pairs = 0;

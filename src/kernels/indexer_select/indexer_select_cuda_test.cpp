@@ -1,8 +1,11 @@
 // indexer_logits and indexer_select on CUDA.
+#include <cmath>
 #include <cstring>
 #include <limits>
 
+#include "kernels/indexer_select/indexer_select_impl.h"
 #include "kernels/indexer_select/test_problem.h"
+#include "kernels/test_weight.h"
 #include "kernels/topk/topk_impl.h"
 #include "support/cuda_cache.h"
 
@@ -175,6 +178,48 @@ TEST_F(IndexerCuda, NanIsReportedForItsTokenAlone) {
     const Chosen got = OnDevice(context(), problem, native).select(64, 0, problem.tokens());
     for (int64_t t = 0; t < problem.tokens(); ++t) {
       EXPECT_EQ(got.nan[static_cast<size_t>(t)], t == 10 ? 1 : 0) << t;
+    }
+  }
+}
+
+// The bits of the operation that serves a model (indexer_logits.cu), whose order is spelled out
+// here, on numbers that round.
+TEST_F(IndexerCuda, TrainingHasTheScoresOfServing) {
+  std::vector<int32_t> positions;  // of sequences of 1, 40, 129 tokens
+  for (const int32_t count : {1, 40, 129}) {
+    for (int32_t s = 0; s < count; ++s) positions.push_back(s);
+  }
+  const auto n = static_cast<int64_t>(positions.size());
+  const int64_t longest = 129, first = 3;
+  const Device<int32_t> position(context(), positions);
+  for (const auto& [heads, dim] :
+       {std::pair<int64_t, int64_t>{4, 128}, {9, 20}, {3, 7}, {64, 32}}) {
+    if (skip_case()) continue;
+    const std::vector<float> q = random_floats(n * heads * dim, 1), w = random_floats(n * heads, 2);
+    const std::vector<float> k = random_floats(n * dim, 3);
+    const Device<float> q_(context(), q), w_(context(), w), k_(context(), k);
+    const Device<float> out(context(), (n - first) * longest);
+    IndexerSelectTrainArgs a{q_.data(), w_.data(), k_.data(), n, heads, dim, 1, nullptr};
+    a.sequences = {position.data(), longest};
+    indexer_train_scores(context(), a, {first, n - first, longest}, out.data(), longest);
+    const std::vector<float> got = out.read();
+    for (int64_t t = first; t < n; ++t) {
+      const int64_t at = positions[static_cast<size_t>(t)];
+      for (int64_t s = 0; s <= at; ++s) {
+        float group[4] = {};
+        for (int64_t h = 0; h < heads; ++h) {
+          float dot = 0;
+          for (int64_t d = 0; d < dim; ++d) {
+            dot = std::fma(q[static_cast<size_t>((t * heads + h) * dim + d)],
+                           k[static_cast<size_t>((t - at + s) * dim + d)], dot);
+          }
+          float& sum = group[h % 4];
+          sum = std::fma(w[static_cast<size_t>(t * heads + h)], dot < 0 ? 0.0f : dot, sum);
+        }
+        ASSERT_EQ(got[static_cast<size_t>((t - first) * longest + s)],
+                  ((group[0] + group[1]) + group[2]) + group[3])
+            << heads << " heads, token " << t << " key " << s;
+      }
     }
   }
 }

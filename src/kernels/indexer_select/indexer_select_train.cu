@@ -1,28 +1,20 @@
-// Float32 keys side by side are a paged cache without a latent part: page p starts at key 64 p.
+// The scores of as many tokens as fit in 128 MiB of scratch memory (indexer_train_scores.cu), then
+// their top-k, until all are done; then positions become rows.
+#include <algorithm>
+
 #include "kernels/cuda/launch.cuh"
 #include "kernels/indexer_select/indexer_select_impl.h"
+#include "kernels/topk/topk_impl.h"
 
 namespace tamis {
 namespace {
 
-constexpr int kMap = 6;  // a slot of scratch memory that indexer_select leaves alone
+constexpr int kScores = 0, kPositions = 6;  // slots of scratch memory that topk leaves alone
 constexpr int kThreads = 256;
 
-// What a TokenMap points to: a sequence for each token, that of the page that its own begins with.
-struct Map {
-  KvSequence* sequences;
-  int32_t *pages, *sequence_of, *position;
-};
-
-// A page starts at any row: page p is row p. A sequence's pages lie at its first row and after it.
-__global__ void map_kernel(Map map, const int32_t* position, int64_t tokens) {
+__global__ void count_kernel(int64_t tokens, int32_t* position) {
   const int64_t t = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (t >= tokens) return;
-  const int64_t at = position == nullptr ? t : position[t], first = t - at;
-  if (at % kPageTokens == 0) map.pages[first + at / kPageTokens] = static_cast<int32_t>(t);
-  if (at == 0) map.sequences[t].pages = map.pages + t;
-  map.sequence_of[t] = static_cast<int32_t>(first);
-  map.position[t] = static_cast<int32_t>(at);
+  if (t < tokens) position[t] = static_cast<int32_t>(t);
 }
 
 // Positions within a sequence become rows.
@@ -43,29 +35,33 @@ void indexer_select_train_cuda(KernelContext& context, const IndexerSelectTrainA
   const int64_t n = args.tokens;
   if (n == 0) return;
   const int32_t* position = args.sequences.position;
-  constexpr auto kEach = static_cast<int64_t>(sizeof(KvSequence));
-  auto* memory = static_cast<std::byte*>(device_scratch(context, kMap, n * (kEach + 3 * 4)));
-  auto* numbers = reinterpret_cast<int32_t*>(memory + n * kEach);
-  const Map map{reinterpret_cast<KvSequence*>(memory), numbers, numbers + n, numbers + 2 * n};
-  map_kernel<<<blocks_of(n), kThreads, 0, stream_of(context)>>>(map, position, n);
-  check_launch("indexer_select_map");
-  IndexerSelectArgs a;
-  a.in.q = args.q;
-  a.in.w = args.w;
-  a.in.heads = args.heads;
-  a.in.kv.layout = {0, 0, args.dim, KvFormat::kF32, KvFormat::kF32};
-  a.in.kv.page_stride = args.dim * 4;
-  // The operation reads its cache and never writes to it.
-  a.in.kv.base = reinterpret_cast<std::byte*>(const_cast<float*>(args.keys));
-  a.in.tokens = {n, map.sequence_of, map.position, map.sequences,
-                 position == nullptr ? n : args.sequences.longest};
-  a.k = args.k;
-  a.indices = args.indices;
-  indexer_select_cuda(context, a);
-  if (position == nullptr) return;
+  const int64_t longest = position == nullptr ? n : args.sequences.longest;
+  if (position == nullptr) {
+    auto* count = static_cast<int32_t*>(device_scratch(context, kPositions, n * int64_t{4}));
+    count_kernel<<<blocks_of(n), kThreads, 0, stream_of(context)>>>(n, count);
+    check_launch("indexer_select_train (positions)");
+    position = count;
+  }
+  // Rows start on 16 bytes, so that top-k reads four scores at once.
+  constexpr int64_t kFloats = int64_t{1} << 25;
+  const int64_t stride = (longest + 3) / 4 * 4, chunk = std::clamp<int64_t>(kFloats / stride, 1, n);
+  const bool scored = longest > args.k;
+  float* scores = nullptr;
+  if (scored) {
+    scores = static_cast<float*>(device_scratch(context, kScores, chunk * stride * int64_t{4}));
+  }
+  for (int64_t first = 0; first < n; first += chunk) {
+    const int64_t count = std::min(chunk, n - first);
+    if (scored) indexer_train_scores(context, args, {first, count, longest}, scores, stride);
+    topk_cuda_run(
+        context,
+        {scores, stride, count, position + first, args.k, args.indices + first * args.k, nullptr},
+        {1, true});
+  }
+  if (args.sequences.position == nullptr) return;
   rows_kernel<<<blocks_of(n * args.k), kThreads, 0, stream_of(context)>>>(position, args.k,
                                                                           n * args.k, args.indices);
-  check_launch("indexer_select_rows");
+  check_launch("indexer_select_train (rows)");
 }
 
 }  // namespace tamis

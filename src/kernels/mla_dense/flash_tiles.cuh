@@ -9,6 +9,7 @@
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/mla_dense/mla_dense_backward.h"
+#include "kernels/selection_mask.h"
 
 namespace tamis::flash {
 
@@ -224,20 +225,48 @@ __device__ inline float power(float x) {
 template <bool kExact>
 constexpr int kStages = kExact ? 1 : 2;
 
-// Calls start(x, stage) and multiply(x, stage) for x = first, first + step, .. below end.
-template <int kCount, typename Start, typename Multiply>
-__device__ inline void pipeline(int first, int end, int step, const Start& start,
+// Calls start(x, stage) and multiply(x, stage) for x = next(first), next(x + step), .. below end:
+// next(x) is the first at or after x that counts, the same for every thread.
+template <int kCount, typename Next, typename Start, typename Multiply>
+__device__ inline void pipeline(int first, int end, int step, const Next& next, const Start& start,
                                 const Multiply& multiply) {
-  int stage = 0;
-  if (first < end) start(first, 0);
-  for (int x = first; x < end; x += step, stage = (stage + 1) % kCount) {
+  int stage = 0, x = next(first);
+  if (x < end) start(x, 0);
+  while (x < end) {
+    const int after = next(x + step);
     arrive();
-    if (kCount > 1 && x + step < end) start(x + step, 1 - stage);
+    if (kCount > 1 && after < end) start(after, 1 - stage);
     multiply(x, stage);
-    if (kCount > 1 || x + step >= end) continue;
+    x = after;
+    stage = (stage + 1) % kCount;
+    if (kCount > 1 || after >= end) continue;
     __syncthreads();
-    start(x + step, 0);
+    start(after, 0);
   }
+}
+
+// ---- masks
+
+// The first tile of keys at or after `tile` and before `end` that the tile of queries from token
+// `token` on attends to; else a tile at or after `end`.
+__device__ inline int next_tile(const SelectionMask& mask, int64_t token, int tile, int end) {
+  if (!mask) return tile;
+  const uint64_t* words = mask.bits + mask.words * mask.stride + token;
+  while (tile < end) {
+    const uint64_t left = words[tile / 64 * mask.stride] >> (tile % 64);
+    if (left != 0) return tile + __ffsll(static_cast<long long>(left)) - 1;
+    tile = (tile / 64 + 1) * 64;
+  }
+  return tile;
+}
+
+// Bit i: whether row `row` of a sequence that begins at token `first` attends to key `key` + i of
+// it, i < 64 - key % 64. `there`: the row exists; with a mask the others attend to nothing.
+__device__ inline uint64_t seen_keys(const SelectionMask& mask, int64_t first, int row, bool there,
+                                     int key) {
+  if (!mask)
+    return row - key >= 63 ? ~uint64_t{0} : row < key ? 0 : (uint64_t{2} << (row - key)) - 1;
+  return there ? mask.bits[key / 64 * mask.stride + first + row] >> (key % 64) : 0;
 }
 
 // Rows of a head side by side in bf16: columns [0, cols) of x, then [0, more_cols) of more, zeros

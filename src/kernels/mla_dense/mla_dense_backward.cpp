@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "kernels/mla_dense/mla_dense_backward_impl.h"
 #include "kernels/plain_rows.h"
@@ -21,7 +22,7 @@ void backward_query(const MlaDenseBackwardArgs<T>& a, int64_t t, int64_t h) {
   const T* d_out = a.d_out + row * in.v_dim;
   T* dq = a.dq + row * qk;
   const auto kv_at = [&](int64_t s) { return (s * in.heads + h) * (in.nope + in.v_dim); };
-  const std::vector<double> p = mla_probabilities(in, t, h);
+  const std::vector<double> p = mla_probabilities(in, t, h, a.selected);
   std::vector<double> dp;
   double mean = 0;
   for (int64_t s = 0; s <= t; ++s) {
@@ -44,18 +45,26 @@ template <typename T, void (*run)(KernelContext&, const MlaDenseBackwardArgs<T>&
 void each(KernelContext& context, const MlaDenseBackwardArgs<T>& a) {
   const MlaSequence<T>& in = a.in;
   for_each_begin(a.begins, in.tokens, [&](int64_t first, int64_t tokens) {
-    run(context, {mla_sequence_at(in, first, tokens), a.d_out + first * in.heads * in.v_dim,
+    run(context, {mla_sequence_at(in, first, tokens),
+                  a.d_out + first * in.heads * in.v_dim,
                   a.dq + first * in.heads * (in.nope + in.rope),
-                  a.dkv + first * in.heads * (in.nope + in.v_dim), a.dk_pe + first * in.rope});
+                  a.dkv + first * in.heads * (in.nope + in.v_dim),
+                  a.dk_pe + first * in.rope,
+                  {},
+                  nullptr,
+                  nullptr,
+                  a.selected.from(first)});
   });
 }
+
+bool takes_all(const MlaDenseBackwardArgs<float>& a) { return !a.selected; }
 
 constexpr Implementation<MlaDenseBackwardArgs<float>> kFloat[] = {
     {"cuda_flash", [](const MlaDenseBackwardArgs<float>& a) { return mla_flash_supports(a.in); },
      mla_dense_backward_flash},
-    {"cuda", [](const MlaDenseBackwardArgs<float>&) { return true; },
-     each<float, mla_dense_backward_cuda>},
-    {"simd", [](const MlaDenseBackwardArgs<float>&) { return vectors_available(); },
+    {"cuda", takes_all, each<float, mla_dense_backward_cuda>},
+    {"simd",
+     [](const MlaDenseBackwardArgs<float>& a) { return takes_all(a) && vectors_available(); },
      each<float, mla_dense_backward_blocked>},
     {"reference", [](const MlaDenseBackwardArgs<float>&) { return true; },
      each<float, mla_dense_backward_reference<float>>},
@@ -68,10 +77,15 @@ constexpr Implementation<MlaDenseBackwardArgs<double>> kDouble[] = {
 }  // namespace
 
 template <typename T>
-std::vector<double> mla_probabilities(const MlaSequence<T>& in, int64_t t, int64_t h) {
+std::vector<double> mla_probabilities(const MlaSequence<T>& in, int64_t t, int64_t h,
+                                      const SelectionMask& selected) {
   const T* q = in.q + (t * in.heads + h) * (in.nope + in.rope);
   std::vector<double> p;
   for (int64_t s = 0; s <= t; ++s) {
+    if (!selected.has(t, s)) {
+      p.push_back(-std::numeric_limits<double>::infinity());
+      continue;
+    }
     const T* k = in.kv + (s * in.heads + h) * (in.nope + in.v_dim);
     p.push_back(in.softmax_scale *
                 (dot(q, k, in.nope) + dot(q + in.nope, in.k_pe + s * in.rope, in.rope)));
@@ -104,8 +118,10 @@ void mla_dense_backward(KernelContext& context, const MlaDenseBackwardArgs<doubl
   dispatch<MlaDenseBackwardArgs<double>>(context, "mla_dense_backward", kDouble, args);
 }
 
-template std::vector<double> mla_probabilities(const MlaSequence<float>&, int64_t, int64_t);
-template std::vector<double> mla_probabilities(const MlaSequence<double>&, int64_t, int64_t);
+template std::vector<double> mla_probabilities(const MlaSequence<float>&, int64_t, int64_t,
+                                               const SelectionMask&);
+template std::vector<double> mla_probabilities(const MlaSequence<double>&, int64_t, int64_t,
+                                               const SelectionMask&);
 template void mla_dense_backward_reference(KernelContext&, const MlaDenseBackwardArgs<float>&);
 template void mla_dense_backward_reference(KernelContext&, const MlaDenseBackwardArgs<double>&);
 

@@ -1,7 +1,8 @@
-// The gradient of mla_dense without a selection, for sequences whose tokens stand at positions 0 ..
-// and are queries, keys and values at once.
+// The gradient of mla_dense for sequences whose tokens stand at positions 0 .. and are queries,
+// keys and values at once, over everything up to a token or over the keys that a mask gives it.
 //
-//   P[t,h,s] = softmax over s <= t of the scores of mla_dense.h
+//   P[t,h,s] = softmax of the scores of mla_dense.h over s <= t, or over those of them in the mask;
+//              0 for the others
 //   dP[s] = d_out[t,h] . v[s,h]      dS[s] = softmax_scale * P[s] * (dP[s] - sum_r P[r] dP[r])
 //   dq_nope[t,h] = sum_s dS[s] k_nope[s,h]      dk_nope[s,h] = sum_{t >= s} dS[s] q_nope[t,h]
 //   dq_pe[t,h]   = sum_s dS[s] k_pe[s]          dk_pe[s]     = sum_{t >= s, h} dS[s] q_pe[t,h]
@@ -16,6 +17,7 @@
 #include <span>
 
 #include "kernels/context.h"
+#include "kernels/selection_mask.h"
 
 namespace tamis {
 
@@ -42,6 +44,7 @@ struct MlaDenseBackwardArgs {
   // What mla_dense_train wrote to out and log_sum, or null: then both are computed again.
   const T* out = nullptr;
   const T* log_sum = nullptr;
+  SelectionMask selected = {};  // of the same tokens
 };
 
 // The `tokens` tokens of `in` from `first` on.

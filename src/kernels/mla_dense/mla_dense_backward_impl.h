@@ -23,7 +23,8 @@ void mla_dense_backward_flash(KernelContext& context, const MlaDenseBackwardArgs
 
 // P[t,h,0..t] in double: the specification.
 template <typename T>
-std::vector<double> mla_probabilities(const MlaSequence<T>& in, int64_t t, int64_t h);
+std::vector<double> mla_probabilities(const MlaSequence<T>& in, int64_t t, int64_t h,
+                                      const SelectionMask& selected = {});
 
 // Queries [begin, end) of a block; together their scores are at most about 8 million floats.
 struct QueryBlock {

@@ -1,5 +1,6 @@
 #include "kernels/mla_dense/mla_dense_train.h"
 
+#include <algorithm>
 #include <numeric>
 #include <vector>
 
@@ -8,6 +9,25 @@
 
 namespace tamis {
 namespace {
+
+// The rows of a mask as mla_dense takes them: [tokens, k].
+std::vector<int32_t> rows_of(const SelectionMask& mask, int64_t tokens, int64_t& k) {
+  std::vector<std::vector<int32_t>> rows(static_cast<size_t>(tokens));
+  k = 1;
+  for (int64_t t = 0; t < tokens; ++t) {
+    std::vector<int32_t>& row = rows[static_cast<size_t>(t)];
+    for (int64_t s = 0; s <= t; ++s) {
+      if (mask.has(t, s)) row.push_back(static_cast<int32_t>(s));
+    }
+    k = std::max(k, static_cast<int64_t>(row.size()));
+  }
+  std::vector<int32_t> indices;
+  for (std::vector<int32_t>& row : rows) {
+    row.resize(static_cast<size_t>(k), -1);
+    indices.insert(indices.end(), row.begin(), row.end());
+  }
+  return indices;
+}
 
 // mla_dense chooses again among its own implementations.
 void serve(KernelContext& context, const MlaDenseTrainArgs& args) {
@@ -26,6 +46,12 @@ void serve(KernelContext& context, const MlaDenseTrainArgs& args) {
   a.k_pe = in.k_pe;
   a.softmax_scale = in.softmax_scale;
   a.out = args.out;
+  std::vector<int32_t> indices;
+  if (args.selected) {
+    indices = rows_of(args.selected, in.tokens, a.k);
+    a.indices = indices.data();
+    a.positions = in.tokens;
+  }
   mla_dense(context, a);
 }
 
@@ -39,14 +65,18 @@ void each(KernelContext& context, const MlaDenseTrainArgs& a) {
                            a.in.tokens * a.in.heads * static_cast<int64_t>(sizeof(float)));
   }
   for_each_begin(a.begins, a.in.tokens, [&](int64_t first, int64_t tokens) {
-    run(context, {mla_sequence_at(a.in, first, tokens), a.out + first * a.in.heads * a.in.v_dim});
+    run(context, {mla_sequence_at(a.in, first, tokens),
+                  a.out + first * a.in.heads * a.in.v_dim,
+                  {},
+                  nullptr,
+                  a.selected.from(first)});
   });
 }
 
 constexpr Implementation<MlaDenseTrainArgs> kList[] = {
     {"cuda_flash", [](const MlaDenseTrainArgs& a) { return mla_flash_supports(a.in); },
      mla_dense_train_flash},
-    {"cuda", [](const MlaDenseTrainArgs&) { return true; }, each<mla_dense_train_cuda>},
+    {"cuda", [](const MlaDenseTrainArgs& a) { return !a.selected; }, each<mla_dense_train_cuda>},
     {"reference", [](const MlaDenseTrainArgs&) { return true; }, each<serve>},
 };
 

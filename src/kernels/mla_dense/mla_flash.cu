@@ -11,6 +11,9 @@
 // one kernel whose blocks own 64 keys and walk over the queries that see them (dk, dv), and one
 // whose blocks own 64 queries (dq). No atomics: dk_pe is a sum over heads, in order, of each head's
 // part. Bound by the tensor cores and the exponentials.
+//
+// With a mask (kernels/selection_mask.h) a tile of keys that no query of a tile attends to is not
+// read. Without one the bits are those of the positions.
 #include <algorithm>
 
 #include "kernels/mla_dense/flash_tiles.cuh"
@@ -106,7 +109,7 @@ struct Rows {
 template <int kQk, int kV, bool kExact>
 __global__ void __launch_bounds__(kThreads)
     flash_forward(const Sequence all, const __grid_constant__ Sequences sequences,
-                  const Packed packed, float* out, float* log_sum) {
+                  const Packed packed, const SelectionMask mask, float* out, float* log_sum) {
   constexpr int kN = kBlock / 8;
   extern __shared__ __align__(16) unsigned char space[];
   auto& q = *reinterpret_cast<Tile<kBlock, kQk, kExact>*>(space);
@@ -120,24 +123,35 @@ __global__ void __launch_bounds__(kThreads)
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int row = q0 + warp * 16 + lane / 4;
   const float scale = in.softmax_scale * kLog2e;
+  const auto next = [&](int key) {
+    return next_tile(mask, place.first + q0, key / kBlock, q0 / kBlock + 1) * kBlock;
+  };
   rows.q(q0, q);
-  rows.k(0, k);
+  int k0 = next(0);
+  if (k0 <= q0) rows.k(k0, k);
   float o[kV / 8][4] = {}, top[2] = {-INFINITY, -INFINITY}, sum[2] = {};
-  for (int k0 = 0; k0 <= q0; k0 += kBlock) {
+  while (k0 <= q0) {
+    const int after = next(k0 + kBlock);
+    uint64_t seen[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      seen[r] = seen_keys(mask, place.first, row + r * 8, row + r * 8 < in.tokens, k0);
+      seen[r] >>= lane % 4 * 2;
+    }
     arrive();
     rows.v(k0, v);
     float s[kN][4] = {};
     rows_by_rows<kN>(q, warp * 16, k, s);
     arrive();
-    if (k0 < q0) rows.k(k0 + kBlock, k);
-    float most[2] = {top[0], top[1]};
+    if (after <= q0) rows.k(after, k);
+    k0 = after;
+    float most[2] = {top[0], top[1]}, base[2];
 #pragma unroll
     for (int n = 0; n < kN; ++n) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int key = k0 + n * 8 + lane % 4 * 2 + e % 2;
-        const bool seen = k0 < q0 || key <= row + e / 2 * 8;
-        s[n][e] = seen ? s[n][e] * scale : -INFINITY;
+        const bool own = (seen[e / 2] >> (n * 8 + e % 2) & 1) != 0;
+        s[n][e] = own ? s[n][e] * scale : -INFINITY;
         most[e / 2] = fmaxf(most[e / 2], s[n][e]);
       }
     }
@@ -145,7 +159,9 @@ __global__ void __launch_bounds__(kThreads)
     for (int r = 0; r < 2; ++r) {
       most[r] = fmaxf(most[r], __shfl_xor_sync(0xFFFFFFFFu, most[r], 1));
       most[r] = fmaxf(most[r], __shfl_xor_sync(0xFFFFFFFFu, most[r], 2));
-      const float keep = power<kExact>(top[r] - most[r]);
+      // A row that has met no key yet: its terms are 0, not exp(-inf + inf).
+      base[r] = most[r] == -INFINITY ? 0 : most[r];
+      const float keep = power<kExact>(top[r] - base[r]);
       top[r] = most[r];
       sum[r] *= keep;
 #pragma unroll
@@ -158,7 +174,7 @@ __global__ void __launch_bounds__(kThreads)
     for (auto& tile : s) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        tile[e] = power<kExact>(tile[e] - top[e / 2]);
+        tile[e] = power<kExact>(tile[e] - base[e / 2]);
         sum[e / 2] += tile[e];
       }
     }
@@ -219,6 +235,7 @@ struct Stage {
   Tile<kRows, kQk, kExact> qk;
   Tile<kRows, kV, kExact> v;
   float log_sum[kRows], delta[kRows];
+  uint32_t seen[2][kRows];  // queries: halves of the keys that each attends to
 };
 
 template <int kQk, int kV, bool kExact>
@@ -250,9 +267,13 @@ __global__ void __launch_bounds__(kThreads)
       const bool here = q0 + i < in.tokens;
       to.log_sum[i] = here ? b.log_sum[row0 + q0 + i] : 0;
       to.delta[i] = here ? b.delta[row0 + q0 + i] : 0;
+      const uint64_t seen = seen_keys(b.a.selected, place.first, q0 + i, here, k0);
+      to.seen[0][i] = static_cast<uint32_t>(seen);
+      to.seen[1][i] = static_cast<uint32_t>(seen >> 32);
     }
   };
-  const auto multiply = [&](int q0, int stage) {
+  const uint32_t own = 1u << (warp % 2 * 16 + lane / 4);  // of `key` in a half
+  const auto multiply = [&](int, int stage) {
     const Others& from = others[stage];
     float p[kN][4] = {}, ds[kN][4] = {};
     rows_by_rows<kN>(k, warp * 16, from.qk, p);
@@ -263,7 +284,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int e = 0; e < 4; ++e) {
         // Queries past the last are zeros, so is what they add.
         const int i = n * 8 + lane % 4 * 2 + e % 2;
-        const bool seen = q0 >= k0 + kBlock || key + e / 2 * 8 <= q0 + i;
+        const bool seen = (from.seen[warp / 2][i] & own << (e / 2 * 8)) != 0;
         p[n][e] = seen ? power<kExact>(fmaf(p[n][e], scale, -from.log_sum[i])) : 0;
         ds[n][e] = in.softmax_scale * p[n][e] * (ds[n][e] - from.delta[i]);
       }
@@ -271,7 +292,14 @@ __global__ void __launch_bounds__(kThreads)
     by_columns(factor_of<kN, kExact>(p), from.v, dv);
     by_columns(factor_of<kN, kExact>(ds), from.qk, dk);
   };
-  pipeline<kStages<kExact>>(k0, static_cast<int>(in.tokens), kQ, start, multiply);
+  const auto next = [&](int q0) {  // in steps of kQ, tiles of kBlock
+    while (q0 < in.tokens &&
+           !b.a.selected.has_tile(place.first + q0 / kBlock * kBlock, place.block)) {
+      q0 = (q0 / kBlock + 1) * kBlock;
+    }
+    return q0;
+  };
+  pipeline<kStages<kExact>>(k0, static_cast<int>(in.tokens), kQ, next, start, multiply);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int64_t s = key + r * 8;
@@ -336,22 +364,32 @@ __global__ void __launch_bounds__(kThreads)
   const auto multiply = [&](int k0, int stage) {
     const Others& from = others[stage];
     float p[kN][4] = {}, ds[kN][4] = {};
+    uint64_t seen[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const bool there = row + r * 8 < in.tokens;
+      seen[r] = seen_keys(b.a.selected, place.first, row + r * 8, there, k0) >> lane % 4 * 2;
+    }
     rows_by_rows<kN>(q, warp * 16, from.qk, p);
     rows_by_rows<kN>(d_o, warp * 16, from.v, ds);
 #pragma unroll
     for (int n = 0; n < kN; ++n) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int key = k0 + n * 8 + lane % 4 * 2 + e % 2;
-        const bool seen = k0 + kK <= q0 || key <= row + e / 2 * 8;
-        const float x = seen ? power<kExact>(fmaf(p[n][e], scale, -log_sum[e / 2])) : 0;
+        const bool own = (seen[e / 2] >> (n * 8 + e % 2) & 1) != 0;
+        const float x = own ? power<kExact>(fmaf(p[n][e], scale, -log_sum[e / 2])) : 0;
         ds[n][e] = in.softmax_scale * x * (ds[n][e] - delta[e / 2]);
       }
     }
     by_columns(factor_of<kN, kExact>(ds), from.qk, dq);
   };
   const int end = min(q0 + kBlock, static_cast<int>(in.tokens));
-  pipeline<kStages<kExact>>(0, end, kK, start, multiply);
+  const auto next = [&](int key) {  // in steps of kK, tiles of kBlock
+    const int tile = key / kBlock;
+    const int met = next_tile(b.a.selected, place.first + q0, tile, q0 / kBlock + 1);
+    return met == tile ? key : met * kBlock;
+  };
+  pipeline<kStages<kExact>>(0, end, kK, next, start, multiply);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int64_t t = row + r * 8;
@@ -433,10 +471,10 @@ struct Flash {
   }
 
   static void forward(KernelContext& context, const Sequence& in, const Sequences& sequences,
-                      const Packed& packed, float* out, float* log_sum) {
+                      const Packed& packed, const SelectionMask& mask, float* out, float* log_sum) {
     const dim3 grid(blocks(sequences), static_cast<unsigned>(in.heads));
     start(context, flash_forward<kQk, kV, kExact>, grid, kForwardShared, "mla_dense_train (flash)",
-          in, sequences, packed, out, log_sum);
+          in, sequences, packed, mask, out, log_sum);
   }
   static void backward(KernelContext& context, const Backward& b, const Sequences& sequences) {
     const dim3 grid(blocks(sequences), static_cast<unsigned>(b.a.in.heads));
@@ -487,7 +525,7 @@ void mla_dense_train_flash(KernelContext& context, const MlaDenseTrainArgs& a) {
   with_flash(context, a.in, [&](auto flash) {
     const Packed packed = flash.pack_all(context, a.in, nullptr);
     in_launches(a.begins, a.in.tokens, [&](const Sequences& s) {
-      flash.forward(context, a.in, s, packed, a.out, a.log_sum);
+      flash.forward(context, a.in, s, packed, a.selected, a.out, a.log_sum);
     });
   });
 }
@@ -504,8 +542,9 @@ void mla_dense_backward_flash(KernelContext& context, const MlaDenseBackwardArgs
     const Packed packed = flash.pack_all(context, in, a.d_out);
     if (!known) {
       float *again = scratch(context, kOutSlot, rows * in.v_dim), *sums = delta + rows;
-      in_launches(a.begins, in.tokens,
-                  [&](const Sequences& s) { flash.forward(context, in, s, packed, again, sums); });
+      in_launches(a.begins, in.tokens, [&](const Sequences& s) {
+        flash.forward(context, in, s, packed, a.selected, again, sums);
+      });
       out = again;
       log_sum = sums;
     }

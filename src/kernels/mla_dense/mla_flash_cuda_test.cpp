@@ -2,7 +2,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
+#include <optional>
+#include <random>
 
+#include "kernels/indexer_select/mask_selection.h"
 #include "kernels/mla_dense/mla_dense_backward_impl.h"
 #include "kernels/test_weight.h"
 #include "kernels/tolerance.h"
@@ -19,6 +23,67 @@ struct Shape {
 };
 
 Doubles doubles(const Floats& x) { return {x.begin(), x.end()}; }
+
+// Up to k positions of each token's sequence up to its own, of tiles in turn with its own, so that
+// whole tiles are left out; as rows of the batch.
+std::vector<int32_t> select_positions(const std::vector<int32_t>& position, int64_t k) {
+  std::mt19937 random(7);
+  std::vector<int32_t> indices(position.size() * static_cast<size_t>(k), -1);
+  for (size_t t = 0; t < position.size(); ++t) {
+    if (position[t] == 0) random.seed(7);  // a sequence selects in a batch what it does alone
+    std::vector<int32_t> rows;
+    for (int32_t s = 0; s <= position[t]; ++s) {
+      if (s / 64 % 2 == position[t] / 64 % 2) {
+        rows.push_back(static_cast<int32_t>(t) - position[t] + s);
+      }
+    }
+    std::sample(rows.begin(), rows.end(), indices.begin() + static_cast<int64_t>(t) * k, k, random);
+  }
+  return indices;
+}
+
+// A mask of such selections in memory of a context's kind, of the sequences that `position` counts.
+class Mask {
+ public:
+  Mask(KernelContext& context, const std::vector<int32_t>& position, int64_t k) {
+    const auto n = static_cast<int64_t>(position.size());
+    const int64_t longest = n == 0 ? 0 : 1 + *std::max_element(position.begin(), position.end());
+    const int64_t words = selection_words(longest), all = n * selection_words_in_all(longest);
+    const std::vector<int32_t> indices = select_positions(position, k);
+    host_.resize(static_cast<size_t>(all));
+    KernelContext host(1, Backend::kReference);
+    mask_selection(host,
+                   {indices.data(), n, k, {position.data(), longest}, host_.data(), n, words});
+    device_ = std::make_unique<Device<uint64_t>>(context, host_);
+    on_host = {host_.data(), n, words};
+    on_device = {device_->data(), n, words};
+    const Device<int32_t> there(context, position), rows(context, indices);
+    const Device<uint64_t> bits(context, all);
+    mask_selection(context, {rows.data(), n, k, {there.data(), longest}, bits.data(), n, words});
+    std::vector<uint64_t> got = bits.read();
+    for (int64_t w = words; w < all / std::max<int64_t>(n, 1); ++w) {  // no tile begins there
+      for (int64_t t = 0; t < n; ++t) {
+        if (position[static_cast<size_t>(t)] % 64 != 0) got[static_cast<size_t>(w * n + t)] = 0;
+      }
+    }
+    EXPECT_EQ(got, host_);
+  }
+  SelectionMask on_host, on_device;
+
+ private:
+  std::vector<uint64_t> host_;
+  std::unique_ptr<Device<uint64_t>> device_;
+};
+
+std::vector<int32_t> positions_of(std::span<const int64_t> begins) {
+  std::vector<int32_t> position;
+  for (size_t i = 0; i + 1 < begins.size(); ++i) {
+    for (int64_t t = begins[i]; t < begins[i + 1]; ++t) {
+      position.push_back(static_cast<int32_t>(t - begins[i]));
+    }
+  }
+  return position;
+}
 
 // The largest norm of rows of `width` values.
 double largest_norm(const Floats& x, int64_t width) {
@@ -37,14 +102,15 @@ class MlaFlashCuda : public CudaTest {
   };
 
   Result run(const Shape& s, const Floats& q, const Floats& kv, const Floats& k_pe,
-             const Floats& d_out, float scale) {
+             const Floats& d_out, float scale, const SelectionMask& mask = {}) {
     Device<float> gq(context(), q), gkv(context(), kv), gpe(context(), k_pe);
     Device<float> gd(context(), d_out), out(context(), static_cast<int64_t>(d_out.size()));
     Device<float> dq(context(), gq.size()), dkv(context(), gkv.size()), dpe(context(), gpe.size());
     const MlaSequence<float> in{gq.data(), gkv.data(), gpe.data(), s.tokens, s.heads,
                                 s.nope,    s.rope,     s.v_dim,    scale};
-    mla_dense_train_flash(context(), {in, out.data()});
-    mla_dense_backward_flash(context(), {in, gd.data(), dq.data(), dkv.data(), dpe.data()});
+    mla_dense_train_flash(context(), {in, out.data(), {}, nullptr, mask});
+    mla_dense_backward_flash(
+        context(), {in, gd.data(), dq.data(), dkv.data(), dpe.data(), {}, nullptr, nullptr, mask});
     return {out.read(), dq.read(), dkv.read(), dpe.read()};
   }
 
@@ -54,33 +120,39 @@ class MlaFlashCuda : public CudaTest {
     for (size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], want[i], tolerance) << what << i;
   }
 
-  // product: the error of a product of two factors.
-  void check(const Shape& s, double product = 3.01 * 0x1p-18) {
+  // product: the error of a product of two factors; k: keys that a token selects, 0 for all.
+  void check(const Shape& s, double product = 3.01 * 0x1p-18, int64_t k = 0) {
     if (skip_case()) return;
+    std::optional<Mask> selected;
+    if (k > 0) selected.emplace(context(), positions_of(std::vector<int64_t>{0, s.tokens}), k);
+    const SelectionMask mask = selected ? selected->on_host : SelectionMask();
+    const SelectionMask there = selected ? selected->on_device : SelectionMask();
     const int64_t qk = s.nope + s.rope, rows = s.tokens * s.heads;
     const Floats q = random_floats(rows * qk, 1), kv = random_floats(rows * (s.nope + s.v_dim), 2);
     const Floats k_pe = random_floats(s.tokens * s.rope, 3),
                  d_out = random_floats(rows * s.v_dim, 4);
     const auto scale = static_cast<float>(1 / std::sqrt(static_cast<double>(qk)));
-    const Result got = run(s, q, kv, k_pe, d_out, scale), again = run(s, q, kv, k_pe, d_out, scale);
+    const Result got = run(s, q, kv, k_pe, d_out, scale, there);
+    const Result again = run(s, q, kv, k_pe, d_out, scale, there);
     const Doubles q64 = doubles(q), kv64 = doubles(kv), pe64 = doubles(k_pe), d64 = doubles(d_out);
     const MlaSequence<double> in{q64.data(), kv64.data(), pe64.data(), s.tokens, s.heads,
                                  s.nope,     s.rope,      s.v_dim,     scale};
     Doubles out(d64.size()), dq(q64.size()), dkv(kv64.size()), dk_pe(pe64.size());
     for (int64_t t = 0; t < s.tokens; ++t) {
       for (int64_t h = 0; h < s.heads; ++h) {
-        const std::vector<double> p = mla_probabilities(in, t, h);
+        const std::vector<double> p = mla_probabilities(in, t, h, mask);
         for (int64_t i = 0; i < s.v_dim; ++i) {
-          for (int64_t k = 0; k <= t; ++k) {
+          for (int64_t key = 0; key <= t; ++key) {
             out[static_cast<size_t>((t * s.heads + h) * s.v_dim + i)] +=
-                p[static_cast<size_t>(k)] *
-                kv64[static_cast<size_t>((k * s.heads + h) * (s.nope + s.v_dim) + s.nope + i)];
+                p[static_cast<size_t>(key)] *
+                kv64[static_cast<size_t>((key * s.heads + h) * (s.nope + s.v_dim) + s.nope + i)];
           }
         }
       }
     }
-    mla_dense_backward_reference<double>(reference(),
-                                         {in, d64.data(), dq.data(), dkv.data(), dk_pe.data()});
+    mla_dense_backward_reference<double>(
+        reference(),
+        {in, d64.data(), dq.data(), dkv.data(), dk_pe.data(), {}, nullptr, nullptr, mask});
     // A product is off by `product` of its factors' norms, sums by their length's roundings; a
     // probability by twice what its score is, and each operation after it as much again: 8 of them.
     const double q_norm = largest_norm(q, qk);
@@ -101,7 +173,7 @@ class MlaFlashCuda : public CudaTest {
     }
   }
 
-  void batch_is_its_sequences() {
+  void batch_is_its_sequences(int64_t k) {
     const Shape s{1500, 2, 32, 16, 32};
     const int64_t qk = s.nope + s.rope, kv_row = s.heads * (s.nope + s.v_dim);
     const int64_t o_row = s.heads * s.v_dim;
@@ -117,9 +189,12 @@ class MlaFlashCuda : public CudaTest {
     Device<float> dq(context(), gq.size()), dkv(context(), gkv.size()), dpe(context(), gpe.size());
     const MlaSequence<float> in{gq.data(), gkv.data(), gpe.data(), s.tokens, s.heads,
                                 s.nope,    s.rope,     s.v_dim,    0.2F};
-    mla_dense_train_flash(context(), {in, out.data(), begins, log_sum.data()});
+    std::optional<Mask> selected;
+    if (k > 0) selected.emplace(context(), positions_of(begins), k);
+    const SelectionMask mask = selected ? selected->on_device : SelectionMask();
+    mla_dense_train_flash(context(), {in, out.data(), begins, log_sum.data(), mask});
     mla_dense_backward_flash(context(), {in, gd.data(), dq.data(), dkv.data(), dpe.data(), begins,
-                                         out.data(), log_sum.data()});
+                                         out.data(), log_sum.data(), mask});
     const Result batch{out.read(), dq.read(), dkv.read(), dpe.read()};
     const auto part = [](const Floats& x, int64_t first, int64_t count, int64_t row) {
       return Floats(x.begin() + first * row, x.begin() + (first + count) * row);
@@ -129,9 +204,12 @@ class MlaFlashCuda : public CudaTest {
       if (count == 0) continue;
       Shape one = s;
       one.tokens = count;
+      std::optional<Mask> own;
+      if (k > 0) own.emplace(context(), positions_of(std::vector<int64_t>{0, count}), k);
       const Result alone =
           run(one, part(q, first, count, s.heads * qk), part(kv, first, count, kv_row),
-              part(k_pe, first, count, s.rope), part(d_out, first, count, o_row), 0.2F);
+              part(k_pe, first, count, s.rope), part(d_out, first, count, o_row), 0.2F,
+              own ? own->on_device : SelectionMask());
       EXPECT_EQ(part(batch.out, first, count, o_row), alone.out) << i;
       EXPECT_EQ(part(batch.dq, first, count, s.heads * qk), alone.dq) << i;
       EXPECT_EQ(part(batch.dkv, first, count, kv_row), alone.dkv) << i;
@@ -153,8 +231,6 @@ TEST_F(MlaFlashCuda, IsTheReference) {
   }
 }
 
-// Sequences of a batch have the bits that they have alone, also when they need several launches,
-// and when backward is given what forward wrote.
 // Factors rounded to bf16: two roundings of at most 2^-9.
 TEST_F(MlaFlashCuda, IsTheReferenceInBf16) {
   context().force("matmul", "cuda_bf16");
@@ -175,8 +251,31 @@ TEST_F(MlaFlashCuda, IsTheReferenceInBf16) {
 TEST_F(MlaFlashCuda, ABatchIsItsSequences) {
   for (const bool bf16 : {false, true}) {
     if (bf16) context().force("matmul", "cuda_bf16");
-    batch_is_its_sequences();
+    for (const int64_t k : {0, 9}) batch_is_its_sequences(k);
   }
+}
+
+// Rows that select fewer keys than they may, one, and all; tiles of keys that nobody selects.
+TEST_F(MlaFlashCuda, IsTheReferenceOverAMask) {
+  for (const bool bf16 : {false, true}) {
+    if (bf16) context().force("matmul", "cuda_bf16");
+    const double product = bf16 ? 2.01 * 0x1p-9 : 3.01 * 0x1p-18;
+    for (const int64_t k : {1, 20, 500}) {
+      for (const int64_t tokens : {1, 64, 65, 150}) check({tokens, 2, 32, 16, 32}, product, k);
+      check({330, 3, 5, 4, 6}, product, k);
+      for (const int64_t tokens : {33, 200}) {
+        check({tokens, 2, 64, 32, 64}, product, k);
+        check({tokens, 2, 128, 64, 128}, product, k);
+      }
+    }
+  }
+}
+
+// More keys than a word of tiles and than a block of mask_selection holds.
+TEST_F(MlaFlashCuda, MasksOfLongSequencesAreTheReference) {
+  const std::vector<int64_t> begins = {0, 5, 4500, 4501};
+  const Mask mask(context(), positions_of(begins), 3);
+  EXPECT_GT(mask.on_device.words, 64);
 }
 
 TEST_F(MlaFlashCuda, RefusesLongHeads) {
