@@ -13,6 +13,7 @@
 // p and I of a group are at most kMostPairs tiles, 256 MiB each, so memory grows with the tokens.
 // No atomics. Bound by the tensor cores.
 #include <algorithm>
+#include <vector>
 
 #include "kernels/indexer_kl/indexer_kl_impl.h"
 #include "kernels/mla_dense/flash_tiles.cuh"
@@ -24,22 +25,62 @@ namespace {
 
 // Of device_scratch; attention has 2 to 5.
 constexpr int kTileSlot = 0, kScoreSlot = 1, kOutSlot = 2, kSumSlot = 3, kPackSlot = 5;
-constexpr int kIndexSlot = 6;
+constexpr int kIndexSlot = 6, kListSlot = 7;
 constexpr int64_t kMostPairs = 16384;
 constexpr int kValues = kBlock * kBlock;  // of a tile, kEach a thread, value e of thread i at
 constexpr int kEach = kValues / kThreads, kN = kBlock / 8;  // e * kThreads + i
 
-// Query tiles [tile, tile + tiles) of a sequence. `block` of the group's query tiles and `pair` of
-// its pairs of tiles come before them; a query tile has a pair for each key tile up to itself.
-struct Segment {
-  int32_t begin, tokens, tile, tiles, block, pair;
+// What the blocks of a group work on, listed in the device's memory: long rows first.
+struct QueryTile {
+  int32_t begin, tokens;  // of the sequence
+  int32_t tile, pair;     // pair: that with key tile 0; those of the next key tiles follow
+};
+struct Pair {
+  int32_t block, key_tile;  // block: of the query tile
+};
+struct KeyTile {
+  int32_t begin, tokens, key_tile;
+  int32_t tile, end, pair;  // the group's query tiles [tile, end); pair: of `tile` and key tile 0
+};
+struct Lists {
+  QueryTile* queries;
+  Pair* pairs;
+  KeyTile* keys;
 };
 
-struct Group {
-  static constexpr int kMost = 120;
-  int count = 0, blocks = 0, pairs = 0, key_tiles = 0;  // the most of a segment
-  Segment list[kMost];
+// Query tiles [tile, tile + tiles) of a sequence, and where their entries lie. A query tile has a
+// pair for each key tile up to itself, a run a key tile for each that its last query tile sees.
+struct Run {
+  int32_t begin, tokens, tile, tiles, block, pair, key_block;
 };
+__host__ __device__ inline int64_t pair_of(int64_t pair, int64_t tile, int64_t before) {
+  return pair + before * (tile + 1) + before * (before - 1) / 2;
+}
+struct Group {
+  std::vector<Run> runs;
+  int blocks = 0, pairs = 0, key_blocks = 0;
+};
+// Those of a launch.
+struct Runs {
+  static constexpr int kMost = 120;
+  Run list[kMost];
+};
+
+__global__ void __launch_bounds__(kThreads)
+    kl_lists(const __grid_constant__ Runs runs, const Lists lists) {
+  const Run r = runs.list[blockIdx.x];
+  const auto thread = static_cast<int>(threadIdx.x);
+  for (int i = 0; i < r.tiles; ++i) {
+    const int block = r.block + r.tiles - 1 - i, tile = r.tile + i;
+    const auto pair = static_cast<int32_t>(pair_of(r.pair, r.tile, i));
+    if (thread == 0) lists.queries[block] = {r.begin, r.tokens, tile, pair};
+    for (int key = thread; key <= tile; key += kThreads) lists.pairs[pair + key] = {block, key};
+  }
+  const int end = r.tile + r.tiles;
+  for (int key = thread; key < end; key += kThreads) {
+    lists.keys[r.key_block + key] = {r.begin, r.tokens, key, r.tile, end, r.pair};
+  }
+}
 
 struct Problem {
   IndexerSequence<float> x;
@@ -51,30 +92,18 @@ struct Problem {
   SelectionMask mask;
 };
 
-// A query tile of a block.
+// A tile of a block's sequence.
 struct Rows {
-  Segment s;
-  int tile;
-  int64_t pair;  // of key tile 0
+  int begin, tokens, tile;
+  int64_t pair;  // of a query tile and key tile 0
 
-  __device__ int64_t token(int64_t row) const { return s.begin + row; }
-  __device__ int64_t left(int t) const { return s.tokens - int64_t{t} * kBlock; }
+  __device__ int64_t token(int64_t row) const { return begin + row; }
+  __device__ int64_t left(int t) const { return tokens - int64_t{t} * kBlock; }
 };
 
-__device__ inline Rows rows_of(const Group& g) {
-  const auto block = static_cast<int>(blockIdx.x);
-  int low = 0, high = g.count - 1;  // the last segment that begins at or before
-  while (low < high) {
-    const int mid = (low + high + 1) / 2;
-    if (g.list[mid].block <= block) {
-      low = mid;
-    } else {
-      high = mid - 1;
-    }
-  }
-  const Segment s = g.list[low];
-  const int64_t r = block - s.block;
-  return {s, static_cast<int>(s.tile + r), s.pair + r * (s.tile + 1) + r * (r - 1) / 2};
+__device__ inline Rows rows_of(const Lists& lists, int block) {
+  const QueryTile q = lists.queries[block];
+  return {q.begin, q.tokens, q.tile, q.pair};
 }
 
 // Values of a warp's 16 rows: n 8 * 8 columns, e as mma_bf16 has d.
@@ -93,7 +122,7 @@ __device__ inline int column_in_tile(int n, int e) {
 // Whether the queries of a block attend to a tile of keys, and the first at or after it that they
 // attend to.
 __device__ inline bool attends(const Problem& b, const Rows& r, int key_tile) {
-  return key_tile <= r.tile && b.mask.has_tile(r.token(r.tile * kBlock), key_tile);
+  return b.mask.has_tile(r.token(r.tile * kBlock), key_tile);
 }
 __device__ inline int next_of(const Problem& b, const Rows& r, int key_tile) {
   return next_tile(b.mask, r.token(r.tile * kBlock), key_tile, r.tile + 1);
@@ -107,7 +136,7 @@ struct Seen {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = r.tile * kBlock + row_in_tile(2 * i);
-      keys[i] = seen_keys(b.mask, r.s.begin, row, row < r.s.tokens, key_tile * kBlock) >>
+      keys[i] = seen_keys(b.mask, r.begin, row, row < r.tokens, key_tile * kBlock) >>
                 column_in_tile(0, 0);
     }
   }
@@ -122,17 +151,17 @@ __device__ inline int itself(int x) { return x; }
 // ---- p
 
 template <int kQk, bool kExact>
-__global__ void __launch_bounds__(kThreads)
-    kl_probabilities(const Problem b, const __grid_constant__ Group group) {
+__global__ void __launch_bounds__(kThreads) kl_probabilities(const Problem b, const Lists lists) {
   struct Step {
     Tile<kBlock, kQk, kExact> q, k;
   };
   extern __shared__ __align__(16) unsigned char space[];
   auto* steps = reinterpret_cast<Step*>(space);
-  const Rows r = rows_of(group);
-  const auto key_tile = static_cast<int>(blockIdx.y);
+  const Pair own = lists.pairs[blockIdx.x];
+  const Rows r = rows_of(lists, own.block);
+  const int key_tile = own.key_tile;
   if (!attends(b, r, key_tile)) return;
-  const Sequence in = mla_sequence_at(b.attention, r.s.begin, r.s.tokens);
+  const Sequence in = mla_sequence_at(b.attention, r.begin, r.tokens);
   const int64_t all = b.attention.tokens;
   const int q0 = r.tile * kBlock, k0 = key_tile * kBlock;
   const float scale = in.softmax_scale * kLog2e;
@@ -203,17 +232,17 @@ struct Index {
 // w of the query in row e / 2 * 8 of the thread; 0 past the last.
 __device__ inline float weight_of(const Problem& b, const Rows& r, int e, int64_t head) {
   const int64_t row = r.tile * kBlock + row_in_tile(e);
-  return row < r.s.tokens ? b.x.w[r.token(row) * b.x.heads + head] : 0;
+  return row < r.tokens ? b.x.w[r.token(row) * b.x.heads + head] : 0;
 }
 
 template <int kDim, bool kExact>
-__global__ void __launch_bounds__(kThreads)
-    kl_scores(const Problem b, const __grid_constant__ Group group) {
+__global__ void __launch_bounds__(kThreads) kl_scores(const Problem b, const Lists lists) {
   extern __shared__ __align__(16) unsigned char space[];
   auto& k = *reinterpret_cast<Tile<kBlock, kDim, kExact>*>(space);
   auto* q = &k + 1;
-  const Rows r = rows_of(group);
-  const auto key_tile = static_cast<int>(blockIdx.y);
+  const Pair own = lists.pairs[blockIdx.x];
+  const Rows r = rows_of(lists, own.block);
+  const int key_tile = own.key_tile;
   if (!attends(b, r, key_tile)) return;
   Index<kDim, kExact>::keys(b, r, key_tile, k);
   Values score = {};
@@ -254,9 +283,8 @@ __device__ inline float quad_max(float x) {
   return ptx::max_nan(x, __shfl_xor_sync(0xFFFFFFFFu, x, 2));
 }
 
-__global__ void __launch_bounds__(kThreads)
-    kl_rows(const Problem b, const __grid_constant__ Group group) {
-  const Rows r = rows_of(group);
+__global__ void __launch_bounds__(kThreads) kl_rows(const Problem b, const Lists lists) {
+  const Rows r = rows_of(lists, static_cast<int>(blockIdx.x));
   float top[2] = {-INFINITY, -INFINITY};
   for (int t = next_of(b, r, 0); t <= r.tile; t = next_of(b, r, t + 1)) {
     const float* score = at_tile(b.score, r.pair + t);
@@ -284,7 +312,7 @@ __global__ void __launch_bounds__(kThreads)
     const double log_of = static_cast<double>(top[i]) + log(quad_sum(sum[i]));
     const double kl = quad_sum(cross[i]) + quad_sum(mass[i]) * log_of;
     const int row = r.tile * kBlock + row_in_tile(2 * i);
-    if (row < r.s.tokens && threadIdx.x % 4 == 0) b.x.kl[r.token(row)] = kl;
+    if (row < r.tokens && threadIdx.x % 4 == 0) b.x.kl[r.token(row)] = kl;
     log_sum[i] = static_cast<float>(log_of);
   }
   const auto scale = static_cast<float>(b.x.scale);
@@ -293,7 +321,7 @@ __global__ void __launch_bounds__(kThreads)
     float* p = at_tile(b.p, r.pair + t);
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
-      const bool here = r.tile * kBlock + row_in_tile(i % 4) < r.s.tokens;
+      const bool here = r.tile * kBlock + row_in_tile(i % 4) < r.tokens;
       const float d = scale * (expf(score[i * kThreads] - log_sum[i % 4 / 2]) - p[i * kThreads]);
       p[i * kThreads] = here ? d : 0;
     }
@@ -303,12 +331,11 @@ __global__ void __launch_bounds__(kThreads)
 // ---- q
 
 template <int kDim, bool kExact>
-__global__ void __launch_bounds__(kThreads)
-    kl_queries(const Problem b, const __grid_constant__ Group group) {
+__global__ void __launch_bounds__(kThreads) kl_queries(const Problem b, const Lists lists) {
   extern __shared__ __align__(16) unsigned char space[];
   auto& q = *reinterpret_cast<Tile<kBlock, kDim, kExact>*>(space);
   auto* k = &q + 1;
-  const Rows r = rows_of(group);
+  const Rows r = rows_of(lists, static_cast<int>(blockIdx.x));
   const int64_t head = blockIdx.y;
   const int warp_row = static_cast<int>(threadIdx.x / 32) * 16;
   Index<kDim, kExact>::queries(b, r, r.tile, head, q);
@@ -337,7 +364,7 @@ __global__ void __launch_bounds__(kThreads)
     dw[i] += __shfl_xor_sync(0xFFFFFFFFu, dw[i], 1);
     dw[i] += __shfl_xor_sync(0xFFFFFFFFu, dw[i], 2);
     const int row = r.tile * kBlock + row_in_tile(2 * i);
-    if (row >= r.s.tokens) continue;
+    if (row >= r.tokens) continue;
     const int64_t at = r.token(row) * b.x.heads + head;
     if (threadIdx.x % 4 == 0) b.x.dw[at] = dw[i];
 #pragma unroll
@@ -354,8 +381,7 @@ __global__ void __launch_bounds__(kThreads)
 // ---- k
 
 template <int kDim, bool kExact>
-__global__ void __launch_bounds__(kThreads)
-    kl_keys(const Problem b, const __grid_constant__ Group group) {
+__global__ void __launch_bounds__(kThreads) kl_keys(const Problem b, const Lists lists) {
   struct Step {
     Tile<kBlock, kDim, kExact> q;
     float w[kBlock];
@@ -364,11 +390,9 @@ __global__ void __launch_bounds__(kThreads)
   auto& k = *reinterpret_cast<Tile<kBlock, kDim, kExact>*>(space);
   auto* steps = reinterpret_cast<Step*>(&k + 1);
   auto* d_scores = reinterpret_cast<float*>(steps + kStages<kExact>);  // [2][kValues]
-  const Segment s = group.list[blockIdx.y];
-  const auto key_tile = static_cast<int>(blockIdx.x), heads = static_cast<int>(b.x.heads);
-  const int end_tile = s.tile + s.tiles;
-  if (key_tile >= end_tile) return;
-  const Rows r{s, key_tile, s.pair};
+  const KeyTile s = lists.keys[blockIdx.x];
+  const int key_tile = s.key_tile, end_tile = s.end, heads = static_cast<int>(b.x.heads);
+  const Rows r{s.begin, s.tokens, key_tile, s.pair};
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   Index<kDim, kExact>::keys(b, r, key_tile, k);
   float dk[kDim / 8][4] = {};
@@ -382,8 +406,7 @@ __global__ void __launch_bounds__(kThreads)
       steps[step].w[row] = here ? b.x.w[r.token(t * kBlock + row) * heads + head] : 0;
     }
     if (head > 0) return;
-    const int64_t before = t - s.tile;
-    const int64_t pair = s.pair + before * (s.tile + 1) + before * (before - 1) / 2 + key_tile;
+    const int64_t pair = pair_of(s.pair, s.tile, t - s.tile) + key_tile;
     float* to = d_scores + started++ % 2 * kValues;
     for (int v = static_cast<int>(threadIdx.x) * 4; v < kValues; v += kThreads * 4) {
       ptx::cp_async_16(to + v, b.p + pair * kValues + v);
@@ -434,53 +457,76 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- launches
 
-template <int kQk, int kDim, bool kExact>
-void run(KernelContext& context, const Problem& b, const Group& group) {
-  const auto blocks = static_cast<unsigned>(group.blocks);
-  const auto key_tiles = static_cast<unsigned>(group.key_tiles);
-  const auto heads = static_cast<unsigned>(b.x.heads);
-  constexpr size_t kTile = sizeof(Tile<kBlock, kDim, kExact>);
-  constexpr int kCount = kStages<kExact>;
-  start(context, kl_probabilities<kQk, kExact>, dim3(blocks, key_tiles),
-        2 * kCount * sizeof(Tile<kBlock, kQk, kExact>), "indexer_kl (p)", b, group);
-  start(context, kl_scores<kDim, kExact>, dim3(blocks, key_tiles), (1 + kCount) * kTile,
-        "indexer_kl (scores)", b, group);
-  start(context, kl_rows, dim3(blocks), 0, "indexer_kl (rows)", b, group);
-  start(context, kl_queries<kDim, kExact>, dim3(blocks, heads), (1 + kCount) * kTile,
-        "indexer_kl (queries)", b, group);
-  start(context, kl_keys<kDim, kExact>, dim3(key_tiles, static_cast<unsigned>(group.count)),
-        kTile + kCount * (kTile + kBlock * sizeof(float)) + 2 * kValues * sizeof(float),
-        "indexer_kl (keys)", b, group);
+// The lists of a group, written on the device.
+Lists lists_of(KernelContext& context, const Group& group) {
+  const auto bytes = [](int64_t n, size_t each) { return n * static_cast<int64_t>(each); };
+  const int64_t queries = bytes(group.blocks, sizeof(QueryTile));
+  const int64_t pairs = bytes(group.pairs, sizeof(Pair));
+  auto* memory = static_cast<std::byte*>(device_scratch(
+      context, kListSlot, queries + pairs + bytes(group.key_blocks, sizeof(KeyTile))));
+  const Lists lists{reinterpret_cast<QueryTile*>(memory), reinterpret_cast<Pair*>(memory + queries),
+                    reinterpret_cast<KeyTile*>(memory + queries + pairs)};
+  for (size_t first = 0; first < group.runs.size(); first += Runs::kMost) {
+    const size_t count = std::min<size_t>(Runs::kMost, group.runs.size() - first);
+    Runs runs = {};
+    std::copy_n(group.runs.begin() + static_cast<int64_t>(first), count, runs.list);
+    start(context, kl_lists, dim3(static_cast<unsigned>(count)), 0, "indexer_kl (lists)", runs,
+          lists);
+  }
+  return lists;
 }
 
-// Calls use(group) for the query tiles of the sequences that begin at `begins`, in order.
+template <int kQk, int kDim, bool kExact>
+void run(KernelContext& context, const Problem& b, const Group& group) {
+  const Lists lists = lists_of(context, group);
+  const auto blocks = static_cast<unsigned>(group.blocks);
+  const dim3 pairs(static_cast<unsigned>(group.pairs));
+  constexpr size_t kTile = sizeof(Tile<kBlock, kDim, kExact>);
+  constexpr int kCount = kStages<kExact>;
+  start(context, kl_probabilities<kQk, kExact>, pairs,
+        2 * kCount * sizeof(Tile<kBlock, kQk, kExact>), "indexer_kl (p)", b, lists);
+  start(context, kl_scores<kDim, kExact>, pairs, (1 + kCount) * kTile, "indexer_kl (scores)", b,
+        lists);
+  start(context, kl_rows, dim3(blocks), 0, "indexer_kl (rows)", b, lists);
+  start(context, kl_queries<kDim, kExact>, dim3(blocks, static_cast<unsigned>(b.x.heads)),
+        (1 + kCount) * kTile, "indexer_kl (queries)", b, lists);
+  start(context, kl_keys<kDim, kExact>, dim3(static_cast<unsigned>(group.key_blocks)),
+        kTile + kCount * (kTile + kBlock * sizeof(float)) + 2 * kValues * sizeof(float),
+        "indexer_kl (keys)", b, lists);
+}
+
+// Calls use(group) for the query tiles of the sequences that begin at `begins`, the longest first.
 template <typename Use>
 void in_groups_of_tiles(std::span<const int64_t> begins, int64_t tokens, const Use& use) {
+  struct Part {
+    int64_t first, count;
+  };
+  std::vector<Part> parts;
+  for_each_begin(begins, tokens, [&](int64_t first, int64_t count) {
+    parts.push_back({first, count});
+  });
+  std::stable_sort(parts.begin(), parts.end(),
+                   [](const Part& a, const Part& b) { return a.count > b.count; });
   Group g;
   const auto flush = [&] {
-    if (g.count > 0) use(g);
+    if (!g.runs.empty()) use(g);
     g = {};
   };
-  for_each_begin(begins, tokens, [&](int64_t first, int64_t count) {
-    const int64_t tiles = (count + kBlock - 1) / kBlock;
+  for (const Part& part : parts) {
+    const int64_t tiles = (part.count + kBlock - 1) / kBlock;
     for (int64_t tile = 0; tile < tiles; ++tile) {
-      const bool goes_on = tile > 0 && g.count > 0;
       if (g.pairs > 0 && g.pairs + tile + 1 > kMostPairs) flush();
-      if (!goes_on && g.count == Group::kMost) flush();
-      if (tile == 0 || g.count == 0) {
-        g.list[g.count++] = {static_cast<int32_t>(first),
-                             static_cast<int32_t>(count),
-                             static_cast<int32_t>(tile),
-                             0,
-                             g.blocks,
-                             g.pairs};
+      if (tile == 0 || g.runs.empty()) {
+        g.runs.push_back({static_cast<int32_t>(part.first), static_cast<int32_t>(part.count),
+                          static_cast<int32_t>(tile), 0, g.blocks, g.pairs, g.key_blocks});
+        g.key_blocks += static_cast<int>(tile);
       }
-      ++g.list[g.count - 1].tiles;
+      ++g.runs.back().tiles;
       ++g.blocks;
+      ++g.key_blocks;
       g.pairs += static_cast<int>(tile + 1);
-      g.key_tiles = std::max(g.key_tiles, static_cast<int>(tile + 1));
     }
-  });
+  }
   flush();
 }
 

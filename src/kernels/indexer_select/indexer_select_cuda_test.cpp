@@ -5,7 +5,6 @@
 
 #include "kernels/indexer_select/indexer_select_impl.h"
 #include "kernels/indexer_select/test_problem.h"
-#include "kernels/test_weight.h"
 #include "kernels/topk/topk_impl.h"
 #include "support/cuda_cache.h"
 

@@ -1,6 +1,7 @@
 // mla_dense in training on CUDA without scores in memory: tiles of 64 queries by 64 keys on the
 // tensor cores, the softmax of a row kept running (FlashAttention, arXiv 2205.14135 and
-// 2307.08691). The sequences of a batch share a launch, kMost at a time.
+// 2307.08691). The sequences of a batch share a launch, whose tiles a small kernel lists in the
+// device's memory.
 //
 // Every float32 factor is taken apart into two bf16 values and a product is high high + high low +
 // low high, off by at most 3.01 * 2^-18 of it. With `matmul` forced to cuda_bf16 it is high high
@@ -15,6 +16,7 @@
 // With a mask (kernels/selection_mask.h) a tile of keys that no query of a tile attends to is not
 // read. Without one the bits are those of the positions.
 #include <algorithm>
+#include <vector>
 
 #include "kernels/mla_dense/flash_tiles.cuh"
 #include "kernels/mla_dense/mla_dense_backward_impl.h"
@@ -24,14 +26,34 @@ namespace flash {
 namespace {
 
 constexpr int kOutSlot = 2, kRowSlot = 3, kRopeSlot = 4, kPackSlot = 5;  // of device_scratch
+constexpr int kListSlot = 7;
 
-// The sequences of a launch: sequence i has tokens begin[i] .. begin[i+1] and blocks block[i] ..
-// block[i+1] of kBlock of them.
-struct Sequences {
-  static constexpr int kMost = 384;
-  int count = 0;
-  int32_t begin[kMost + 1], block[kMost + 1];
+// A tile of kBlock tokens of a sequence, a block's in each kernel.
+struct BlockTile {
+  int32_t begin, tokens, tile;  // of the sequence; the tile's number in it
 };
+// Those of all sequences, the longest sequence first, in the device's memory.
+struct Tiles {
+  BlockTile* list;
+  int count;
+};
+
+// Sequences whose tiles are listed from `block` on.
+struct Runs {
+  static constexpr int kMost = 256;
+  struct Run {
+    int32_t begin, tokens, block;
+  } list[kMost];
+};
+
+__global__ void __launch_bounds__(kThreads)
+    flash_list(const __grid_constant__ Runs runs, const Tiles tiles) {
+  const Runs::Run r = runs.list[blockIdx.x];
+  const int count = (r.tokens + kBlock - 1) / kBlock;
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
+    tiles.list[r.block + i] = {r.begin, r.tokens, i};
+  }
+}
 
 // A block's sequence: `in` is its part of the batch, token 0 of it is token `first` of the batch.
 struct Place {
@@ -40,19 +62,10 @@ struct Place {
   int block, blocks;  // this one of the sequence's
 };
 
-__device__ inline Place place_of(const Sequence& all, const Sequences& s) {
-  const auto block = static_cast<int>(blockIdx.x);
-  int low = 0, high = s.count - 1;  // the last that begins at or before
-  while (low < high) {
-    const int mid = (low + high + 1) / 2;
-    if (s.block[mid] <= block) {
-      low = mid;
-    } else {
-      high = mid - 1;
-    }
-  }
-  return {mla_sequence_at(all, s.begin[low], s.begin[low + 1] - s.begin[low]), s.begin[low],
-          block - s.block[low], s.block[low + 1] - s.block[low]};
+__device__ inline Place place_of(const Sequence& all, const Tiles& tiles) {
+  const BlockTile t = tiles.list[blockIdx.x];
+  return {mla_sequence_at(all, t.begin, t.tokens), t.begin, t.tile,
+          (t.tokens + kBlock - 1) / kBlock};
 }
 
 // q, keys, v and d_out in bf16 [heads, tokens, kQk or kV], zeros past their columns; not for
@@ -108,14 +121,14 @@ struct Rows {
 // out as in mla_dense; log_sum [heads, tokens] or null: of the row's exponentials, base 2.
 template <int kQk, int kV, bool kExact>
 __global__ void __launch_bounds__(kThreads)
-    flash_forward(const Sequence all, const __grid_constant__ Sequences sequences,
-                  const Packed packed, const SelectionMask mask, float* out, float* log_sum) {
+    flash_forward(const Sequence all, const Tiles tiles, const Packed packed,
+                  const SelectionMask mask, float* out, float* log_sum) {
   constexpr int kN = kBlock / 8;
   extern __shared__ __align__(16) unsigned char space[];
   auto& q = *reinterpret_cast<Tile<kBlock, kQk, kExact>*>(space);
   auto& k = *reinterpret_cast<Tile<kBlock, kQk, kExact>*>(&q + 1);
   auto& v = *reinterpret_cast<Tile<kBlock, kV, kExact>*>(&k + 1);
-  const Place place = place_of(all, sequences);
+  const Place place = place_of(all, tiles);
   const Sequence& in = place.in;
   const int64_t h = blockIdx.y;
   const Rows<kQk, kV, kExact> rows{in, nullptr, packed, h, h * all.tokens + place.first};
@@ -239,15 +252,14 @@ struct Stage {
 };
 
 template <int kQk, int kV, bool kExact>
-__global__ void __launch_bounds__(kThreads)
-    flash_keys(const Backward b, const __grid_constant__ Sequences sequences) {
+__global__ void __launch_bounds__(kThreads) flash_keys(const Backward b, const Tiles tiles) {
   using Others = Stage<kQk, kV, kExact>;
   constexpr int kQ = Others::kRows, kN = kQ / 8;
   extern __shared__ __align__(16) unsigned char space[];
   auto& k = *reinterpret_cast<Tile<kBlock, kQk, kExact>*>(space);
   auto& v = *reinterpret_cast<Tile<kBlock, kV, kExact>*>(&k + 1);
   auto* others = reinterpret_cast<Others*>(&v + 1);
-  const Place place = place_of(b.a.in, sequences);
+  const Place place = place_of(b.a.in, tiles);
   const Sequence& in = place.in;
   const int64_t h = blockIdx.y, row0 = h * b.a.in.tokens + place.first;
   const Rows<kQk, kV, kExact> rows{in, b.a.d_out + place.first * in.heads * in.v_dim, b.packed, h,
@@ -330,15 +342,14 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <int kQk, int kV, bool kExact>
-__global__ void __launch_bounds__(kThreads)
-    flash_queries(const Backward b, const __grid_constant__ Sequences sequences) {
+__global__ void __launch_bounds__(kThreads) flash_queries(const Backward b, const Tiles tiles) {
   using Others = Stage<kQk, kV, kExact>;
   constexpr int kK = Others::kRows, kN = kK / 8;
   extern __shared__ __align__(16) unsigned char space[];
   auto& q = *reinterpret_cast<Tile<kBlock, kQk, kExact>*>(space);
   auto& d_o = *reinterpret_cast<Tile<kBlock, kV, kExact>*>(&q + 1);
   auto* others = reinterpret_cast<Others*>(&d_o + 1);
-  const Place place = place_of(b.a.in, sequences);
+  const Place place = place_of(b.a.in, tiles);
   const Sequence& in = place.in;
   const int64_t h = blockIdx.y, row0 = h * b.a.in.tokens + place.first;
   const Rows<kQk, kV, kExact> rows{in, b.a.d_out + place.first * in.heads * in.v_dim, b.packed, h,
@@ -418,23 +429,30 @@ __global__ void __launch_bounds__(kThreads) flash_sum_heads(const Backward b) {
 
 // ---- launches
 
-unsigned blocks(const Sequences& s) { return static_cast<unsigned>(s.block[s.count]); }
-
-// Calls run(Sequences) for those that begin at `begins`, as many at a time as fit.
-template <typename Run>
-void in_launches(std::span<const int64_t> begins, int64_t tokens, const Run& run) {
-  Sequences s;
-  s.block[0] = 0;
+// The tiles of the sequences of `tokens` tokens that begin at `begins`.
+Tiles list_tiles(KernelContext& context, std::span<const int64_t> begins, int64_t tokens) {
+  std::vector<Runs::Run> all;
   for_each_begin(begins, tokens, [&](int64_t first, int64_t count) {
     if (count == 0) return;
-    s.begin[s.count] = static_cast<int32_t>(first);
-    s.begin[s.count + 1] = static_cast<int32_t>(first + count);
-    s.block[s.count + 1] = s.block[s.count] + static_cast<int32_t>((count + kBlock - 1) / kBlock);
-    if (++s.count < Sequences::kMost) return;
-    run(s);
-    s.count = 0;
+    all.push_back({static_cast<int32_t>(first), static_cast<int32_t>(count), 0});
   });
-  if (s.count > 0) run(s);
+  std::stable_sort(all.begin(), all.end(),
+                   [](const Runs::Run& a, const Runs::Run& b) { return a.tokens > b.tokens; });
+  Tiles tiles{nullptr, 0};
+  for (Runs::Run& r : all) {
+    r.block = tiles.count;
+    tiles.count += (r.tokens + kBlock - 1) / kBlock;
+  }
+  tiles.list = static_cast<BlockTile*>(
+      device_scratch(context, kListSlot, tiles.count * static_cast<int64_t>(sizeof(BlockTile))));
+  for (size_t first = 0; first < all.size(); first += Runs::kMost) {
+    const size_t count = std::min<size_t>(Runs::kMost, all.size() - first);
+    Runs runs = {};
+    std::copy_n(all.begin() + static_cast<int64_t>(first), count, runs.list);
+    start(context, flash_list, dim3(static_cast<unsigned>(count)), 0, "mla_dense (tiles)", runs,
+          tiles);
+  }
+  return tiles;
 }
 
 template <int kQk, int kV, bool kExact>
@@ -470,18 +488,18 @@ struct Flash {
     return packed;
   }
 
-  static void forward(KernelContext& context, const Sequence& in, const Sequences& sequences,
+  static void forward(KernelContext& context, const Sequence& in, const Tiles& tiles,
                       const Packed& packed, const SelectionMask& mask, float* out, float* log_sum) {
-    const dim3 grid(blocks(sequences), static_cast<unsigned>(in.heads));
+    const dim3 grid(static_cast<unsigned>(tiles.count), static_cast<unsigned>(in.heads));
     start(context, flash_forward<kQk, kV, kExact>, grid, kForwardShared, "mla_dense_train (flash)",
-          in, sequences, packed, mask, out, log_sum);
+          in, tiles, packed, mask, out, log_sum);
   }
-  static void backward(KernelContext& context, const Backward& b, const Sequences& sequences) {
-    const dim3 grid(blocks(sequences), static_cast<unsigned>(b.a.in.heads));
+  static void backward(KernelContext& context, const Backward& b, const Tiles& tiles) {
+    const dim3 grid(static_cast<unsigned>(tiles.count), static_cast<unsigned>(b.a.in.heads));
     start(context, flash_keys<kQk, kV, kExact>, grid, kBackwardShared, "mla_dense_backward (keys)",
-          b, sequences);
+          b, tiles);
     start(context, flash_queries<kQk, kV, kExact>, grid, kBackwardShared,
-          "mla_dense_backward (queries)", b, sequences);
+          "mla_dense_backward (queries)", b, tiles);
   }
 };
 
@@ -524,9 +542,8 @@ void mla_dense_train_flash(KernelContext& context, const MlaDenseTrainArgs& a) {
   if (a.in.tokens == 0) return;
   with_flash(context, a.in, [&](auto flash) {
     const Packed packed = flash.pack_all(context, a.in, nullptr);
-    in_launches(a.begins, a.in.tokens, [&](const Sequences& s) {
-      flash.forward(context, a.in, s, packed, a.selected, a.out, a.log_sum);
-    });
+    const Tiles tiles = list_tiles(context, a.begins, a.in.tokens);
+    flash.forward(context, a.in, tiles, packed, a.selected, a.out, a.log_sum);
   });
 }
 
@@ -540,18 +557,17 @@ void mla_dense_backward_flash(KernelContext& context, const MlaDenseBackwardArgs
   const float *out = a.out, *log_sum = a.log_sum;
   with_flash(context, in, [&](auto flash) {
     const Packed packed = flash.pack_all(context, in, a.d_out);
+    const Tiles tiles = list_tiles(context, a.begins, in.tokens);
     if (!known) {
       float *again = scratch(context, kOutSlot, rows * in.v_dim), *sums = delta + rows;
-      in_launches(a.begins, in.tokens, [&](const Sequences& s) {
-        flash.forward(context, in, s, packed, a.selected, again, sums);
-      });
+      flash.forward(context, in, tiles, packed, a.selected, again, sums);
       out = again;
       log_sum = sums;
     }
     flash_delta<<<blocks_of(rows, kThreads / 32), kThreads, 0, stream_of(context)>>>(a, out, delta);
     check_launch("mla_dense_backward (delta)");
     const Backward b{a, log_sum, delta, scratch(context, kRopeSlot, rows * in.rope), packed};
-    in_launches(a.begins, in.tokens, [&](const Sequences& s) { flash.backward(context, b, s); });
+    flash.backward(context, b, tiles);
     if (in.rope == 0) return;
     flash_sum_heads<<<blocks_of(in.tokens * in.rope, kThreads), kThreads, 0, stream_of(context)>>>(
         b);
