@@ -12,7 +12,7 @@ namespace {
 constexpr int kScores = 0, kPositions = 6;  // slots of scratch memory that topk leaves alone
 constexpr int kThreads = 256;
 
-__global__ void count_kernel(int64_t tokens, int32_t* position) {
+__global__ void positions_kernel(int64_t tokens, int32_t* position) {
   const int64_t t = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (t < tokens) position[t] = static_cast<int32_t>(t);
 }
@@ -38,7 +38,7 @@ void indexer_select_train_cuda(KernelContext& context, const IndexerSelectTrainA
   const int64_t longest = position == nullptr ? n : args.sequences.longest;
   if (position == nullptr) {
     auto* count = static_cast<int32_t*>(device_scratch(context, kPositions, n * int64_t{4}));
-    count_kernel<<<blocks_of(n), kThreads, 0, stream_of(context)>>>(n, count);
+    positions_kernel<<<blocks_of(n), kThreads, 0, stream_of(context)>>>(n, count);
     check_launch("indexer_select_train (positions)");
     position = count;
   }
