@@ -198,7 +198,7 @@ TEST_F(IndexerCuda, TrainingHasTheScoresOfServing) {
     const std::vector<float> k = random_floats(n * dim, 3);
     const Device<float> q_(context(), q), w_(context(), w), k_(context(), k);
     const Device<float> out(context(), (n - first) * longest);
-    IndexerSelectTrainArgs a{q_.data(), w_.data(), k_.data(), n, heads, dim, 1, nullptr};
+    IndexerSelectTrainArgs a{q_.data(), w_.data(), k_.data(), n, heads, dim, 0, nullptr};
     a.sequences = {position.data(), longest};
     indexer_train_scores(context(), a, {first, n - first, longest}, out.data(), longest);
     const std::vector<float> got = out.read();

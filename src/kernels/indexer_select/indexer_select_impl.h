@@ -10,7 +10,7 @@ namespace tamis {
 void indexer_select_reference(KernelContext& context, const IndexerSelectArgs& args);
 void indexer_select_cuda(KernelContext& context, const IndexerSelectArgs& args);
 // On CUDA: the scores of `tokens` tokens from `first` on, none of a sequence of more than
-// `longest`, to rows of `stride` floats.
+// `longest`, to rows of `stride` floats; of those that see at most k keys some or none.
 struct TrainScores {
   int64_t first = 0, tokens = 0, longest = 0;
 };

@@ -1,16 +1,16 @@
-// The index scores of training by tiles of 32 tokens and 64 keys, with the bits of indexer_exact
+// The index scores of training by tiles of 64 tokens and 64 keys, with the bits of indexer_exact
 // (indexer_logits.cu), which loads a tile of keys for one token alone: a dot product in the order
 // of the dimensions with fused multiply-adds; heads group, group + 4, .. are added up in order, and
-// then the four groups. A thread has 2 tokens and 4 keys. Bound by FP32 arithmetic and by reads of
-// shared memory.
+// then the four groups. A thread has 4 tokens and 4 keys: 8 reads of 16 bytes from shared memory
+// for 64 multiply-adds. Bound by FP32 arithmetic.
 #include "kernels/cuda/launch.cuh"
 #include "kernels/indexer_select/indexer_select_impl.h"
 
 namespace tamis {
 namespace {
 
-constexpr int kTokens = 32, kKeys = 64, kThreads = 256, kGroups = 4;
-constexpr int kOwnTokens = 2, kOwnKeys = 4;
+constexpr int kTokens = 64, kKeys = 64, kThreads = 256, kGroups = 4;
+constexpr int kOwnTokens = 4, kOwnKeys = 4, kTiles = 4;  // kTiles: of keys, a block
 
 // Rows [0, rows) of `width` floats, `stride` apart, then zeros; width padded to fours with zeros.
 __device__ void load_rows(const float* x, int64_t stride, int rows, int all, int width, int pitch,
@@ -42,7 +42,7 @@ struct Scores {
   int64_t stride;
 };
 
-__global__ void __launch_bounds__(kThreads) scores_kernel(const Scores s) {
+__global__ void __launch_bounds__(kThreads, 2) scores_kernel(const Scores s) {
   extern __shared__ __align__(16) float tiles[];
   const IndexerSelectTrainArgs& a = s.a;
   const int dim = static_cast<int>(a.dim), pitch = (dim + 3) / 4 * 4 + 4;
@@ -51,25 +51,34 @@ __global__ void __launch_bounds__(kThreads) scores_kernel(const Scores s) {
   const int32_t* position = a.sequences.position;
   const auto at = [&](int64_t t) { return position == nullptr ? t : int64_t{position[t]}; };
   const int64_t t0 = s.first + int64_t{blockIdx.x} * kTokens, t_end = min(t0 + kTokens, s.end);
-  const int64_t key0 = int64_t{blockIdx.y} * kKeys;  // within each sequence
+  const int64_t keys0 = int64_t{blockIdx.y} * kKeys * kTiles;  // within each sequence
   const int own_t = static_cast<int>(threadIdx.x) / 16 * kOwnTokens;
   const int own_k = static_cast<int>(threadIdx.x) % 16;
   // Tokens [begin, end) of the tile are of one sequence.
   for (int64_t begin = t0; begin < t_end;) {
     const int64_t sequence = begin - at(begin);
-    int64_t end = begin + 1;
-    while (end < t_end && end - at(end) == sequence) ++end;
-    if (key0 <= at(end - 1)) {
+    const auto own = [&](int64_t t) { return t - at(t) == sequence; };
+    int64_t end = t_end;
+    if (!own(t_end - 1)) {  // between the last of its tokens and the first of another's
+      int64_t last = begin;
+      for (end = t_end - 1; end - last > 1;) {
+        const int64_t middle = (last + end) / 2;
+        (own(middle) ? last : end) = middle;
+      }
+    }
+    if (at(end - 1) < a.k) {  // every one of them takes all of its keys
+      begin = end;
+      continue;
+    }
+    for (int64_t key0 = keys0; key0 < min(keys0 + kKeys * kTiles, at(end - 1) + 1); key0 += kKeys) {
       const int64_t seen = min(int64_t{kKeys}, at(end - 1) + 1 - key0);
       __syncthreads();
       load_rows(a.keys + (sequence + key0) * dim, dim, static_cast<int>(seen), kKeys, dim, pitch,
                 keys);
-      float sum[kOwnTokens][kOwnKeys][kGroups] = {};
-      for (int64_t h0 = 0; h0 < a.heads; h0 += kGroups) {
-#pragma unroll
-        for (int g = 0; g < kGroups; ++g) {
-          const int64_t h = h0 + g;
-          if (h >= a.heads) break;
+      float score[kOwnTokens][kOwnKeys];
+      for (int group = 0; group < kGroups; ++group) {
+        float sum[kOwnTokens][kOwnKeys] = {};
+        for (int64_t h = group; h < a.heads; h += kGroups) {
           __syncthreads();
           load_rows(a.q + (t0 * a.heads + h) * dim, a.heads * dim, static_cast<int>(t_end - t0),
                     kTokens, dim, pitch, q);
@@ -102,8 +111,15 @@ __global__ void __launch_bounds__(kThreads) scores_kernel(const Scores s) {
 #pragma unroll
             for (int j = 0; j < kOwnKeys; ++j) {
               const float x = dot[i][j] < 0 ? 0.0f : dot[i][j];  // NaN stays
-              sum[i][j][g] = fmaf(w, x, sum[i][j][g]);
+              sum[i][j] = fmaf(w, x, sum[i][j]);
             }
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < kOwnTokens; ++i) {
+#pragma unroll
+          for (int j = 0; j < kOwnKeys; ++j) {
+            score[i][j] = group == 0 ? sum[i][j] : score[i][j] + sum[i][j];
           }
         }
       }
@@ -114,10 +130,7 @@ __global__ void __launch_bounds__(kThreads) scores_kernel(const Scores s) {
 #pragma unroll
         for (int j = 0; j < kOwnKeys; ++j) {
           const int64_t key = key0 + own_k + j * 16;
-          float x = sum[i][j][0];
-#pragma unroll
-          for (int g = 1; g < kGroups; ++g) x += sum[i][j][g];
-          if (key <= at(t)) s.out[(t - s.first) * s.stride + key] = x;
+          if (key <= at(t)) s.out[(t - s.first) * s.stride + key] = score[i][j];
         }
       }
     }
@@ -133,7 +146,7 @@ void indexer_train_scores(KernelContext& context, const IndexerSelectTrainArgs& 
   const auto bytes = static_cast<int>((kKeys + kTokens) * pitch * 4);
   allow_shared(reinterpret_cast<const void*>(scores_kernel), bytes, "indexer_train_scores");
   const dim3 grid(static_cast<unsigned>((of.tokens + kTokens - 1) / kTokens),
-                  static_cast<unsigned>((of.longest + kKeys - 1) / kKeys));
+                  static_cast<unsigned>((of.longest + kKeys * kTiles - 1) / (kKeys * kTiles)));
   scores_kernel<<<grid, kThreads, static_cast<size_t>(bytes), stream_of(context)>>>(
       {a, of.first, of.first + of.tokens, out, stride});
   check_launch("indexer_train_scores");
