@@ -66,6 +66,18 @@ TEST_F(TrainOpsCuda, RmsNorm) {
       expect_rounded(gdx.read(), want_dx, dx, static_cast<double>(width) + 10, 1e6);
       expect_rounded(gdw.read(), want_dw, dw, static_cast<double>(rows) + 10,
                      static_cast<double>(rows) * 10);
+      // Overwriting is adding to zeros; -0 and 0 are the same there.
+      const Floats zeros(dx.size());
+      Device<float> alone(context(), dx), added(context(), zeros);
+      rms_norm_backward<float>(context(), {gx.data(), stride, gw.data(), gdy.data(), rows, width,
+                                           1e-6F, added.data(), stride, gdw.data()});
+      rms_norm_backward<float>(context(), {gx.data(), stride, gw.data(), gdy.data(), rows, width,
+                                           1e-6F, alone.data(), stride, gdw.data(), true});
+      const Floats sum = added.read(), got = alone.read();
+      for (size_t i = 0; i < got.size(); ++i) {
+        const bool between = static_cast<int64_t>(i) % stride >= width;
+        ASSERT_EQ(got[i], between ? dx[i] : sum[i]) << i;
+      }
     }
   }
 }
@@ -272,7 +284,8 @@ TEST_F(TrainOpsCuda, Embedding) {
             << vocabulary << " " << tokens;
       }
       Device<float> again(context(), before);
-      embedding_backward<float>(context(), {gi.data(), gy.data(), tokens, width, again.data()});
+      embedding_backward<float>(context(),
+                                {gi.data(), gy.data(), tokens, width, again.data(), vocabulary});
       ASSERT_TRUE(same_bits(again.read(), got));
     }
   }

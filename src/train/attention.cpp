@@ -49,6 +49,30 @@ void turn_forward(KernelContext& context, const RopeTurnArgs<float>& a) {
 }
 void turn_forward(KernelContext& context, const RopeTurnArgs<double>& a) { rope_turn(context, a); }
 
+// h = norm(x) of layer l in work.normed, and rounded in work.normed_bf16 where products want that.
+template <typename T>
+void norm_input(Pass<T>& p, int64_t l) {
+  const int64_t n = p.tokens(), d = p.config.hidden_size;
+  Workspace<T>& work = p.state.work;
+  ForwardOps<T>::rms_norm(p.kernels, p.layer(l).x.data(), d, p.w + p.slots(l).input_norm, n, d,
+                          static_cast<T>(p.config.norm_eps), sized(p, work.normed, n * d),
+                          sized_if(rounds(p, n, {d}), p, work.normed_bf16, n * d));
+}
+
+template <typename T>
+const uint16_t* normed_bf16(const Pass<T>& p) {
+  return rounds(p, p.tokens(), {p.config.hidden_size}) ? p.state.work.normed_bf16.data() : nullptr;
+}
+
+template <typename T>
+const uint16_t* q_lora_bf16(const Pass<T>& p, const LayerState<T>& a) {
+  return rounds(p, p.tokens(), {p.config.q_lora}) ? a.q_lora_bf16.data() : nullptr;
+}
+template <typename T>
+const uint16_t* c_kv_bf16(const Pass<T>& p, const LayerState<T>& a) {
+  return rounds(p, p.tokens(), {p.config.kv_lora}) ? a.c_kv_bf16.data() : nullptr;
+}
+
 // q_a and kv_a of layer l from h = work.normed.
 template <typename T>
 void down_projections(Pass<T>& p, int64_t l) {
@@ -57,9 +81,11 @@ void down_projections(Pass<T>& p, int64_t l) {
   LayerState<T>& a = p.layer(l);
   const int64_t n = p.tokens(), width = m.kv_lora + m.rope;
   const T* h = p.state.work.normed.data();
+  const uint16_t* h16 = normed_bf16(p);
   const Product<T> down[] = {
-      {h, m.hidden_size, n, p.w + s.q_a, m.q_lora, m.hidden_size, sized(p, a.q_a, n * m.q_lora)},
-      {h, m.hidden_size, n, p.w + s.kv_a, width, m.hidden_size, sized(p, a.kv_a, n * width)}};
+      {h, m.hidden_size, n, p.w + s.q_a, m.q_lora, m.hidden_size, sized(p, a.q_a, n * m.q_lora),
+       h16},
+      {h, m.hidden_size, n, p.w + s.kv_a, width, m.hidden_size, sized(p, a.kv_a, n * width), h16}};
   ForwardOps<T>::products(p.kernels, down);
 }
 
@@ -73,16 +99,19 @@ void queries_and_latents(Pass<T>& p, int64_t l) {
   const int64_t n = p.tokens(), width = m.kv_lora + m.rope, qk = m.qk_head();
   const auto eps = static_cast<T>(m.lora_norm_eps);
   F::rms_norm(p.kernels, a.q_a.data(), m.q_lora, p.w + s.q_a_norm, n, m.q_lora, eps,
-              sized(p, a.q_lora, n * m.q_lora));
+              sized(p, a.q_lora, n * m.q_lora),
+              sized_if(rounds(p, n, {m.q_lora}), p, a.q_lora_bf16, n * m.q_lora));
   F::rms_norm(p.kernels, a.kv_a.data(), width, p.w + s.kv_a_norm, n, m.kv_lora, eps,
-              sized(p, a.c_kv, n * m.kv_lora));
+              sized(p, a.c_kv, n * m.kv_lora),
+              sized_if(rounds(p, n, {m.kv_lora}), p, a.c_kv_bf16, n * m.kv_lora));
   const Product<T> up{a.q_lora.data(),
                       m.q_lora,
                       n,
                       p.w + s.q_b,
                       m.num_heads * qk,
                       m.q_lora,
-                      sized(p, a.q, n * m.num_heads * qk)};
+                      sized(p, a.q, n * m.num_heads * qk),
+                      q_lora_bf16(p, a)};
   F::products(p.kernels, {&up, 1});
   turn_forward(p.kernels, turn(p, a.q.data() + m.nope, m.num_heads * qk, qk, m.num_heads,
                                RopeLayout::kInterleaved, false));
@@ -107,10 +136,11 @@ void index_forward(Pass<T>& p, int64_t l) {
   Workspace<T>& work = p.state.work;
   const int64_t n = p.tokens(), width = m.index_heads * m.index_dim;
   const T* h = work.normed.data();
+  const uint16_t* h16 = normed_bf16(p);
   const Product<T> list[] = {{a.q_lora.data(), m.q_lora, n, p.w + s.wq_b, width, m.q_lora,
-                              sized(p, work.index_q, n * width)},
+                              sized(p, work.index_q, n * width), q_lora_bf16(p, a)},
                              {h, m.hidden_size, n, p.w + s.wk, m.index_dim, m.hidden_size,
-                              sized(p, work.index_k_raw, n * m.index_dim)},
+                              sized(p, work.index_k_raw, n * m.index_dim), h16},
                              {h, m.hidden_size, n, p.w + s.weights_proj, m.index_heads,
                               m.hidden_size, sized(p, work.index_w, n * m.index_heads)}};
   F::products(p.kernels, list);
@@ -138,11 +168,12 @@ void index_backward(Pass<T>& p, int64_t l) {
                           static_cast<T>(1e-6F), dk, p.grad + s.k_norm_w, p.grad + s.k_norm_b});
   scale_values(p.kernels, dw, work.d_index_w.size(), static_cast<T>(index_scale(m)));
   const T* h = work.normed.data();
+  const uint16_t* h16 = normed_bf16(p);
   const ProductBackward<T> list[] = {
       {dq, width, a.q_lora.data(), m.q_lora, n, p.w + s.wq_b, width, m.q_lora, nullptr, false,
-       p.grad + s.wq_b},
+       p.grad + s.wq_b, nullptr, q_lora_bf16(p, a)},
       {dk, m.index_dim, h, m.hidden_size, n, p.w + s.wk, m.index_dim, m.hidden_size, nullptr, false,
-       p.grad + s.wk},
+       p.grad + s.wk, nullptr, h16},
       {dw, m.index_heads, h, m.hidden_size, n, p.w + s.weights_proj, m.index_heads, m.hidden_size,
        nullptr, false, p.grad + s.weights_proj}};
   products_backward<T>(p.kernels, list);
@@ -308,8 +339,9 @@ void expand(Pass<T>& p, int64_t l) {
   const ModelConfig& m = p.config;
   LayerState<T>& a = p.layer(l);
   const int64_t n = p.tokens(), kv = m.num_heads * (m.nope + m.v_head);
-  const Product<T> up{a.c_kv.data(),         m.kv_lora, n, p.w + p.slots(l).kv_b, kv, m.kv_lora,
-                      sized(p, a.kv, n * kv)};
+  const Product<T> up{
+      a.c_kv.data(),          m.kv_lora,      n, p.w + p.slots(l).kv_b, kv, m.kv_lora,
+      sized(p, a.kv, n * kv), c_kv_bf16(p, a)};
   ForwardOps<T>::products(p.kernels, {&up, 1});
 }
 
@@ -440,8 +472,9 @@ void attend_dense_backward(Pass<T>& p, int64_t l) {
                                     work.dkv.data(), work.dk_pe.data(), p.batch.begins,
                                     p.layer(l).o.data(), p.layer(l).log_sum.data(), mask_of(p, l)});
   const int64_t kv_b = p.slots(l).kv_b;
-  products_backward<T>(p.kernels, {work.dkv.data(), kv, a.c_kv.data(), m.kv_lora, n, p.w + kv_b, kv,
-                                   m.kv_lora, work.dc_kv.data(), false, p.grad + kv_b});
+  products_backward<T>(p.kernels,
+                       {work.dkv.data(), kv, a.c_kv.data(), m.kv_lora, n, p.w + kv_b, kv, m.kv_lora,
+                        work.dc_kv.data(), false, p.grad + kv_b, nullptr, c_kv_bf16(p, a)});
 }
 
 template <typename T>
@@ -502,8 +535,7 @@ void attention_forward(Pass<T>& p, int64_t l) {
   const ModelConfig& m = p.config;
   LayerState<T>& a = p.layer(l);
   const int64_t n = p.tokens(), d = m.hidden_size, v = m.num_heads * m.v_head;
-  F::rms_norm(p.kernels, a.x.data(), d, p.w + p.slots(l).input_norm, n, d,
-              static_cast<T>(m.norm_eps), sized(p, p.state.work.normed, n * d));
+  norm_input(p, l);
   p.trade_expanded(l);
   down_projections(p, l);
   queries_and_latents(p, l);
@@ -551,28 +583,29 @@ void attention_backward(Pass<T>& p, int64_t l, T* dx) {
   rope_turn(p.kernels,
             turn(p, work.dq.data() + m.nope, q, qk, m.num_heads, RopeLayout::kInterleaved, true));
   rope_turn(p.kernels, turn(p, work.dk_pe.data(), m.rope, 0, 1, RopeLayout::kInterleaved, true));
-  products_backward<T>(p.kernels,
-                       {work.dq.data(), q, a.q_lora.data(), m.q_lora, n, p.w + s.q_b, q, m.q_lora,
-                        sized(p, work.dq_lora, n * m.q_lora), false, p.grad + s.q_b});
+  products_backward<T>(p.kernels, {work.dq.data(), q, a.q_lora.data(), m.q_lora, n, p.w + s.q_b, q,
+                                   m.q_lora, sized(p, work.dq_lora, n * m.q_lora), false,
+                                   p.grad + s.q_b, nullptr, q_lora_bf16(p, a)});
   add_over_tensor_group(p, work.dq_lora.data(), n * m.q_lora);
   p.trade_expanded(l);
   const auto eps = static_cast<T>(m.lora_norm_eps);
   rms_norm_backward<T>(
       p.kernels, {a.q_a.data(), m.q_lora, p.w + s.q_a_norm, work.dq_lora.data(), n, m.q_lora, eps,
-                  zeroed(p, work.dq_a, n * m.q_lora), m.q_lora, p.grad + s.q_a_norm});
+                  sized(p, work.dq_a, n * m.q_lora), m.q_lora, p.grad + s.q_a_norm, true});
   rms_norm_backward<T>(
       p.kernels, {a.kv_a.data(), width, p.w + s.kv_a_norm, work.dc_kv.data(), n, m.kv_lora, eps,
-                  zeroed(p, work.dkv_a, n * width), width, p.grad + s.kv_a_norm});
+                  sized(p, work.dkv_a, n * width), width, p.grad + s.kv_a_norm, true});
   copy_columns<T>(p.kernels,
                   {work.dk_pe.data(), m.rope, n, m.rope, work.dkv_a.data() + m.kv_lora, width});
   const auto norm_eps = static_cast<T>(m.norm_eps);
-  T* h = sized(p, work.normed, n * d);
-  ForwardOps<T>::rms_norm(p.kernels, a.x.data(), d, p.w + s.input_norm, n, d, norm_eps, h);
+  norm_input(p, l);
+  const T* h = work.normed.data();
+  const uint16_t* h16 = normed_bf16(p);
   T* dh = sized(p, work.dnormed, n * d);
   products_backward<T>(p.kernels, {work.dq_a.data(), m.q_lora, h, d, n, p.w + s.q_a, m.q_lora, d,
-                                   dh, false, p.grad + s.q_a});
+                                   dh, false, p.grad + s.q_a, nullptr, h16});
   products_backward<T>(p.kernels, {work.dkv_a.data(), width, h, d, n, p.w + s.kv_a, width, d, dh,
-                                   true, p.grad + s.kv_a});
+                                   true, p.grad + s.kv_a, nullptr, h16});
   rms_norm_backward<T>(p.kernels, {a.x.data(), d, p.w + s.input_norm, dh, n, d, norm_eps, dx, d,
                                    p.grad + s.input_norm});
 }

@@ -6,8 +6,9 @@ namespace tamis {
 namespace {
 
 template <typename T>
-Product<T> linear_of(const T* x, int64_t m, const T* w, int64_t rows, int64_t cols, T* y) {
-  return {x, cols, m, w, rows, cols, y};
+Product<T> linear_of(const T* x, int64_t m, const T* w, int64_t rows, int64_t cols, T* y,
+                     const uint16_t* x_bf16 = nullptr) {
+  return {x, cols, m, w, rows, cols, y, x_bf16};
 }
 
 template <typename T>
@@ -29,14 +30,28 @@ void mlp_forward(Pass<T>& p, int64_t l, T* y) {
   Workspace<T>& work = p.state.work;
   const MlpSlots& s = p.slots(l).mlp;
   const int64_t n = p.tokens(), d = p.config.hidden_size, width = mlp_width(p, l);
+  const bool rounded = rounds(p, n, {d, width});
   const T* g = work.normed.data();
-  const Product<T> list[] = {linear_of(g, n, p.w + s.gate, width, d, sized(p, a.gate, n * width)),
-                             linear_of(g, n, p.w + s.up, width, d, sized(p, a.up, n * width))};
+  const uint16_t* g16 = rounded ? work.normed_bf16.data() : nullptr;
+  const Product<T> list[] = {
+      linear_of(g, n, p.w + s.gate, width, d, sized(p, a.gate, n * width), g16),
+      linear_of(g, n, p.w + s.up, width, d, sized(p, a.up, n * width), g16)};
   ForwardOps<T>::products(p.kernels, list);
-  T* act = sized(p, work.act, n * width);
-  ForwardOps<T>::swiglu(p.kernels, a.gate.data(), a.up.data(), n * width, act);
-  const Product<T> down = linear_of<T>(act, n, p.w + s.down, d, width, y);
+  T* act = sized_if(!rounded, p, work.act, n * width);
+  uint16_t* act16 = sized_if(rounded, p, work.act_bf16, n * width);
+  ForwardOps<T>::swiglu(p.kernels, a.gate.data(), a.up.data(), n * width, act, act16);
+  const Product<T> down = linear_of<T>(act, n, p.w + s.down, d, width, y, act16);
   ForwardOps<T>::products(p.kernels, {&down, 1});
+}
+
+// The gradients of gate and up of n rows side by side, [n, 2 width].
+template <typename T>
+const uint16_t* rounded_gradients(Pass<T>& p, SwigluBackwardArgs<T> of) {
+  of.bf16_stride = 2 * of.width;
+  of.dgate_bf16 = sized(p, p.state.work.dgate_up_bf16, of.rows * of.bf16_stride);
+  of.dup_bf16 = of.dgate_bf16 + of.width;
+  swiglu_backward<T>(p.kernels, of);
+  return of.dgate_bf16;
 }
 
 // From dy: the gradients of the three matrices; dg = or += that of g.
@@ -46,14 +61,24 @@ void mlp_backward(Pass<T>& p, int64_t l, const T* dy, T* dg, bool add) {
   Workspace<T>& work = p.state.work;
   const MlpSlots& s = p.slots(l).mlp;
   const int64_t n = p.tokens(), d = p.config.hidden_size, width = mlp_width(p, l);
-  T* act = sized(p, work.act, n * width);
-  ForwardOps<T>::swiglu(p.kernels, a.gate.data(), a.up.data(), n * width, act);
-  products_backward<T>(p.kernels, {dy, d, act, width, n, p.w + s.down, d, width,
-                                   sized(p, work.dact, n * width), false, p.grad + s.down});
+  const bool rounded = rounds(p, n, {d, width});
+  T* act = sized_if(!rounded, p, work.act, n * width);
+  uint16_t* act16 = sized_if(rounded, p, work.act_bf16, n * width);
+  ForwardOps<T>::swiglu(p.kernels, a.gate.data(), a.up.data(), n * width, act, act16);
+  products_backward<T>(
+      p.kernels, {dy, d, act, width, n, p.w + s.down, d, width, sized(p, work.dact, n * width),
+                  false, p.grad + s.down, nullptr, act16});
+  const T* g = work.normed.data();
+  if (rounded) {  // the matrices of gate and up follow each other: one product of both
+    const uint16_t* d16 = rounded_gradients<T>(
+        p, {a.gate.data(), a.up.data(), work.dact.data(), n, width, nullptr, nullptr});
+    return products_backward<T>(p.kernels,
+                                {nullptr, 2 * width, g, d, n, p.w + s.gate, 2 * width, d, dg, add,
+                                 p.grad + s.gate, d16, work.normed_bf16.data()});
+  }
   T *dgate = sized(p, work.dgate, n * width), *dup = sized(p, work.dup, n * width);
   swiglu_backward<T>(p.kernels,
                      {a.gate.data(), a.up.data(), work.dact.data(), n, width, dgate, dup});
-  const T* g = work.normed.data();
   products_backward<T>(p.kernels,
                        {dgate, width, g, d, n, p.w + s.gate, width, d, dg, add, p.grad + s.gate});
   products_backward<T>(p.kernels,
@@ -114,6 +139,14 @@ std::vector<ExpertSource<T>> expert_sources(const Pass<T>& p, int64_t l) {
   return sources;
 }
 
+// Whether the experts' rows and what comes of them are kept in bf16; never those that ranks send.
+template <typename T>
+bool rounds_expert_rows(const Pass<T>& p) {
+  const ModelConfig& m = p.config;
+  return p.groups.experts == nullptr &&
+         rounds(p, p.tokens() * m.experts_per_token, {m.hidden_size, m.moe_intermediate});
+}
+
 // Rows of this rank's experts.
 template <typename T>
 int64_t expert_row_count(const Pass<T>& p, int64_t l) {
@@ -128,10 +161,12 @@ void permute(Pass<T>& p, int64_t l) {
   LayerState<T>& a = p.layer(l);
   const bool alone = p.groups.experts == nullptr;
   const int64_t d = m.hidden_size, pairs = p.tokens() * m.experts_per_token;
-  T* rows = sized(p, alone ? a.expert_rows : p.state.work.drows, pairs * d);
+  const bool rounded = rounds_expert_rows(p);
+  T* rows = sized_if(!rounded, p, alone ? a.expert_rows : p.state.work.drows, pairs * d);
   ForwardOps<T>::permute(p.kernels, m, a.expert_ids.data(), p.state.work.normed.data(), p.tokens(),
                          sized(p, a.expert_row_of, pairs),
-                         p.state.expert_offsets.data() + l * (m.num_experts + 1), rows);
+                         p.state.expert_offsets.data() + l * (m.num_experts + 1), rows,
+                         sized_if(rounded, p, a.expert_rows_bf16, pairs * d));
   if (alone) return;
   exchange_counts(p, l);
   send_to_experts(p, l, rows, d, sized(p, a.expert_rows, received_rows(p, l) * d));
@@ -152,20 +187,23 @@ void experts_forward(Pass<T>& p, int64_t l) {
   const int64_t d = m.hidden_size, width = m.moe_intermediate, stride = expert_stride(p, l);
   const int64_t all = expert_row_count(p, l), pairs = p.tokens() * m.experts_per_token;
   const MlpSlots& s = p.slots(l).experts[0];
-  T *act = sized(p, p.state.work.act, all * width), *x = a.expert_rows.data();
+  const bool rounded = rounds_expert_rows(p);  // then there is one source
+  T *act = sized_if(!rounded, p, p.state.work.act, all * width), *x = a.expert_rows.data();
+  uint16_t* act16 = sized_if(rounded, p, p.state.work.act_bf16, all * width);
+  const uint16_t* x16 = rounded ? a.expert_rows_bf16.data() : nullptr;
   T *gate = sized(p, a.expert_gate, all * width), *up = sized(p, a.expert_up, all * width);
   T* y = sized(p, alone ? a.expert_down : p.state.work.exchanged, all * d);
   const std::vector<ExpertSource<T>> sources = expert_sources(p, l);
   for (const ExpertSource<T>& source : sources) {
     const int64_t in_at = source.first * d, at = source.first * width;
-    const ExpertProduct<T> in[] = {{x + in_at, p.w + s.gate, stride, width, d, gate + at},
-                                   {x + in_at, p.w + s.up, stride, width, d, up + at}};
+    const ExpertProduct<T> in[] = {{x + in_at, p.w + s.gate, stride, width, d, gate + at, x16},
+                                   {x + in_at, p.w + s.up, stride, width, d, up + at, x16}};
     ForwardOps<T>::expert_products(p.kernels, source.rows, in);
   }
-  ForwardOps<T>::swiglu(p.kernels, gate, up, all * width, act);
+  ForwardOps<T>::swiglu(p.kernels, gate, up, all * width, act, act16);
   for (const ExpertSource<T>& source : sources) {
     const ExpertProduct<T> out{act + source.first * width, p.w + s.down, stride, d, width,
-                               y + source.first * d};
+                               y + source.first * d,       act16};
     ForwardOps<T>::expert_products(p.kernels, source.rows, {&out, 1});
   }
   if (!alone) return_from_experts(p, l, y, d, sized(p, a.expert_down, pairs * d));
@@ -178,6 +216,7 @@ struct ExpertBackward {
   int64_t w = 0, rows = 0, cols = 0;    // the first expert's matrix, a place in the table
   T* dx = nullptr;
   bool add_dx = false;
+  const uint16_t *dy_bf16 = nullptr, *x_bf16 = nullptr;  // only where there is one source
 };
 
 template <typename T>
@@ -188,17 +227,18 @@ void expert_backward(Pass<T>& p, int64_t l, const ExpertBackward<T>& e) {
     const int64_t all = rows.all;
     const T* dy = e.dy + source.first * e.rows;
     GroupedMatmulArgs<T> dx{{dy, e.rows, 1, p.w + e.w, e.cols, 1, e.dx + source.first * e.cols,
-                             e.cols, all, e.cols, e.rows, e.add_dx},
+                             e.cols, all, e.cols, e.rows, e.add_dx, e.dy_bf16},
                             GroupedOver::kRows,
                             stride,
                             rows.offsets,
                             rows.experts};
-    GroupedMatmulArgs<T> dw{{dy, 1, e.rows, e.x + source.first * e.cols, e.cols, 1,
-                             source.grad + e.w, e.cols, e.rows, e.cols, all, true},
-                            GroupedOver::kInner,
-                            stride,
-                            rows.offsets,
-                            rows.experts};
+    GroupedMatmulArgs<T> dw{
+        {dy, 1, e.rows, e.x + source.first * e.cols, e.cols, 1, source.grad + e.w, e.cols, e.rows,
+         e.cols, all, true, e.dy_bf16, e.x_bf16},
+        GroupedOver::kInner,
+        stride,
+        rows.offsets,
+        rows.experts};
     const GroupedMatmulArgs<T> list[] = {dx, dw};
     grouped_matmuls<T>(p.kernels, list);
   }
@@ -214,8 +254,12 @@ void experts_backward(Pass<T>& p, int64_t l) {
   const int64_t d = m.hidden_size, width = m.moe_intermediate;
   const int64_t all = expert_row_count(p, l), pairs = p.tokens() * m.experts_per_token;
   const MlpSlots& s = p.slots(l).experts[0];
-  T *act = sized(p, work.act, all * width), *dact = sized(p, work.dact, all * width);
-  T *dgate = sized(p, work.dgate, all * width), *dup = sized(p, work.dup, all * width);
+  const bool rounded = rounds_expert_rows(p);
+  const int64_t values = all * width;
+  T *act = sized_if(!rounded, p, work.act, values), *dact = sized(p, work.dact, values);
+  uint16_t* act16 = sized_if(rounded, p, work.act_bf16, values);
+  const uint16_t* x16 = rounded ? a.expert_rows_bf16.data() : nullptr;
+  const uint16_t* ddown16 = rounded ? work.ddown_bf16.data() : nullptr;
   const T *x = a.expert_rows.data(), *ddown = work.ddown.data();
   T* drows = sized(p, work.drows, pairs * d);
   if (!alone) {
@@ -224,8 +268,14 @@ void experts_backward(Pass<T>& p, int64_t l) {
     ddown = received;
     drows = sized(p, work.ddown, all * d);
   }
-  ForwardOps<T>::swiglu(p.kernels, a.expert_gate.data(), a.expert_up.data(), all * width, act);
-  expert_backward<T>(p, l, {ddown, act, s.down, d, width, dact, false});
+  ForwardOps<T>::swiglu(p.kernels, a.expert_gate.data(), a.expert_up.data(), values, act, act16);
+  expert_backward<T>(p, l, {ddown, act, s.down, d, width, dact, false, ddown16, act16});
+  if (rounded) {
+    const uint16_t* d16 = rounded_gradients<T>(
+        p, {a.expert_gate.data(), a.expert_up.data(), dact, all, width, nullptr, nullptr});
+    return expert_backward<T>(p, l, {nullptr, x, s.gate, 2 * width, d, drows, false, d16, x16});
+  }
+  T *dgate = sized(p, work.dgate, values), *dup = sized(p, work.dup, values);
   swiglu_backward<T>(p.kernels,
                      {a.expert_gate.data(), a.expert_up.data(), dact, all, width, dgate, dup});
   expert_backward<T>(p, l, {dgate, x, s.gate, width, d, drows, false});
@@ -263,7 +313,8 @@ void norm_input(Pass<T>& p, int64_t l) {
   const int64_t n = p.tokens(), d = p.config.hidden_size;
   ForwardOps<T>::rms_norm(p.kernels, p.layer(l).x_mid.data(), d,
                           p.w + p.slots(l).post_attention_norm, n, d,
-                          static_cast<T>(p.config.norm_eps), sized(p, p.state.work.normed, n * d));
+                          static_cast<T>(p.config.norm_eps), sized(p, p.state.work.normed, n * d),
+                          sized_if(rounds(p, n, {d}), p, p.state.work.normed_bf16, n * d));
 }
 
 }  // namespace
@@ -299,13 +350,19 @@ void ffn_backward(Pass<T>& p, int64_t l, T* dx) {
   Workspace<T>& work = p.state.work;
   const int64_t n = p.tokens(), d = m.hidden_size, pairs = n * m.experts_per_token;
   norm_input(p, l);
-  T* dg = zeroed(p, work.dnormed, n * d);
-  if (mlp_width(p, l) > 0) mlp_backward<T>(p, l, dx, dg, false);
+  T* dg = sized(p, work.dnormed, n * d);
+  if (mlp_width(p, l) > 0) {
+    mlp_backward<T>(p, l, dx, dg, false);
+  } else {
+    zero(p.kernels, dg, n * d * static_cast<int64_t>(sizeof(T)));
+  }
   if (is_moe(p, l)) {
+    const bool rounded = rounds_expert_rows(p);
     moe_combine_backward<T>(
-        p.kernels, {a.expert_down.data(), a.expert_row_of.data(), a.expert_weights.data(), dx, n,
-                    m.experts_per_token, d, sized(p, work.ddown, pairs * d),
-                    sized(p, work.dexpert_weights, pairs)});
+        p.kernels,
+        {a.expert_down.data(), a.expert_row_of.data(), a.expert_weights.data(), dx, n,
+         m.experts_per_token, d, sized_if(!rounded, p, work.ddown, pairs * d),
+         sized(p, work.dexpert_weights, pairs), sized_if(rounded, p, work.ddown_bf16, pairs * d)});
     add_over_tensor_group(p, work.dexpert_weights.data(), pairs);
     experts_backward(p, l);
     moe_permute_backward<T>(

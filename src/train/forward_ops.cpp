@@ -26,7 +26,8 @@ void ForwardOps<float>::products(KernelContext& context, std::span<const Product
   if (context.backend() == Backend::kCuda) {
     std::vector<MatmulArgs<float>> args;
     for (const Product<float>& p : list) {
-      args.push_back({p.x, p.x_stride, 1, p.w, 1, p.cols, p.y, p.rows, p.m, p.rows, p.cols, false});
+      args.push_back(
+          {p.x, p.x_stride, 1, p.w, 1, p.cols, p.y, p.rows, p.m, p.rows, p.cols, false, p.x_bf16});
     }
     return matmuls<float>(context, args);
   }
@@ -39,10 +40,11 @@ void ForwardOps<float>::products(KernelContext& context, std::span<const Product
 
 template <>
 void ForwardOps<float>::rms_norm(KernelContext& context, const float* x, int64_t x_stride,
-                                 const float* w, int64_t rows, int64_t width, float eps, float* y) {
+                                 const float* w, int64_t rows, int64_t width, float eps, float* y,
+                                 uint16_t* y_bf16) {
   // x is only written when there is a delta to add.
-  tamis::rms_norm(context,
-                  {const_cast<float*>(x), x_stride, nullptr, w, rows, width, eps, y, width, false});
+  tamis::rms_norm(context, {const_cast<float*>(x), x_stride, nullptr, w, rows, width, eps, y, width,
+                            false, y_bf16});
 }
 
 template <>
@@ -54,8 +56,8 @@ void ForwardOps<float>::layer_norm(KernelContext& context, const float* x, const
 
 template <>
 void ForwardOps<float>::swiglu(KernelContext& context, const float* gate, const float* up,
-                               int64_t count, float* y) {
-  tamis::swiglu(context, {gate, up, 1, count, y});
+                               int64_t count, float* y, uint16_t* y_bf16) {
+  tamis::swiglu(context, {gate, up, 1, count, y, y_bf16});
 }
 
 template <>
@@ -92,9 +94,9 @@ void ForwardOps<float>::moe_gate(KernelContext& context, const ModelConfig& conf
 template <>
 void ForwardOps<float>::permute(KernelContext& context, const ModelConfig& config,
                                 const int32_t* ids, const float* x, int64_t tokens, int32_t* row_of,
-                                int64_t* offsets, float* rows) {
+                                int64_t* offsets, float* rows, uint16_t* rows_bf16) {
   moe_permute(context, {ids, tokens, config.experts_per_token, config.num_experts, x,
-                        config.hidden_size, row_of, offsets, rows});
+                        config.hidden_size, row_of, offsets, rows, rows_bf16});
 }
 
 template <>
@@ -103,11 +105,12 @@ void ForwardOps<float>::expert_products(KernelContext& context, const ExpertRows
   if (context.backend() == Backend::kCuda) {  // offsets are there
     std::vector<GroupedMatmulArgs<float>> args;
     for (const ExpertProduct<float>& p : list) {
-      args.push_back({{p.x, p.cols, 1, p.w, 1, p.cols, p.y, p.rows, rows.all, p.rows, p.cols},
-                      GroupedOver::kRows,
-                      p.w_stride,
-                      rows.offsets,
-                      rows.experts});
+      args.push_back(
+          {{p.x, p.cols, 1, p.w, 1, p.cols, p.y, p.rows, rows.all, p.rows, p.cols, false, p.x_bf16},
+           GroupedOver::kRows,
+           p.w_stride,
+           rows.offsets,
+           rows.experts});
     }
     return grouped_matmuls<float>(context, args);
   }

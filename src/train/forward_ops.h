@@ -22,7 +22,8 @@ struct Product {
   int64_t x_stride = 0, m = 0;
   const T* w = nullptr;
   int64_t rows = 0, cols = 0;
-  T* y = nullptr;  // [m, rows], rows side by side
+  T* y = nullptr;                    // [m, rows], rows side by side
+  const uint16_t* x_bf16 = nullptr;  // x rounded to bf16, by x_stride: matmul.h, a_bf16
 };
 
 // The rows of a layer's experts: expert e has offsets[e] .. offsets[e+1] of `all`.
@@ -38,25 +39,30 @@ struct ExpertProduct {
   const T* w = nullptr;
   int64_t w_stride = 0, rows = 0, cols = 0;
   T* y = nullptr;  // [all, rows]
+  const uint16_t* x_bf16 = nullptr;
 };
 
 template <typename T>
 struct ForwardOps {
   static void products(KernelContext& context, std::span<const Product<T>> list);
-  // x [rows, width], x_stride apart -> y [rows, width]
+  // x [rows, width], x_stride apart -> y [rows, width], and rounded to bf16 if y_bf16 is not null.
+  // Here and below bf16 is for reads_bf16() of matmul.h alone; double has none.
   static void rms_norm(KernelContext& context, const T* x, int64_t x_stride, const T* w,
-                       int64_t rows, int64_t width, T eps, T* y);
+                       int64_t rows, int64_t width, T eps, T* y, uint16_t* y_bf16 = nullptr);
   static void layer_norm(KernelContext& context, const T* x, const T* w, const T* b, int64_t rows,
                          int64_t width, T eps, T* y);
-  static void swiglu(KernelContext& context, const T* gate, const T* up, int64_t count, T* y);
+  // y, or instead of it y_bf16.
+  static void swiglu(KernelContext& context, const T* gate, const T* up, int64_t count, T* y,
+                     uint16_t* y_bf16 = nullptr);
   static void embedding(KernelContext& context, const T* table, const ModelConfig& config,
                         const int32_t* ids, int64_t tokens, T* y);
   // ids, weights [tokens, experts_per_token]
   static void moe_gate(KernelContext& context, const ModelConfig& config, const T* logits,
                        const T* bias, int64_t tokens, int32_t* ids, T* weights);
-  // x [tokens, hidden] by expert, as moe_permute.
+  // x [tokens, hidden] by expert, as moe_permute: rows, or instead of them rows_bf16.
   static void permute(KernelContext& context, const ModelConfig& config, const int32_t* ids,
-                      const T* x, int64_t tokens, int32_t* row_of, int64_t* offsets, T* rows);
+                      const T* x, int64_t tokens, int32_t* row_of, int64_t* offsets, T* rows,
+                      uint16_t* rows_bf16 = nullptr);
   static void expert_products(KernelContext& context, const ExpertRows& rows,
                               std::span<const ExpertProduct<T>> list);
   // Attention over everything earlier in each of the sequences that begin at `begins`, or over what

@@ -63,7 +63,7 @@ void ForwardOps<double>::products(KernelContext& context, std::span<const Produc
 template <>
 void ForwardOps<double>::rms_norm(KernelContext&, const double* x, int64_t x_stride,
                                   const double* w, int64_t rows, int64_t width, double eps,
-                                  double* y) {
+                                  double* y, uint16_t*) {
   for (int64_t r = 0; r < rows; ++r) {
     const double* row = x + r * x_stride;
     const double scale = 1 / std::sqrt(dot(row, row, width) / static_cast<double>(width) + eps);
@@ -87,7 +87,7 @@ void ForwardOps<double>::layer_norm(KernelContext&, const double* x, const doubl
 
 template <>
 void ForwardOps<double>::swiglu(KernelContext&, const double* gate, const double* up, int64_t count,
-                                double* y) {
+                                double* y, uint16_t*) {
   for (int64_t i = 0; i < count; ++i) y[i] = gate[i] / (1 + std::exp(-gate[i])) * up[i];
 }
 
@@ -102,7 +102,7 @@ void ForwardOps<double>::embedding(KernelContext&, const double* table, const Mo
 template <>
 void ForwardOps<double>::permute(KernelContext&, const ModelConfig& c, const int32_t* ids,
                                  const double* x, int64_t tokens, int32_t* row_of, int64_t* offsets,
-                                 double* rows) {
+                                 double* rows, uint16_t*) {
   const int64_t pairs = tokens * c.experts_per_token, d = c.hidden_size;
   std::vector<int64_t> next(static_cast<size_t>(c.num_experts + 1));
   for (int64_t i = 0; i < pairs; ++i) ++next[static_cast<size_t>(ids[i]) + 1];

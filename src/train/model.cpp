@@ -132,8 +132,10 @@ template <typename T>
 void final_norm(Pass<T>& p, int64_t norm) {
   const int64_t n = p.tokens(), d = p.config.hidden_size;
   Workspace<T>& work = p.state.work;
+  const bool rounded = rounds(p, n, {d});
   ForwardOps<T>::rms_norm(p.kernels, work.final_x.data(), d, p.w + norm, n, d,
-                          static_cast<T>(p.config.norm_eps), sized(p, work.final_normed, n * d));
+                          static_cast<T>(p.config.norm_eps), sized(p, work.final_normed, n * d),
+                          sized_if(rounded, p, work.final_normed_bf16, n * d));
 }
 
 // The losses; dx gets the gradient of the last layer's output.
@@ -202,12 +204,16 @@ void head_forward_backward(Pass<T>& p, int64_t norm, double scale, T* d_normed) 
   double* losses = sized(p, p.state.losses, n);
   for (int64_t begin = 0; begin < n; begin += most) {
     const int64_t count = std::min(most, n - begin), at = begin * d;
-    const Product<T> product{y + at, d, count, p.w + p.table.head(), vocab, d, logits};
+    const bool rounded = rounds(p, count, {d, vocab});
+    const uint16_t* y_bf16 = rounded ? work.final_normed_bf16.data() + at : nullptr;
+    uint16_t* dlogits = sized_if(rounded, p, work.dlogits_bf16, count * vocab);
+    const Product<T> product{y + at, d, count, p.w + p.table.head(), vocab, d, logits, y_bf16};
     ForwardOps<T>::products(p.kernels, {&product, 1});
-    cross_entropy_backward<T>(
-        p.kernels, {logits, p.state.targets.data() + begin, count, vocab, scale, losses + begin});
-    products_backward<T>(p.kernels, {logits, vocab, y + at, d, count, p.w + p.table.head(), vocab,
-                                     d, d_normed + at, false, p.grad + p.table.head()});
+    cross_entropy_backward<T>(p.kernels, {logits, p.state.targets.data() + begin, count, vocab,
+                                          scale, losses + begin, dlogits});
+    products_backward<T>(
+        p.kernels, {logits, vocab, y + at, d, count, p.w + p.table.head(), vocab, d, d_normed + at,
+                    false, p.grad + p.table.head(), dlogits, y_bf16});
   }
 }
 
@@ -269,7 +275,7 @@ StepResult TrainModel<T>::run(KernelContext& context, const Values& values, cons
       attention_backward(p, l, dx);
     }
     embedding_backward<T>(context, {state_->ids.data(), dx, batch.tokens(), config_.hidden_size,
-                                    values.gradients + table_.embed()});
+                                    values.gradients + table_.embed(), config_.vocab_size});
     result.lm_loss += sum_of_losses(p);
   } else if (mtp != nullptr) {
     final_norm(p, table_.norm());
@@ -289,13 +295,13 @@ int64_t TrainModel<T>::activation_bytes() const {
   int64_t total = 0;
   const auto add = [&](auto&... buffers) { total += (bytes_of(buffers) + ...); };
   const auto add_expanded = [&](const ExpandedState<T>& e) {
-    add(e.q_lora, e.q, e.c_kv, e.k_pe, e.kv, e.q_latent);
+    add(e.q_lora, e.q, e.c_kv, e.k_pe, e.kv, e.q_latent, e.q_lora_bf16, e.c_kv_bf16);
   };
   const auto add_layer = [&](const LayerState<T>& a) {
     add_expanded(a);
     add(a.x, a.q_a, a.kv_a, a.o_latent, a.indices, a.selected, a.o, a.log_sum, a.x_mid, a.gate,
         a.up, a.router, a.expert_weights, a.expert_rows, a.expert_gate, a.expert_up, a.expert_down,
-        a.expert_ids, a.expert_row_of);
+        a.expert_ids, a.expert_row_of, a.expert_rows_bf16);
   };
   for (const LayerState<T>& a : state_->layers) add_layer(a);
   add_expanded(state_->expanded);

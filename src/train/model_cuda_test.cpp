@@ -55,8 +55,13 @@ class TrainCuda : public CudaTest {
   // train_products.h).
   void expect_is_double(const ModelConfig& config, const std::vector<int64_t>& lengths,
                         const Objective& o) {
+    expect_is_double(config, lengths, o, tiny_values(ParameterTable(config)), 3.01 * 0x1p-18);
+  }
+
+  // factor: what rounding the factors of a product changes of it.
+  void expect_is_double(const ModelConfig& config, const std::vector<int64_t>& lengths,
+                        const Objective& o, const Floats& values, double factor) {
     const ParameterTable table(config);
-    const Floats values = tiny_values(table);
     const Doubles exact(values.begin(), values.end());
     const MicroBatch batch = tiny_batch(lengths, config.vocab_size);
     Doubles want(values.size());
@@ -66,7 +71,7 @@ class TrainCuda : public CudaTest {
     gathered.masked = false;
     const StepResult a = slow.run(reference(), {exact.data(), want.data()}, batch, gathered);
     const Run b = run(fast, values, batch, o);
-    const double unit = 40 * (static_cast<double>(batch.tokens() + 19) * kUnitF32 + 3.01 * 0x1p-18);
+    const double unit = 40 * (static_cast<double>(batch.tokens() + 19) * kUnitF32 + factor);
     EXPECT_NEAR(loss_of(b.result, o), loss_of(a, o), unit * std::abs(loss_of(a, o)));
     EXPECT_EQ(b.result.load, a.load);
     EXPECT_EQ(b.result.targets, a.targets);
@@ -117,6 +122,36 @@ TEST_F(TrainCuda, MtpIsTheDoubleModel) {
   Objective o = objective(TrainAttention::kDense, false);
   o.mtp_scale = 0.02;
   expect_is_double(tiny_config_with_mtp(), {150, 1, 7, 64}, o);
+}
+
+// Wide enough that every product but the router's rounds its factors, most of which are kept in
+// bf16; every expert is chosen, so no rounding can change a choice.
+TEST_F(TrainCuda, Bf16IsTheDoubleModelButForItsFactors) {
+  std::string json = tiny_config_json();
+  const auto set = [&json](const std::string& key, int value) {
+    const std::string name = "\"" + key + "\": ";
+    const size_t at = json.find(name) + name.size();
+    json.replace(at, json.find_first_of(",}", at) - at, std::to_string(value));
+  };
+  for (const char* key : {"hidden_size", "q_lora_rank", "kv_lora_rank", "moe_intermediate_size"}) {
+    set(key, 64);
+  }
+  for (const char* key : {"n_routed_experts", "num_experts_per_tok"}) set(key, 4);
+  for (const char* key : {"num_attention_heads", "num_key_value_heads"}) set(key, 2);
+  for (const char* key : {"n_group", "topk_group"}) set(key, 1);
+  set("qk_nope_head_dim", 32);
+  set("v_head_dim", 32);
+  set("intermediate_size", 72);
+  set("vocab_size", 80);
+  const ModelConfig config = ModelConfig::parse(json, "wide");
+  const ParameterTable table(config);
+  Floats values(static_cast<size_t>(table.size()));
+  draw_values(table, 7, 0.1, values.data());
+  context().force("matmul", "cuda_bf16");
+  ASSERT_TRUE(reads_bf16(context(), 64, {64, 72, 80}));
+  // Two factors, each off by half a unit.
+  expect_is_double(config, {150, 1, 7, 64}, objective(TrainAttention::kDense, false), values,
+                   kUnitBf16);
 }
 
 TEST_F(TrainCuda, RecomputationChangesNoBit) {

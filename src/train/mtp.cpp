@@ -57,7 +57,8 @@ void join_backward(Pass<T>& q, const T* dx, MtpState<T>& mtp, T* d_normed) {
   copy_columns<T>(q.kernels, {dz, 2 * d, n, d, half, d});
   rms_norm_backward<T>(
       q.kernels, {mtp.e.data(), d, q.w + s.enorm, half, n, d, eps, back, d, q.grad + s.enorm});
-  embedding_backward<T>(q.kernels, {q.state.ids.data(), back, n, d, q.grad + q.table.embed()});
+  embedding_backward<T>(
+      q.kernels, {q.state.ids.data(), back, n, d, q.grad + q.table.embed(), q.config.vocab_size});
   copy_columns<T>(q.kernels, {dz + d, 2 * d, n, d, half, d});
   zeroed(q, mtp.back, n * d);
   rms_norm_backward<T>(

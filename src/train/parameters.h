@@ -33,7 +33,7 @@ struct IndexerSlots {
   int64_t wq_b = -1, wk = -1, k_norm_w = -1, k_norm_b = -1, weights_proj = -1;
 };
 struct MlpSlots {
-  int64_t gate = -1, up = -1, down = -1;
+  int64_t gate = -1, up = -1, down = -1;  // up begins where gate ends
 };
 struct LayerSlots {
   int64_t input_norm = -1, post_attention_norm = -1;

@@ -16,9 +16,10 @@ namespace tamis {
 // What attention expands from a layer's latents; recomputed for the backward pass on demand.
 template <typename T>
 struct ExpandedState {
-  Buffer<T> q_lora, q, c_kv, k_pe;  // q and k_pe after RoPE
-  Buffer<T> kv;                     // dense and masked: keys and values of every head
-  Buffer<T> q_latent;               // sparse, gathered
+  Buffer<T> q_lora, q, c_kv, k_pe;          // q and k_pe after RoPE
+  Buffer<uint16_t> q_lora_bf16, c_kv_bf16;  // the same rounded, where products want that
+  Buffer<T> kv;                             // dense and masked: keys and values of every head
+  Buffer<T> q_latent;                       // sparse, gathered
 };
 
 // Where the rows of each rank of a group of experts lie among those that this rank's experts work
@@ -42,6 +43,7 @@ struct LayerState : ExpandedState<T> {
   // FFN: of the dense MLP or the shared expert, then of the routed ones.
   Buffer<T> gate, up;
   Buffer<T> router, expert_weights, expert_rows, expert_gate, expert_up, expert_down;
+  Buffer<uint16_t> expert_rows_bf16;  // in the place of expert_rows, see rounds()
   Buffer<int32_t> expert_ids, expert_row_of;
   SourceRows sources;  // with a group of experts
 };
@@ -56,6 +58,9 @@ struct Workspace {
   Buffer<T> index_q, index_k_raw, index_k, index_w, d_index_q, d_index_k, d_index_w, target;
   Buffer<T> act, dact, dgate, dup, shared, drouter, dexpert_weights, drows, ddown, exchanged;
   Buffer<T> final_x, final_normed, logits;
+  // What only feeds products is kept in bf16 where they round it; see rounds().
+  Buffer<uint16_t> normed_bf16, act_bf16, dgate_up_bf16, ddown_bf16, final_normed_bf16,
+      dlogits_bf16;
 };
 
 // cos and sin of positions 0, 1, .., made once for the frequencies of a configuration.
@@ -168,6 +173,18 @@ std::vector<V> fetched(Pass<T>& p, const V* from, int64_t n) {
   return values;
 }
 
+// Whether arrays [rows, width] for each of `widths` feed products that want them in bf16.
+template <typename T>
+bool rounds(const Pass<T>& p, int64_t rows, std::initializer_list<int64_t> widths) {
+  return reads_bf16(p.kernels, rows, widths);
+}
+
+// n values of a buffer if `wanted`, else null.
+template <typename T, typename V>
+V* sized_if(bool wanted, Pass<T>& p, Buffer<V>& buffer, int64_t n) {
+  return wanted ? sized(p, buffer, n) : nullptr;
+}
+
 // y = x W^T forward: dx = or += dy W, dw += dy^T x.
 template <typename T>
 struct ProductBackward {
@@ -180,6 +197,7 @@ struct ProductBackward {
   T* dx = nullptr;  // null: not wanted
   bool add_dx = false;
   T* dw = nullptr;
+  const uint16_t *dy_bf16 = nullptr, *x_bf16 = nullptr;  // rounded, by the same strides
 };
 
 // Products whose dx and dw do not overlap.
@@ -188,11 +206,11 @@ void products_backward(KernelContext& context, std::span<const ProductBackward<T
   std::vector<MatmulArgs<T>> args;
   for (const ProductBackward<T>& p : list) {
     if (p.dx != nullptr) {
-      args.push_back(
-          {p.dy, p.dy_stride, 1, p.w, p.cols, 1, p.dx, p.cols, p.m, p.cols, p.rows, p.add_dx});
+      args.push_back({p.dy, p.dy_stride, 1, p.w, p.cols, 1, p.dx, p.cols, p.m, p.cols, p.rows,
+                      p.add_dx, p.dy_bf16});
     }
-    args.push_back(
-        {p.dy, 1, p.dy_stride, p.x, p.x_stride, 1, p.dw, p.cols, p.rows, p.cols, p.m, true});
+    args.push_back({p.dy, 1, p.dy_stride, p.x, p.x_stride, 1, p.dw, p.cols, p.rows, p.cols, p.m,
+                    true, p.dy_bf16, p.x_bf16});
   }
   matmuls<T>(context, args);
 }

@@ -1,5 +1,5 @@
 // array_ops on CUDA: one thread a value, neighbouring columns in neighbouring threads; bound by
-// memory. add_experts and largest_columns have a block a row.
+// memory. add_experts has a warp a row, largest_columns a block.
 #include <algorithm>
 
 #include "kernels/array_ops/array_ops_impl.h"
@@ -21,6 +21,15 @@ __device__ int64_t index_step() { return int64_t{gridDim.x} * kThreads; }
 
 __global__ void __launch_bounds__(kThreads) add_values_kernel(const float* x, int64_t n, float* y) {
   for (int64_t i = first_index(); i < n; i += index_step()) y[i] += x[i];
+}
+
+// Four values a thread, on 16 bytes.
+__global__ void __launch_bounds__(kThreads)
+    add_quads_kernel(const float4* x, int64_t quads, float4* y) {
+  const int64_t i = first_index();
+  if (i >= quads) return;
+  const float4 a = x[i], b = y[i];
+  y[i] = make_float4(b.x + a.x, b.y + a.y, b.z + a.z, b.w + a.w);
 }
 
 __global__ void __launch_bounds__(kThreads) scale_values_kernel(float* x, int64_t n, float factor) {
@@ -46,15 +55,31 @@ __global__ void __launch_bounds__(kThreads) return_rows_kernel(const ReturnRowsA
   }
 }
 
+// A warp a token. kWide: four columns of a lane at a time.
+template <bool kWide>
 __global__ void __launch_bounds__(kThreads) add_experts_kernel(const AddExpertsArgs<float> a) {
-  const int32_t* row_of = a.row_of + blockIdx.x * a.num_chosen;
-  const float* weights = a.weights + blockIdx.x * a.num_chosen;
-  float* y = a.y + blockIdx.x * a.width;
+  constexpr int kEach = kWide ? 4 : 1;
+  const int64_t t = int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32;
+  if (t >= a.tokens) return;
+  const int32_t* row_of = a.row_of + t * a.num_chosen;
+  const float* weights = a.weights + t * a.num_chosen;
+  float* y = a.y + t * a.width;
   const auto chosen = static_cast<int>(a.num_chosen);
-  for (int64_t c = threadIdx.x; c < a.width; c += kThreads) {
-    float sum = y[c];
-    for (int i = 0; i < chosen; ++i) sum += weights[i] * a.rows[row_of[i] * a.width + c];
-    y[c] = sum;
+  for (int64_t c = threadIdx.x % 32 * kEach; c < a.width; c += 32 * kEach) {
+    if constexpr (kWide) {
+      float4 sum = *reinterpret_cast<const float4*>(y + c);
+#pragma unroll 4
+      for (int i = 0; i < chosen; ++i) {
+        const float4 x = *reinterpret_cast<const float4*>(a.rows + row_of[i] * a.width + c);
+        const float w = weights[i];
+        sum = make_float4(sum.x + w * x.x, sum.y + w * x.y, sum.z + w * x.z, sum.w + w * x.w);
+      }
+      *reinterpret_cast<float4*>(y + c) = sum;
+    } else {
+      float sum = y[c];
+      for (int i = 0; i < chosen; ++i) sum += weights[i] * a.rows[row_of[i] * a.width + c];
+      y[c] = sum;
+    }
   }
 }
 
@@ -85,6 +110,13 @@ __global__ void __launch_bounds__(kThreads)
 
 void add_values_cuda(KernelContext& context, const float* x, int64_t n, float* y) {
   if (n == 0) return;
+  if (n % 4 == 0 && (reinterpret_cast<uintptr_t>(x) | reinterpret_cast<uintptr_t>(y)) % 16 == 0) {
+    const int64_t quads = n / 4;
+    add_quads_kernel<<<static_cast<unsigned>((quads + kThreads - 1) / kThreads), kThreads, 0,
+                       stream_of(context)>>>(reinterpret_cast<const float4*>(x), quads,
+                                             reinterpret_cast<float4*>(y));
+    return check_launch("add_values");
+  }
   add_values_kernel<<<blocks_for(n), kThreads, 0, stream_of(context)>>>(x, n, y);
   check_launch("add_values");
 }
@@ -115,7 +147,12 @@ void return_rows_cuda(KernelContext& context, const ReturnRowsArgs<float>& a) {
 
 void add_experts_cuda(KernelContext& context, const AddExpertsArgs<float>& a) {
   if (a.tokens * a.width == 0) return;
-  add_experts_kernel<<<static_cast<unsigned>(a.tokens), kThreads, 0, stream_of(context)>>>(a);
+  const auto all = reinterpret_cast<uintptr_t>(a.rows) | reinterpret_cast<uintptr_t>(a.y);
+  const auto kernel =
+      a.width % 4 == 0 && all % 16 == 0 ? add_experts_kernel<true> : add_experts_kernel<false>;
+  constexpr int64_t kTokens = kThreads / 32;
+  kernel<<<static_cast<unsigned>((a.tokens + kTokens - 1) / kTokens), kThreads, 0,
+           stream_of(context)>>>(a);
   check_launch("add_experts");
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "kernels/cross_entropy/cross_entropy_backward_impl.h"
+#include "tensor/convert.h"
 
 namespace tamis {
 namespace {
@@ -28,7 +29,13 @@ void backward_row(const CrossEntropyBackwardArgs<T>& a, int64_t r) {
 
 template <typename T>
 void reference(KernelContext& context, const CrossEntropyBackwardArgs<T>& a) {
-  context.pool().run(a.rows, [&](int64_t r, int) { backward_row(a, r); });
+  context.pool().run(a.rows, [&](int64_t r, int) {
+    backward_row(a, r);
+    if (a.gradient_bf16 == nullptr) return;
+    for (int64_t i = r * a.vocabulary; i < (r + 1) * a.vocabulary; ++i) {
+      a.gradient_bf16[i] = float_to_bf16(static_cast<float>(a.logits[i]));
+    }
+  });
 }
 
 template <typename T>

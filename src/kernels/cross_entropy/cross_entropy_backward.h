@@ -20,6 +20,9 @@ struct CrossEntropyBackwardArgs {
   int64_t rows = 0, vocabulary = 0;
   double scale = 1;
   double* loss = nullptr;  // [rows], not scaled
+  // [rows, vocabulary], or null: the gradient rounded to bf16. The logits are then left in an
+  // undefined state.
+  uint16_t* gradient_bf16 = nullptr;
 };
 
 template <typename T>

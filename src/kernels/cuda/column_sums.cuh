@@ -1,6 +1,6 @@
 // Sums over the rows of an array, column by column, in a fixed order: rows in chunks of
-// kColumnRows, in a chunk eight running sums (row r to sum r % 8) added in order, then the chunks
-// in order. In double.
+// kColumnRows, in a chunk eight running sums (row r to sum r % 8) added in order; then kPartLanes
+// running sums of the chunks (chunk c to sum c % kPartLanes), added in order. In double.
 #pragma once
 
 #include "kernels/cuda/launch.cuh"
@@ -32,15 +32,33 @@ __global__ void __launch_bounds__(kColumnWidth* kColumnLanes)
   part[blockIdx.y * width + column] = sum;
 }
 
+constexpr int kPartLanes = 32;
+
 // to[column] += the sum of its parts.
-static __global__ void __launch_bounds__(kRowThreads)
+static __global__ void __launch_bounds__(kColumnWidth* kPartLanes)
     add_column_parts(const double* part, int64_t chunks, int64_t width, float* to) {
-  const int64_t column = int64_t{blockIdx.x} * kRowThreads + threadIdx.x;
-  if (column >= width) return;
+  __shared__ double sums[kPartLanes][kColumnWidth];
+  const int lane = static_cast<int>(threadIdx.x) / kColumnWidth;
+  const int own = static_cast<int>(threadIdx.x) % kColumnWidth;
+  const int64_t column = int64_t{blockIdx.x} * kColumnWidth + own;
   double sum = 0;
+  if (column < width) {
 #pragma unroll 8
-  for (int64_t i = 0; i < chunks; ++i) sum += part[i * width + column];
+    for (int64_t i = lane; i < chunks; i += kPartLanes) sum += part[i * width + column];
+  }
+  sums[lane][own] = sum;
+  __syncthreads();
+  if (lane > 0 || column >= width) return;
+  for (int i = 1; i < kPartLanes; ++i) sum += sums[i][own];
   to[column] += static_cast<float>(sum);
+}
+
+// to [width] += the sums of the parts [chunks, width].
+inline void add_parts_of_columns(KernelContext& context, const double* part, int64_t chunks,
+                                 int64_t width, float* to) {
+  add_column_parts<<<static_cast<unsigned>((width + kColumnWidth - 1) / kColumnWidth),
+                     kColumnWidth * kPartLanes, 0, stream_of(context)>>>(part, chunks, width, to);
+  check_launch("sums of columns (parts)");
 }
 
 // to [width] += the sums of term over `rows` rows; `slot` of device_scratch holds the parts.
@@ -55,9 +73,7 @@ void add_column_sums(KernelContext& context, const Term& term, int64_t rows, int
   column_parts<<<grid, kColumnWidth * kColumnLanes, 0, stream_of(context)>>>(term, rows, width,
                                                                              part);
   check_launch("sums of columns");
-  add_column_parts<<<static_cast<unsigned>((width + kRowThreads - 1) / kRowThreads), kRowThreads, 0,
-                     stream_of(context)>>>(part, chunks, width, to);
-  check_launch("sums of columns (parts)");
+  add_parts_of_columns(context, part, chunks, width, to);
 }
 
 }  // namespace tamis

@@ -14,7 +14,7 @@ constexpr int kSlot = 0;  // of device_scratch
 constexpr int kSortWarps = 32;
 constexpr int kDigits = 256;  // of a pass
 constexpr int kChunk = 64;    // sorted tokens of a block
-constexpr int kAhead = 8;     // rows that are read at a time
+constexpr int kAhead = 8;     // rows, and steps of a sort, that are read at a time
 
 // One stable pass: order [n] holds places of ids, sorted by the digits below `shift`.
 struct SortPass {
@@ -31,19 +31,31 @@ __device__ inline void walk(const SortPass& s, int32_t* own, const Body& body) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t each = (s.n + kSortWarps * 32 - 1) / (kSortWarps * 32) * 32;
   const int64_t first = threadIdx.x / 32 * each, last = min(first + each, s.n);
-  for (int64_t base = first; base < last; base += 32) {
-    const int64_t i = base + lane;
-    const bool here = i < last;
-    const int32_t token = !here ? 0 : s.from == nullptr ? static_cast<int32_t>(i) : s.from[i];
-    const int digit = here ? (s.ids[token] >> s.shift) & (kDigits - 1) : kDigits;
-    const unsigned peers = __match_any_sync(0xFFFFFFFFu, digit);
-    const int before = __popc(peers & ((1u << lane) - 1));
-    int32_t start = 0;
-    if (here) start = own[digit];
-    __syncwarp();
-    if (here && before == 0) own[digit] = start + __popc(peers);
-    __syncwarp();
-    if (here) body(token, start + before);
+  for (int64_t base = first; base < last; base += 32 * kAhead) {
+    int32_t token[kAhead];
+    int digit[kAhead];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      const int64_t i = base + j * 32 + lane;
+      token[j] = i >= last ? -1 : s.from == nullptr ? static_cast<int32_t>(i) : s.from[i];
+    }
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      digit[j] = token[j] >= 0 ? (s.ids[token[j]] >> s.shift) & (kDigits - 1) : kDigits;
+    }
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      if (base + j * 32 >= last) break;
+      const bool here = token[j] >= 0;
+      const unsigned peers = __match_any_sync(0xFFFFFFFFu, digit[j]);
+      const int before = __popc(peers & ((1u << lane) - 1));
+      int32_t start = 0;
+      if (here) start = own[digit[j]];
+      __syncwarp();
+      if (here && before == 0) own[digit[j]] = start + __popc(peers);
+      __syncwarp();
+      if (here) body(token[j], start + before);
+    }
   }
 }
 
@@ -169,7 +181,9 @@ void embedding_backward_cuda(KernelContext& context, const EmbeddingBackwardArgs
   const int64_t parts = chunks * 2 * a.width * static_cast<int64_t>(sizeof(float));
   auto* space = static_cast<std::byte*>(device_scratch(context, kSlot, 2 * each + parts));
   int32_t* order = nullptr;
-  for (int pass = 0; pass < 4; ++pass) {  // all 32 bits of an id
+  int passes = 4;  // all 32 bits of an id
+  while (a.vocabulary > 0 && passes > 1 && (a.vocabulary - 1) >> (8 * (passes - 1)) == 0) --passes;
+  for (int pass = 0; pass < passes; ++pass) {
     auto* to = reinterpret_cast<int32_t*>(space + pass % 2 * each);
     const SortPass s{a.ids, order, a.tokens, 8 * pass, to};
     sort_ids_kernel<<<1, kSortWarps * 32, 0, stream_of(context)>>>(s);

@@ -35,11 +35,15 @@ constexpr MatmulArgs<T> product_of_group(const GroupedMatmulArgs<T>& args, int64
   if (args.over == GroupedOver::kRows) {
     p.a += first * p.a_row;
     p.b += g * args.group_stride;
+    if (p.a_bf16 != nullptr) p.a_bf16 += first * p.a_row;
+    if (p.b_bf16 != nullptr) p.b_bf16 += g * args.group_stride;
     p.c += first * p.c_row;
     p.m = last - first;
   } else {
     p.a += first * p.a_col;
     p.b += first * p.b_row;
+    if (p.a_bf16 != nullptr) p.a_bf16 += first * p.a_col;
+    if (p.b_bf16 != nullptr) p.b_bf16 += first * p.b_row;
     p.c += g * args.group_stride;
     p.inner = last - first;
   }

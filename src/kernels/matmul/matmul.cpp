@@ -1,5 +1,7 @@
 #include "kernels/matmul/matmul.h"
 
+#include <algorithm>
+
 #include "kernels/matmul/matmul_impl.h"
 #include "kernels/simd/targets.h"
 
@@ -46,6 +48,13 @@ void matmuls<float>(KernelContext& context, std::span<const MatmulArgs<float>> a
 template <>
 void matmuls<double>(KernelContext& context, std::span<const MatmulArgs<double>> args) {
   dispatch<Batch<double>>(context, "matmul", kDouble, args);
+}
+
+bool reads_bf16(const KernelContext& context, int64_t rows, std::initializer_list<int64_t> widths) {
+  const bool rounds = context.backend() == Backend::kCuda &&
+                      context.allowed("matmul", "cuda_bf16") && !context.allowed("matmul", "cuda");
+  const auto wide = [](int64_t width) { return width >= kNarrowProduct && width % 8 == 0; };
+  return rounds && rows >= kNarrowProduct && std::all_of(widths.begin(), widths.end(), wide);
 }
 
 template void matmuls_reference(KernelContext&, const std::span<const MatmulArgs<float>>&);

@@ -5,7 +5,9 @@
 // are used up in the copies to shared memory: lines there lie along the inner index, whichever way
 // A and B lie. Bound by fma: 2 m n inner flops. matmul_parts.cuh has the rest.
 #include <algorithm>
+#include <vector>
 
+#include "base/error.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/matmul/matmul_impl.h"
 #include "kernels/matmul/matmul_parts.cuh"
@@ -147,10 +149,12 @@ __global__ void __launch_bounds__(kThreads)
   }
   const int64_t values = a.all.m * a.all.n;
   const float* from = products.scratch + product.partial + first * values;
+  const bool dense = a.all.c_row == a.all.n;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < values;
        i += int64_t{gridDim.x} * kThreads) {
-    float& to = c[i / a.all.n * a.all.c_row + i % a.all.n];
+    float& to = c[dense ? i : i / a.all.n * a.all.c_row + i % a.all.n];
     float sum = a.all.accumulate ? to : 0.0f;
+#pragma unroll 8
     for (int64_t k = 0; k < pieces; ++k) sum += from[k * values + i];
     to = sum;
   }
@@ -174,53 +178,36 @@ void add_pieces(KernelContext& context, const Products& products) {
 
 namespace {
 
-// Which kernel a product runs on: 0 and 1, CUDA cores with tiles of 64 and 128; from 2 on, bf16 by
-// the layouts of A and B and the tile, from 18 on the same for factors in whole quads. Narrow
-// products stay in float32.
-constexpr int kKinds = 34;
-constexpr int64_t kNarrow = 64;
+// Small products take tiles of 64, the others of 128.
+bool is_small(const GroupedMatmulArgs<float>& args) { return args.all.m <= 64 || args.all.n <= 64; }
 
-// A factor whose neighbours, `side` of them, lie in whole quads on 16 bytes in each of its rows,
-// and in those of the other groups.
-bool in_quads(const float* x, int64_t row, int64_t side, int64_t group) {
-  return reinterpret_cast<uintptr_t>(x) % 16 == 0 && row % 4 == 0 && side % 4 == 0 &&
-         group % 4 == 0;
+void launch_size(KernelContext& context, bool small, Products& products) {
+  small ? launch<64, 64>(context, products, matmul_kernel<4>)
+        : launch<128, 128>(context, products, matmul_kernel<8>);
 }
 
-int kind_of(const GroupedMatmulArgs<float>& args, bool bf16) {
-  const MatmulArgs<float>& p = args.all;
-  const bool a_along = p.a_col == 1, b_along = p.b_row == 1;
-  const bool a_lines = p.a_row == 1, b_lines = p.b_col == 1;
-  if (!bf16 || p.m < kNarrow || p.n < kNarrow || !(a_along || a_lines) || !(b_along || b_lines)) {
-    return p.m <= 64 || p.n <= 64 ? 0 : 1;
-  }
-  const int64_t group = args.groups > 0 ? args.group_stride : 0;
-  const bool quads = in_quads(p.a, a_along ? p.a_row : p.a_col, a_along ? p.inner : p.m, 0) &&
-                     in_quads(p.b, b_along ? p.b_col : p.b_row, b_along ? p.inner : p.n, group);
-  return (quads ? 18 : 2) + (a_along ? 1 : 0) + (b_along ? 2 : 0) + (p.m > 64 ? 4 : 0) +
-         (p.n > 64 ? 8 : 0);
-}
-
-void launch_kind(KernelContext& context, int kind, Products& products) {
-  if (kind == 0) return launch<64, 64>(context, products, matmul_kernel<4>);
-  if (kind == 1) return launch<128, 128>(context, products, matmul_kernel<8>);
-  const int bits = (kind - 2) % 16;
-  const Bf16Kind which{(bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0, (bits & 8) != 0};
-  kind < 18 ? launch_bf16(context, products, which) : launch_async(context, products, which);
-}
-
-// Products of a kind go into one launch, up to kMost of them.
+// Products of a size go into one launch, up to kMost of them.
 void run(KernelContext& context, std::span<const GroupedMatmulArgs<float>> args, bool bf16) {
-  for (int kind = 0; kind < kKinds; ++kind) {
+  std::vector<GroupedMatmulArgs<float>> packed, others;
+  for (const GroupedMatmulArgs<float>& a : args) {
+    if (a.all.m == 0 || a.all.n == 0) continue;
+    const bool rounded = bf16 && packs(a);
+    if (!rounded && a.all.inner > 0 && (a.all.a == nullptr || a.all.b == nullptr)) {
+      throw UsageError("matmul: a product that is not rounded needs its factors in float32");
+    }
+    (rounded ? packed : others).push_back(a);
+  }
+  multiply_packed(context, packed);
+  for (const bool small : {true, false}) {
     Products products;
-    for (const GroupedMatmulArgs<float>& a : args) {
-      if (a.all.m == 0 || a.all.n == 0 || kind_of(a, bf16) != kind) continue;
+    for (const GroupedMatmulArgs<float>& a : others) {
+      if (is_small(a) != small) continue;
       products.list[products.count++] = {a};
       if (products.count < kMost) continue;
-      launch_kind(context, kind, products);
+      launch_size(context, small, products);
       products.count = 0;
     }
-    if (products.count > 0) launch_kind(context, kind, products);
+    if (products.count > 0) launch_size(context, small, products);
   }
 }
 

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <span>
 
 #include "kernels/context.h"
@@ -25,12 +26,20 @@ struct MatmulArgs {
   int64_t c_row = 0;
   int64_t m = 0, n = 0, inner = 0;  // each may be 0
   bool accumulate = false;
+  // The same factors rounded to bf16, by the same strides, where the caller has them. Read by
+  // "cuda_bf16" alone, which rounds what is not given, and then does not read a or b.
+  const uint16_t *a_bf16 = nullptr, *b_bf16 = nullptr;
 };
 
 // Independent products in one parallel loop: no C may be (part of) another's A, B or C.
 // T is float or double.
 template <typename T>
 void matmuls(KernelContext& context, std::span<const MatmulArgs<T>> args);
+
+// Whether products of matrices with these rows and widths, in any roles, are "cuda_bf16" and read
+// a_bf16 and b_bf16 where they are given, never a and b: then those may be null. Widths of whole 16
+// bytes, and nothing narrow, which stays in float32.
+bool reads_bf16(const KernelContext& context, int64_t rows, std::initializer_list<int64_t> widths);
 
 template <typename T>
 void matmul(KernelContext& context, const MatmulArgs<T>& args) {

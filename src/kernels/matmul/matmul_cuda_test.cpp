@@ -1,6 +1,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "base/error.h"
 #include "kernels/matmul/grouped_matmul.h"
 #include "kernels/test_weight.h"
 #include "kernels/tolerance.h"
@@ -185,6 +186,47 @@ TEST_F(MatmulCuda, Bf16IsTheProductOfRoundedFactors) {
       }
     }
   }
+}
+
+// Factors that the caller has rounded: the bits are those of rounding them here, and the float32
+// ones are not read where a width allows it.
+TEST_F(MatmulCuda, Bf16FactorsAreReadWhereTheyAre) {
+  context().force("matmul", "cuda_bf16");
+  ASSERT_TRUE(reads_bf16(context(), 77, {64, 200}));
+  ASSERT_FALSE(reads_bf16(context(), 77, {64, 201}));
+  ASSERT_FALSE(reads_bf16(context(), 77, {56}));
+  ASSERT_FALSE(reads_bf16(context(), 63, {64}));
+  int n_shapes = 0;
+  for (const int64_t m : {64, 136, 320}) {
+    for (const int64_t n : {64, 200, 256}) {
+      for (const int64_t inner : {64, 72, 1000, 4096}) {
+        const Shape s{m, n, inner, n_shapes % 2 != 0, n_shapes / 2 % 2 != 0, n_shapes % 3 == 0};
+        ++n_shapes;
+        if (skip_case()) continue;
+        const Floats a = random_floats(m * inner, 1), b = random_floats(inner * n, 2);
+        const Floats c = random_floats(m * (n + kGap) + 1, 3);
+        std::vector<uint16_t> a16, b16;
+        for (const float x : a) a16.push_back(float_to_bf16(x));
+        for (const float x : b) b16.push_back(float_to_bf16(x));
+        Device<float> da(context(), a), db(context(), b), dc(context(), c);
+        Device<uint16_t> da16(context(), a16), db16(context(), b16);
+        matmul(context(), args_of(s, da.data(), db.data(), dc.data()));
+        for (int given = 1; given < 4; ++given) {
+          Device<float> other(context(), c);
+          MatmulArgs<float> x = args_of(s, (given & 1) != 0 ? nullptr : da.data(),
+                                        (given & 2) != 0 ? nullptr : db.data(), other.data());
+          if ((given & 1) != 0) x.a_bf16 = da16.data();
+          if ((given & 2) != 0) x.b_bf16 = db16.data();
+          matmul(context(), x);
+          ASSERT_EQ(std::memcmp(other.read().data(), dc.read().data(), 4 * c.size()), 0)
+              << m << "x" << n << "x" << inner << " " << given;
+        }
+      }
+    }
+  }
+  Device<float> c(context(), 64 * 60);
+  EXPECT_THROW(matmul<float>(context(), {nullptr, 64, 1, c.data(), 60, 1, c.data(), 60, 64, 60, 8}),
+               UsageError);
 }
 
 // Strides of columns of a wider array, which 16-byte loads must not be used for.

@@ -6,6 +6,9 @@
 
 namespace tamis {
 
+// Products with fewer rows or columns stay in float32.
+inline constexpr int64_t kNarrowProduct = 64;
+
 template <typename T>
 void matmuls_reference(KernelContext& context, const std::span<const MatmulArgs<T>>& args);
 void matmuls_simd(KernelContext& context, const std::span<const MatmulArgs<float>>& args);

@@ -20,7 +20,7 @@ constexpr int kMost = 48;           // products of a launch
 constexpr int kScratchSlot = 1;     // of device_scratch: sums of pieces
 constexpr int64_t kFill = 2 * 132;  // blocks that a launch should have
 constexpr int64_t kShortest = 512;  // inner indices of a piece at least
-constexpr int64_t kGroupChunk = 1024, kCutTo = 32;
+constexpr int64_t kGroupChunk = 1024, kCutTo = 64;
 
 // One product, or that of all groups.
 struct Product {
@@ -92,6 +92,8 @@ __device__ inline bool find_work(const Products& products, Work& w) {
   first += local * product.chunk;
   w.p.a += first * w.p.a_col;
   w.p.b += first * w.p.b_row;
+  if (w.p.a_bf16 != nullptr) w.p.a_bf16 += first * w.p.a_col;
+  if (w.p.b_bf16 != nullptr) w.p.b_bf16 += first * w.p.b_row;
   w.p.inner = min(product.chunk, last - first);
   w.p.c = products.scratch + product.partial + piece * w.p.m * w.p.n;
   w.p.c_row = w.p.n;
@@ -163,7 +165,7 @@ inline void cut(Product& product, int64_t tile_count) {
     return;
   }
   const int64_t most = std::max<int64_t>(1, p.inner / kShortest);
-  const int64_t pieces = std::min(most, tiles(kFill, std::max<int64_t>(1, tile_count)));
+  const int64_t pieces = std::min(most, kFill / std::max<int64_t>(1, tile_count));
   if (pieces < 2) return;
   product.chunk = tiles(tiles(p.inner, pieces), kCutTo) * kCutTo;
   product.pieces = tiles(p.inner, product.chunk);
@@ -204,14 +206,18 @@ void launch(KernelContext& context, Products& products, void (*kernel)(Products)
   if (scratch > 0) add_pieces(context, products);
 }
 
-// Products whose factors are rounded to bf16, in matmul_bf16.cu. a_along: the inner index runs side
-// by side in A, else the rows do; b_along likewise. Tiles have 128 or 64 rows and columns.
+// Products whose factors are rounded to bf16. a_along: the inner index runs side by side in A, else
+// the rows do; b_along likewise. Tiles have 128 or 64 rows and columns.
 struct Bf16Kind {
   bool a_along, b_along, wide_m, wide_n;
+  bool operator==(const Bf16Kind&) const = default;
 };
-void launch_bf16(KernelContext& context, Products& products, const Bf16Kind& kind);
-// The same in matmul_async.cu, for factors on 16 bytes in whole quads.
-void launch_async(KernelContext& context, Products& products, const Bf16Kind& kind);
+Bf16Kind bf16_kind(const GroupedMatmulArgs<float>& args);
+
+// Products in matmul_packed.cu, any number. packs(): whether it takes this one: not a narrow one,
+// nor one whose factors lie in a way that it cannot read.
+bool packs(const GroupedMatmulArgs<float>& args);
+void multiply_packed(KernelContext& context, std::span<const GroupedMatmulArgs<float>> args);
 
 }  // namespace tiled
 }  // namespace tamis

@@ -4,6 +4,7 @@
 
 #include "kernels/moe_permute/moe_permute_impl.h"
 #include "kernels/simd/targets.h"
+#include "tensor/convert.h"
 
 namespace tamis {
 namespace {
@@ -16,11 +17,16 @@ void moe_permute_reference(KernelContext& context, const MoePermuteArgs& a) {
   for (int64_t i = 0; i < pairs; ++i) a.row_of[i] = static_cast<int32_t>(a.offsets[a.ids[i]]++);
   for (int64_t e = a.experts; e > 0; --e) a.offsets[e] = a.offsets[e - 1];  // undo the running ends
   a.offsets[0] = 0;
-  if (a.rows == nullptr) return;
+  if (a.rows == nullptr && a.rows_bf16 == nullptr) return;
   context.pool().run(a.tokens, [&](int64_t t, int) {
+    const float* x = a.x + t * a.width;
     for (int64_t i = 0; i < a.num_chosen; ++i) {
-      std::copy_n(a.x + t * a.width, a.width,
-                  a.rows + static_cast<int64_t>(a.row_of[t * a.num_chosen + i]) * a.width);
+      const int64_t at = a.row_of[t * a.num_chosen + i] * a.width;
+      if (a.rows_bf16 != nullptr) {
+        std::transform(x, x + a.width, a.rows_bf16 + at, float_to_bf16);
+      } else {
+        std::copy_n(x, a.width, a.rows + at);
+      }
     }
   });
 }

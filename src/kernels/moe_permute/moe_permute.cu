@@ -5,12 +5,14 @@
 // with the same expert find each other (match_any), a lane's place is the warp's count so far plus
 // the lower lanes of its group. Pass 1 counts [warp, expert]; then counts become starts,
 // expert-major; pass 2 walks again and writes rows. Bound by latency (pairs / 1024 steps, twice),
-// the copy by memory: tokens * num_chosen * width floats read from L2 and written.
+// the copy by memory: a warp reads a token's row once and writes it num_chosen times.
 //
 // Combine: one thread a column of a token, or four of them. Bound by memory.
 #include <algorithm>
 
+#include "kernels/cuda/convert.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/ptx.cuh"
 #include "kernels/moe_permute/moe_combine_row.cuh"
 #include "kernels/moe_permute/moe_permute_impl.h"
 
@@ -19,6 +21,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kMaxWarps = 32;
+constexpr int kAhead = 8;  // steps whose ids are read at a time
 constexpr unsigned kAll = 0xFFFFFFFFu;
 constexpr int64_t kCountBytes = 96 * 1024;  // the largest table [warps + 1, experts]
 
@@ -36,15 +39,24 @@ __device__ void walk(const Sort& s, int32_t* count, Use use) {
   const unsigned lane = threadIdx.x % 32;
   const int64_t run = (s.pairs + warps * 32 - 1) / (warps * 32) * 32;
   const int64_t begin = warp * run, end = min(begin + run, s.pairs);
-  for (int64_t i = begin + lane; i - lane < end; i += 32) {
-    const bool here = i < end;
-    const int32_t e = here ? s.ids[i] : -1;
-    const unsigned same = __match_any_sync(kAll, e);
-    const unsigned lower = __popc(same & ((1u << lane) - 1));
-    if (here) use(i, count[e] + static_cast<int32_t>(lower));
-    __syncwarp();
-    if (here && lower == 0) count[e] += __popc(same);
-    __syncwarp();
+  for (int64_t first = begin; first < end; first += 32 * kAhead) {
+    int32_t ids[kAhead];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      const int64_t i = first + j * 32 + lane;
+      ids[j] = i < end ? s.ids[i] : -1;
+    }
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      if (first + j * 32 >= end) break;
+      const int32_t e = ids[j];
+      const unsigned same = __match_any_sync(kAll, e);
+      const unsigned lower = __popc(same & ((1u << lane) - 1));
+      if (e >= 0) use(first + j * 32 + lane, count[e] + static_cast<int32_t>(lower));
+      __syncwarp();
+      if (e >= 0 && lower == 0) count[e] += __popc(same);
+      __syncwarp();
+    }
   }
 }
 
@@ -99,18 +111,51 @@ __global__ void __launch_bounds__(kMaxWarps * 32) sort_kernel(const Sort s) {
   walk(s, own, [&](int64_t pair, int32_t row) { s.row_of[pair] = row; });
 }
 
+// kWide: eight columns of a lane at a time, in whole 16 bytes.
+template <bool kWide>
 __global__ void __launch_bounds__(kThreads) copy_kernel(const MoePermuteArgs a) {
-  const int64_t pair = blockIdx.x, t = pair / a.num_chosen;
+  constexpr int kEach = kWide ? 8 : 1;
+  const int64_t t = int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32;
+  if (t >= a.tokens) return;
   const float* from = a.x + t * a.width;
-  float* to = a.rows + a.row_of[pair] * a.width;
-  if (a.width % 4 == 0 &&
-      (reinterpret_cast<uintptr_t>(from) | reinterpret_cast<uintptr_t>(to)) % sizeof(float4) == 0) {
-    for (int64_t c = threadIdx.x; c < a.width / 4; c += kThreads) {
-      reinterpret_cast<float4*>(to)[c] = reinterpret_cast<const float4*>(from)[c];
+  const int32_t* row_of = a.row_of + t * a.num_chosen;
+  for (int64_t c = threadIdx.x % 32 * kEach; c < a.width; c += 32 * kEach) {
+    if constexpr (kWide) {
+      const float4 low = *reinterpret_cast<const float4*>(from + c);
+      const float4 high = *reinterpret_cast<const float4*>(from + c + 4);
+      const uint4 bits = make_uint4(ptx::pack_bf16(low.x, low.y), ptx::pack_bf16(low.z, low.w),
+                                    ptx::pack_bf16(high.x, high.y), ptx::pack_bf16(high.z, high.w));
+      for (int64_t i = 0; i < a.num_chosen; ++i) {
+        const int64_t at = row_of[i] * a.width + c;
+        if (a.rows_bf16 != nullptr) {
+          *reinterpret_cast<uint4*>(a.rows_bf16 + at) = bits;
+        } else {
+          *reinterpret_cast<float4*>(a.rows + at) = low;
+          *reinterpret_cast<float4*>(a.rows + at + 4) = high;
+        }
+      }
+    } else {
+      const float x = from[c];
+      for (int64_t i = 0; i < a.num_chosen; ++i) {
+        const int64_t at = row_of[i] * a.width + c;
+        if (a.rows_bf16 != nullptr) {
+          a.rows_bf16[at] = float_to_bf16_bits(x);
+        } else {
+          a.rows[at] = x;
+        }
+      }
     }
-  } else {
-    for (int64_t c = threadIdx.x; c < a.width; c += kThreads) to[c] = from[c];
   }
+}
+
+void copy_rows(KernelContext& context, const MoePermuteArgs& a) {
+  const auto all = reinterpret_cast<uintptr_t>(a.x) | reinterpret_cast<uintptr_t>(a.rows) |
+                   reinterpret_cast<uintptr_t>(a.rows_bf16);
+  const auto kernel = a.width % 8 == 0 && all % 16 == 0 ? copy_kernel<true> : copy_kernel<false>;
+  constexpr int64_t kTokens = kThreads / 32;
+  kernel<<<static_cast<unsigned>((a.tokens + kTokens - 1) / kTokens), kThreads, 0,
+           stream_of(context)>>>(a);
+  check_launch("moe_permute (rows)");
 }
 
 template <bool kWide>
@@ -139,9 +184,7 @@ void moe_permute_cuda(KernelContext& context, const MoePermuteArgs& a) {
   sort_kernel<<<1, static_cast<unsigned>(warps * 32), static_cast<size_t>(bytes),
                 stream_of(context)>>>(sort);
   check_launch("moe_permute (sort)");
-  if (pairs == 0 || a.rows == nullptr) return;
-  copy_kernel<<<static_cast<unsigned>(pairs), kThreads, 0, stream_of(context)>>>(a);
-  check_launch("moe_permute (rows)");
+  if (pairs > 0 && (a.rows != nullptr || a.rows_bf16 != nullptr)) copy_rows(context, a);
 }
 
 void moe_combine_cuda(KernelContext& context, const MoeCombineArgs& a) {

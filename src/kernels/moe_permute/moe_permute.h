@@ -13,9 +13,10 @@ struct MoePermuteArgs {
   int64_t tokens = 0, num_chosen = 0, experts = 0;
   const float* x = nullptr;  // [tokens, width]
   int64_t width = 0;
-  int32_t* row_of = nullptr;   // out [tokens, num_chosen]: the row of each pair
-  int64_t* offsets = nullptr;  // out [experts + 1]: expert e has rows offsets[e] .. offsets[e+1]
-  float* rows = nullptr;       // out [tokens * num_chosen, width]; or null: no rows, no x
+  int32_t* row_of = nullptr;      // out [tokens, num_chosen]: the row of each pair
+  int64_t* offsets = nullptr;     // out [experts + 1]: expert e has rows offsets[e] .. offsets[e+1]
+  float* rows = nullptr;          // out [tokens * num_chosen, width]; or null: no rows, no x
+  uint16_t* rows_bf16 = nullptr;  // out: the rows rounded to bf16, in the place of `rows`
 };
 
 void moe_permute(KernelContext& context, const MoePermuteArgs& args);

@@ -1,6 +1,7 @@
 #include "kernels/moe_permute/moe_permute_backward.h"
 
 #include "kernels/moe_permute/moe_permute_backward_impl.h"
+#include "tensor/convert.h"
 
 namespace tamis {
 namespace {
@@ -12,11 +13,15 @@ void combine_reference(KernelContext& context, const MoeCombineBackwardArgs<T>& 
     for (int64_t pair = t * a.num_chosen; pair < (t + 1) * a.num_chosen; ++pair) {
       const int64_t row = a.row_of[pair];
       const T* y = a.rows + row * a.width;
-      T* dy_row = a.drows + row * a.width;
       double dot = 0;
       for (int64_t i = 0; i < a.width; ++i) {
         dot += static_cast<double>(dy[i]) * y[i];
-        dy_row[i] = a.weights[pair] * dy[i];
+        const T d = a.weights[pair] * dy[i];
+        if (a.drows_bf16 != nullptr) {
+          a.drows_bf16[row * a.width + i] = float_to_bf16(static_cast<float>(d));
+        } else {
+          a.drows[row * a.width + i] = d;
+        }
       }
       a.dweights[pair] = static_cast<T>(dot);
     }

@@ -19,8 +19,9 @@ struct MoeCombineBackwardArgs {
   const T* weights = nullptr;       // [tokens, num_chosen]
   const T* dy = nullptr;            // [tokens, width]
   int64_t tokens = 0, num_chosen = 0, width = 0;
-  T* drows = nullptr;     // [tokens * num_chosen, width], written
-  T* dweights = nullptr;  // [tokens, num_chosen], written; sums in double
+  T* drows = nullptr;              // [tokens * num_chosen, width], written
+  T* dweights = nullptr;           // [tokens, num_chosen], written; sums in double
+  uint16_t* drows_bf16 = nullptr;  // drows rounded to bf16, in their place
 };
 
 template <typename T>

@@ -21,6 +21,9 @@ void norm_row(const RmsNormArgs& a, int64_t row) {
   const auto mean = static_cast<float>(sum / static_cast<double>(a.width));
   const float scale = 1.0f / std::sqrt(mean + a.eps);
   for (int64_t i = 0; i < a.width; ++i) y[i] = a.w[i] * (x[i] * scale);
+  for (int64_t i = 0; a.y_bf16 != nullptr && i < a.width; ++i) {
+    a.y_bf16[row * a.width + i] = float_to_bf16(y[i]);
+  }
   if (!a.round_bf16) return;
   for (int64_t i = 0; i < a.width; ++i) y[i] = round_to_bf16(y[i]);
   if (a.delta == nullptr) return;
@@ -37,7 +40,8 @@ namespace {
 
 constexpr Implementation<RmsNormArgs> kList[] = {
     {"cuda", [](const RmsNormArgs&) { return true; }, rms_norm_cuda},
-    {"simd", [](const RmsNormArgs&) { return vectors_available(); }, rms_norm_simd},
+    {"simd", [](const RmsNormArgs& a) { return vectors_available() && a.y_bf16 == nullptr; },
+     rms_norm_simd},
     {"reference", [](const RmsNormArgs&) { return true; }, rms_norm_reference},
 };
 

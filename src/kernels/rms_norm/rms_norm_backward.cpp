@@ -25,7 +25,8 @@ double backward_row(const RmsNormBackwardArgs<T>& a, int64_t row) {
   const double pull = r * r * gx / n;
   for (int64_t i = 0; i < a.width; ++i) {
     const double g = static_cast<double>(a.w[i]) * dy[i];
-    dx[i] += static_cast<T>(r * (g - x[i] * pull));
+    const auto change = static_cast<T>(r * (g - x[i] * pull));
+    dx[i] = a.overwrite ? change : dx[i] + change;
   }
   return r;
 }

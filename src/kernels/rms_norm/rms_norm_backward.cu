@@ -1,6 +1,8 @@
-// rms_norm_backward on CUDA: one warp a row for r and dx, lane l over columns l, l+32, .. in
-// double, then the warp's fixed tree; dw by column sums over chunks of rows. Bound by memory: x
-// and dy are read twice, dx read and written.
+// rms_norm_backward on CUDA: one warp a row, lane l over columns l, l+32, .. in double, then the
+// warp's fixed tree. Rows of up to 1,024 columns: a block has 128 rows, a warp every eighth of
+// them, in registers, and adds up its terms of dw on the way; the parts of the blocks are added in
+// order (column_sums.cuh). Wider ones are read twice, and once more for dw. Bound by memory: x and
+// dy are read, dx read and written.
 #include "kernels/cuda/column_sums.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/rms_norm/rms_norm_backward_impl.h"
@@ -9,6 +11,7 @@ namespace tamis {
 namespace {
 
 constexpr int kWarps = 8;
+constexpr int64_t kHeldWidth = 1024;      // columns that a warp holds
 constexpr int kRSlot = 0, kPartSlot = 1;  // of device_scratch
 
 __global__ void __launch_bounds__(kWarps * 32)
@@ -31,7 +34,8 @@ __global__ void __launch_bounds__(kWarps * 32)
   const double pull = r * r * gx / n;
   for (int64_t i = lane; i < a.width; i += 32) {
     const double g = static_cast<double>(a.w[i]) * dy[i];
-    dx[i] += static_cast<float>(r * (g - x[i] * pull));
+    const auto change = static_cast<float>(r * (g - x[i] * pull));
+    dx[i] = a.overwrite ? change : dx[i] + change;
   }
   if (lane == 0) r_of[row] = r;
 }
@@ -44,10 +48,84 @@ struct WeightTerm {
   }
 };
 
+// dx of the rows of chunk blockIdx.x, and their part of dw, part [chunks, width]. A lane has
+// columns l, l+32, .., at most kEach of them.
+template <int kEach>
+__global__ void __launch_bounds__(kWarps * 32)
+    rms_norm_backward_kernel(const RmsNormBackwardArgs<float> a, double* part) {
+  static_assert(kWarps == kColumnLanes);
+  constexpr int kSlice = kEach < 8 ? kEach : 8;
+  __shared__ double sums[kWarps][kSlice * 32];
+  const auto warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  const auto width = static_cast<int>(a.width);
+  const int64_t first = int64_t{blockIdx.x} * kColumnRows;
+  const int64_t last = min(first + kColumnRows, a.rows);
+  const auto n = static_cast<double>(a.width);
+  float w[kEach];
+  double dw[kEach] = {};
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) w[i] = i * 32 + lane < width ? a.w[i * 32 + lane] : 0.0f;
+  for (int64_t row = first + warp; row < last; row += kWarps) {
+    const float* from_x = a.x + row * a.x_stride;
+    const float* from_dy = a.dy + row * a.width;
+    float* to = a.dx + row * a.dx_stride;
+    float x[kEach], dy[kEach], dx[kEach];
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int c = i * 32 + lane;
+      x[i] = c < width ? from_x[c] : 0.0f;
+      dy[i] = c < width ? from_dy[c] : 0.0f;
+      dx[i] = c < width && !a.overwrite ? to[c] : 0.0f;
+    }
+    double square = 0, gx = 0;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      square += static_cast<double>(x[i]) * x[i];
+      gx += static_cast<double>(w[i]) * dy[i] * x[i];
+    }
+    square = warp_sum(square);
+    gx = warp_sum(gx);
+    const double r = 1 / sqrt(square / n + a.eps);
+    const double pull = r * r * gx / n;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int c = i * 32 + lane;
+      const double g = static_cast<double>(w[i]) * dy[i];
+      const auto change = static_cast<float>(r * (g - x[i] * pull));
+      if (c < width) to[c] = a.overwrite ? change : dx[i] + change;
+      dw[i] += r * x[i] * dy[i];
+    }
+  }
+#pragma unroll
+  for (int s = 0; s < kEach; s += kSlice) {
+    __syncthreads();  // the last slice is read
+#pragma unroll
+    for (int i = 0; i < kSlice; ++i) sums[warp][i * 32 + lane] = dw[s + i];
+    __syncthreads();
+    const auto own = static_cast<int>(threadIdx.x);
+    if (own >= kSlice * 32 || s * 32 + own >= width) continue;
+    double sum = sums[0][own];
+    for (int i = 1; i < kWarps; ++i) sum += sums[i][own];
+    part[blockIdx.x * a.width + s * 32 + own] = sum;
+  }
+}
+
 }  // namespace
 
 void rms_norm_backward_cuda(KernelContext& context, const RmsNormBackwardArgs<float>& a) {
   if (a.rows == 0 || a.width == 0) return;
+  if (a.width <= kHeldWidth) {
+    const int64_t chunks = (a.rows + kColumnRows - 1) / kColumnRows;
+    auto* part = static_cast<double*>(device_scratch(
+        context, kPartSlot, chunks * a.width * static_cast<int64_t>(sizeof(double))));
+    const auto kernel = a.width <= 128   ? rms_norm_backward_kernel<4>
+                        : a.width <= 256 ? rms_norm_backward_kernel<8>
+                        : a.width <= 512 ? rms_norm_backward_kernel<16>
+                                         : rms_norm_backward_kernel<32>;
+    kernel<<<static_cast<unsigned>(chunks), kWarps * 32, 0, stream_of(context)>>>(a, part);
+    check_launch("rms_norm_backward");
+    return add_parts_of_columns(context, part, chunks, a.width, a.dw);
+  }
   auto* r_of = static_cast<double*>(
       device_scratch(context, kRSlot, a.rows * static_cast<int64_t>(sizeof(double))));
   rms_norm_dx_kernel<<<static_cast<unsigned>((a.rows + kWarps - 1) / kWarps), kWarps * 32, 0,

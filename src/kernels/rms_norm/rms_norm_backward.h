@@ -22,7 +22,8 @@ struct RmsNormBackwardArgs {
   T eps = 0;
   T* dx = nullptr;  // [rows, dx_stride], added to
   int64_t dx_stride = 0;
-  T* dw = nullptr;  // [width], added to
+  T* dw = nullptr;         // [width], added to
+  bool overwrite = false;  // dx = instead of dx +=
 };
 
 template <typename T>

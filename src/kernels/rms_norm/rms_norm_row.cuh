@@ -27,6 +27,7 @@ __device__ inline void rms_norm_row(const RmsNormArgs& a, int64_t row) {
     const float v = delta == nullptr ? x[i] : x[i] + delta[i];
     const float normed = a.w[i] * (v * scale);
     y[i] = a.round_bf16 ? round_bf16(normed) : normed;
+    if (a.y_bf16 != nullptr) a.y_bf16[row * a.width + i] = float_to_bf16_bits(normed);
     if (delta != nullptr) x[i] = a.round_bf16 ? round_bf16(v) : v;
   }
 }

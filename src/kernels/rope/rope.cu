@@ -1,5 +1,6 @@
-// rope on CUDA: one thread a pair, pairs of a head in neighbouring threads. Bound by memory: reads
-// and writes 4 * dim bytes a head; cos and sin come from L2. The bits are the reference's.
+// rope on CUDA: one thread a pair, pairs of a head in neighbouring threads, those of the next token
+// after them. Bound by memory: reads and writes 4 * dim bytes a head; cos and sin come from L2. The
+// bits are the reference's.
 #include <algorithm>
 
 #include "kernels/cuda/launch.cuh"
@@ -13,11 +14,15 @@ constexpr int kThreads = 128;
 
 using Ropes = Several<RopeArgs>;
 
-__global__ void __launch_bounds__(kThreads) rope_kernel(const Ropes ropes) {
-  const RopeArgs a = ropes.list[blockIdx.z];
-  const int64_t index = int64_t{blockIdx.y} * kThreads + threadIdx.x;
-  if (index >= a.heads * (a.dim / 2) || blockIdx.x >= a.tokens) return;
-  rope_pair(a, blockIdx.x, index);
+__global__ void __launch_bounds__(kThreads) rope_kernel(const __grid_constant__ Ropes ropes) {
+  const RopeArgs& a = ropes.list[blockIdx.y];
+  const int64_t each = a.heads * (a.dim / 2);
+  const int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (index >= a.tokens * each) return;
+  const bool is_short = index <= UINT32_MAX;  // divided faster
+  const int64_t t =
+      is_short ? static_cast<uint32_t>(index) / static_cast<uint32_t>(each) : index / each;
+  rope_pair(a, t, index - t * each);
 }
 
 }  // namespace
@@ -26,15 +31,13 @@ void rope_cuda(KernelContext& context, const RopeArgs& a) { ropes_cuda(context, 
 
 void ropes_cuda(KernelContext& context, std::span<const RopeArgs> args) {
   in_groups(args, [&](const Ropes& ropes) {
-    int64_t tokens = 0, pairs = 0;
+    int64_t pairs = 0;
     for (int i = 0; i < ropes.count; ++i) {
       const RopeArgs& a = ropes.list[i];
-      tokens = std::max(tokens, a.tokens);
-      pairs = std::max(pairs, a.heads * (a.dim / 2));
+      pairs = std::max(pairs, a.tokens * a.heads * (a.dim / 2));
     }
-    if (tokens == 0 || pairs == 0) return;
-    const dim3 grid(static_cast<unsigned>(tokens),
-                    static_cast<unsigned>((pairs + kThreads - 1) / kThreads),
+    if (pairs == 0) return;
+    const dim3 grid(static_cast<unsigned>((pairs + kThreads - 1) / kThreads),
                     static_cast<unsigned>(ropes.count));
     rope_kernel<<<grid, kThreads, 0, stream_of(context)>>>(ropes);
     check_launch("rope");

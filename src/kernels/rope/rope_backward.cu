@@ -14,7 +14,10 @@ __global__ void __launch_bounds__(kThreads) turn_kernel(const RopeTurnArgs<float
   const int64_t half = a.dim / 2, each = a.heads * half;
   for (int64_t n = int64_t{blockIdx.x} * kThreads + threadIdx.x; n < a.tokens * each;
        n += int64_t{gridDim.x} * kThreads) {
-    const int64_t t = n / each, h = n % each / half, i = n % half;
+    const bool is_short = n <= UINT32_MAX;  // divided faster
+    const int64_t t = is_short ? static_cast<uint32_t>(n) / static_cast<uint32_t>(each) : n / each;
+    const auto of_token = static_cast<uint32_t>(n - t * each);
+    const int64_t h = of_token / static_cast<uint32_t>(half), i = of_token - h * half;
     float* x = a.x + t * a.token_stride + h * a.head_stride;
     const bool interleaved = a.layout == RopeLayout::kInterleaved;
     float& first = x[interleaved ? 2 * i : i];

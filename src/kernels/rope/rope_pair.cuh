@@ -9,7 +9,8 @@ namespace tamis {
 
 // Pair `index` of the heads * dim / 2 of token t.
 __device__ inline void rope_pair(const RopeArgs& a, int64_t t, int64_t index) {
-  const int64_t half = a.dim / 2, h = index / half, i = index % half;
+  const auto half = static_cast<uint32_t>(a.dim / 2), of_token = static_cast<uint32_t>(index);
+  const int64_t h = of_token / half, i = of_token % half;
   float* x = a.x + t * a.token_stride + h * a.head_stride;
   const bool interleaved = a.layout == RopeLayout::kInterleaved;
   float& first = x[interleaved ? 2 * i : i];

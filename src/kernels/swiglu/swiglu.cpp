@@ -4,13 +4,19 @@
 
 #include "kernels/simd/targets.h"
 #include "kernels/swiglu/swiglu_impl.h"
+#include "tensor/convert.h"
 
 namespace tamis {
 
 void swiglu_reference(KernelContext& context, const SwigluArgs& a) {
   context.pool().run(a.rows, [&](int64_t r, int) {
     for (int64_t i = r * a.width; i < (r + 1) * a.width; ++i) {
-      a.y[i] = a.gate[i] / (1.0f + std::exp(-a.gate[i])) * a.up[i];
+      const float y = a.gate[i] / (1.0f + std::exp(-a.gate[i])) * a.up[i];
+      if (a.y_bf16 != nullptr) {
+        a.y_bf16[i] = float_to_bf16(y);
+      } else {
+        a.y[i] = y;
+      }
     }
   });
 }
@@ -19,7 +25,8 @@ namespace {
 
 constexpr Implementation<SwigluArgs> kList[] = {
     {"cuda", [](const SwigluArgs&) { return true; }, swiglu_cuda},
-    {"simd", [](const SwigluArgs&) { return vectors_available(); }, swiglu_simd},
+    {"simd", [](const SwigluArgs& a) { return vectors_available() && a.y_bf16 == nullptr; },
+     swiglu_simd},
     {"reference", [](const SwigluArgs&) { return true; }, swiglu_reference},
 };
 

@@ -12,7 +12,8 @@ struct SwigluArgs {
   const float* gate = nullptr;  // [rows, width]
   const float* up = nullptr;    // [rows, width]
   int64_t rows = 0, width = 0;
-  float* y = nullptr;  // [rows, width]
+  float* y = nullptr;          // [rows, width]
+  uint16_t* y_bf16 = nullptr;  // the same rounded to bf16, and y is not written; null: y
 };
 
 void swiglu(KernelContext& context, const SwigluArgs& args);

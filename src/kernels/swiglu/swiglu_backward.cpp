@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/swiglu/swiglu_backward_impl.h"
+#include "tensor/convert.h"
 
 namespace tamis {
 namespace {
@@ -13,8 +14,15 @@ void reference(KernelContext& context, const SwigluBackwardArgs<T>& a) {
     for (int64_t i = r * a.width; i < (r + 1) * a.width; ++i) {
       const T g = a.gate[i], u = a.up[i], dy = a.dy[i];
       const T s = 1 / (1 + std::exp(-g));
-      a.dgate[i] = dy * u * s * (1 + g * (1 - s));
-      a.dup[i] = dy * g * s;
+      const T dgate = dy * u * s * (1 + g * (1 - s)), dup = dy * g * s;
+      if (a.dgate_bf16 != nullptr) {
+        const int64_t at = a.bf16_stride == 0 ? i : r * a.bf16_stride + i - r * a.width;
+        a.dgate_bf16[at] = float_to_bf16(static_cast<float>(dgate));
+        a.dup_bf16[at] = float_to_bf16(static_cast<float>(dup));
+      } else {
+        a.dgate[i] = dgate;
+        a.dup[i] = dup;
+      }
     }
   });
 }

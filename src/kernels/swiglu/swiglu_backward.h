@@ -19,6 +19,9 @@ struct SwigluBackwardArgs {
   int64_t rows = 0, width = 0;
   T* dgate = nullptr;  // [rows, width], written; either may be dy
   T* dup = nullptr;
+  // The same rounded to bf16, and dgate and dup are not written; null: those.
+  uint16_t *dgate_bf16 = nullptr, *dup_bf16 = nullptr;
+  int64_t bf16_stride = 0;  // from row to row of those; 0: width
 };
 
 template <typename T>
