@@ -1,5 +1,5 @@
 // rms_norm_backward on CUDA: one warp a row, lane l over columns l, l+32, .. in double, then the
-// warp's fixed tree. Rows of up to 1,024 columns: a block has 128 rows, a warp every eighth of
+// warp's fixed tree. Rows of up to 512 columns: a block has 128 rows, a warp every eighth of
 // them, in registers, and adds up its terms of dw on the way; the parts of the blocks are added in
 // order (column_sums.cuh). Wider ones are read twice, and once more for dw. Bound by memory: x and
 // dy are read, dx read and written.
@@ -11,7 +11,7 @@ namespace tamis {
 namespace {
 
 constexpr int kWarps = 8;
-constexpr int64_t kHeldWidth = 1024;      // columns that a warp holds
+constexpr int64_t kHeldWidth = 512;       // columns that a warp holds
 constexpr int kRSlot = 0, kPartSlot = 1;  // of device_scratch
 
 __global__ void __launch_bounds__(kWarps * 32)
@@ -51,20 +51,20 @@ struct WeightTerm {
 // dx of the rows of chunk blockIdx.x, and their part of dw, part [chunks, width]. A lane has
 // columns l, l+32, .., at most kEach of them.
 template <int kEach>
-__global__ void __launch_bounds__(kWarps * 32)
+__global__ void __launch_bounds__(kWarps * 32, kEach <= 8 ? 3 : 2)
     rms_norm_backward_kernel(const RmsNormBackwardArgs<float> a, double* part) {
   static_assert(kWarps == kColumnLanes);
-  constexpr int kSlice = kEach < 8 ? kEach : 8;
-  __shared__ double sums[kWarps][kSlice * 32];
+  __shared__ double sums[kWarps][kEach * 32];  // of dw, each lane its own
   const auto warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const auto width = static_cast<int>(a.width);
   const int64_t first = int64_t{blockIdx.x} * kColumnRows;
   const int64_t last = min(first + kColumnRows, a.rows);
   const auto n = static_cast<double>(a.width);
-  float w[kEach];
-  double dw[kEach] = {};
+  double* dw = sums[warp] + lane;
 #pragma unroll
-  for (int i = 0; i < kEach; ++i) w[i] = i * 32 + lane < width ? a.w[i * 32 + lane] : 0.0f;
+  for (int i = 0; i < kEach; ++i) dw[i * 32] = 0;
+  // w stays in L1.
+  const auto w_of = [&](int i) { return i * 32 + lane < width ? a.w[i * 32 + lane] : 0.0f; };
   for (int64_t row = first + warp; row < last; row += kWarps) {
     const float* from_x = a.x + row * a.x_stride;
     const float* from_dy = a.dy + row * a.width;
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kWarps * 32)
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       square += static_cast<double>(x[i]) * x[i];
-      gx += static_cast<double>(w[i]) * dy[i] * x[i];
+      gx += static_cast<double>(w_of(i)) * dy[i] * x[i];
     }
     square = warp_sum(square);
     gx = warp_sum(gx);
@@ -90,23 +90,17 @@ __global__ void __launch_bounds__(kWarps * 32)
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const int c = i * 32 + lane;
-      const double g = static_cast<double>(w[i]) * dy[i];
+      const double g = static_cast<double>(w_of(i)) * dy[i];
       const auto change = static_cast<float>(r * (g - x[i] * pull));
       if (c < width) to[c] = a.overwrite ? change : dx[i] + change;
-      dw[i] += r * x[i] * dy[i];
+      dw[i * 32] += r * x[i] * dy[i];
     }
   }
-#pragma unroll
-  for (int s = 0; s < kEach; s += kSlice) {
-    __syncthreads();  // the last slice is read
-#pragma unroll
-    for (int i = 0; i < kSlice; ++i) sums[warp][i * 32 + lane] = dw[s + i];
-    __syncthreads();
-    const auto own = static_cast<int>(threadIdx.x);
-    if (own >= kSlice * 32 || s * 32 + own >= width) continue;
-    double sum = sums[0][own];
-    for (int i = 1; i < kWarps; ++i) sum += sums[i][own];
-    part[blockIdx.x * a.width + s * 32 + own] = sum;
+  __syncthreads();
+  for (int c = static_cast<int>(threadIdx.x); c < width; c += kWarps * 32) {
+    double sum = sums[0][c];
+    for (int i = 1; i < kWarps; ++i) sum += sums[i][c];
+    part[blockIdx.x * a.width + c] = sum;
   }
 }
 
@@ -120,8 +114,7 @@ void rms_norm_backward_cuda(KernelContext& context, const RmsNormBackwardArgs<fl
         context, kPartSlot, chunks * a.width * static_cast<int64_t>(sizeof(double))));
     const auto kernel = a.width <= 128   ? rms_norm_backward_kernel<4>
                         : a.width <= 256 ? rms_norm_backward_kernel<8>
-                        : a.width <= 512 ? rms_norm_backward_kernel<16>
-                                         : rms_norm_backward_kernel<32>;
+                                         : rms_norm_backward_kernel<16>;
     kernel<<<static_cast<unsigned>(chunks), kWarps * 32, 0, stream_of(context)>>>(a, part);
     check_launch("rms_norm_backward");
     return add_parts_of_columns(context, part, chunks, a.width, a.dw);
