@@ -125,7 +125,7 @@ struct Copy {
 };
 
 template <int kRows, int kColumns>
-__global__ void __launch_bounds__(kThreads, kRows * kColumns < 16 ? 4 : 2)
+__global__ void __launch_bounds__(kThreads, kRows* kColumns < 16 ? 4 : 2)
     matmul_kernel(const __grid_constant__ Products products) {
   __shared__ __align__(16) Stage<kRows * 16> stages_a[2];
   __shared__ __align__(16) Stage<kColumns * 16> stages_b[2];
