@@ -179,30 +179,29 @@ void index_backward(Pass<T>& p, int64_t l) {
   products_backward<T>(p.kernels, list);
 }
 
+// The rows that each token selects, or their bits.
 template <typename T>
 void select(Pass<T>& p, int64_t l) {
   const ModelConfig& m = p.config;
-  const Workspace<T>& work = p.state.work;
-  const int64_t k = p.objective.topk, width = m.index_heads * m.index_dim;
-  int32_t* indices =
-      sized(p, p.masked() ? p.state.work.indices : p.layer(l).indices, p.tokens() * k);
+  Workspace<T>& work = p.state.work;
+  LayerState<T>& a = p.layer(l);
+  const int64_t k = p.objective.topk, width = m.index_heads * m.index_dim, tokens = p.tokens();
+  const int64_t longest = longest_sequence(p);
+  int32_t* indices = sized(p, p.masked() ? work.indices : a.indices, tokens * k);
+  uint64_t* bits =
+      p.masked() ? sized(p, a.selected, tokens * selection_words_in_all(longest)) : nullptr;
   for_each_selection(p, [&](int64_t b, int64_t n, const TokenSequences& sequences) {
-    ForwardOps<T>::select(
-        p.kernels,
-        {work.index_q.data() + b * width, work.index_w.data() + b * m.index_heads,
-         work.index_k.data() + b * m.index_dim, n, m.index_heads, m.index_dim, k, sequences},
-        indices + b * k);
-  });
-}
-
-// The bits of that selection.
-template <typename T>
-void mask(Pass<T>& p, int64_t l) {
-  const int64_t k = p.objective.topk, longest = longest_sequence(p);
-  uint64_t* bits = sized(p, p.layer(l).selected, p.tokens() * selection_words_in_all(longest));
-  for_each_selection(p, [&](int64_t b, int64_t n, const TokenSequences& sequences) {
-    mask_selection(p.kernels, {p.state.work.indices.data() + b * k, n, k, sequences, bits + b,
-                               p.tokens(), selection_words(longest)});
+    const typename ForwardOps<T>::SelectArgs args{work.index_q.data() + b * width,
+                                                  work.index_w.data() + b * m.index_heads,
+                                                  work.index_k.data() + b * m.index_dim,
+                                                  n,
+                                                  m.index_heads,
+                                                  m.index_dim,
+                                                  k,
+                                                  sequences};
+    if (!p.masked()) return ForwardOps<T>::select(p.kernels, args, indices + b * k);
+    ForwardOps<T>::select_mask(p.kernels, args, indices + b * k,
+                               {bits + b, tokens, selection_words(longest)});
   });
 }
 
@@ -546,7 +545,6 @@ void attention_forward(Pass<T>& p, int64_t l) {
   if (own && p.gathered()) {
     attend_sparse(p, l);
   } else {
-    if (own && p.masked()) mask(p, l);
     attend_dense(p, l);
   }
   if (own && p.objective.train_indexer) learn_indexer(p, l);

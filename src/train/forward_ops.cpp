@@ -140,6 +140,16 @@ void ForwardOps<float>::select(KernelContext& context, const SelectArgs& a, int3
 }
 
 template <>
+void ForwardOps<float>::select_mask(KernelContext& context, const SelectArgs& a, int32_t* indices,
+                                    const MaskTo& mask) {
+  tamis::select_mask(context,
+                     {{a.q, a.w, a.keys, a.tokens, a.heads, a.dim, a.topk, indices, a.sequences},
+                      mask.bits,
+                      mask.stride,
+                      mask.words});
+}
+
+template <>
 void ForwardOps<float>::attend_sparse(KernelContext& context,
                                       const MlaSparseBackwardArgs<float>& in, float* out,
                                       float* log_sum, float* target) {

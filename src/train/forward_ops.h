@@ -78,6 +78,13 @@ struct ForwardOps {
     TokenSequences sequences = {};
   };
   static void select(KernelContext& context, const SelectArgs& args, int32_t* indices);
+  // The same as bits, mask_selection.h; indices are memory to work in.
+  struct MaskTo {
+    uint64_t* bits;
+    int64_t stride, words;
+  };
+  static void select_mask(KernelContext& context, const SelectArgs& args, int32_t* indices,
+                          const MaskTo& mask);
   // Attention over in.indices -> out [tokens, heads, kv_lora]; on CUDA also log_sum and target of
   // mla_sparse_train.h, if not null.
   static void attend_sparse(KernelContext& context, const MlaSparseBackwardArgs<T>& in, T* out,

@@ -3,6 +3,7 @@
 #include <limits>
 #include <numeric>
 
+#include "kernels/indexer_select/mask_selection.h"
 #include "kernels/matmul/grouped_matmul.h"
 #include "kernels/plain_rows.h"
 #include "train/forward_ops.h"
@@ -205,6 +206,14 @@ void ForwardOps<double>::select(KernelContext&, const SelectArgs& a, int32_t* in
     const std::vector<int32_t> set = best(score, a.topk);
     std::copy(set.begin(), set.end(), indices + t * a.topk);
   }
+}
+
+template <>
+void ForwardOps<double>::select_mask(KernelContext& context, const SelectArgs& a, int32_t* indices,
+                                     const MaskTo& mask) {
+  select(context, a, indices);
+  mask_selection(context,
+                 {indices, a.tokens, a.topk, a.sequences, mask.bits, mask.stride, mask.words});
 }
 
 template <>

@@ -87,6 +87,8 @@ void linear_fp8_cuda(KernelContext&, const LinearFp8Args&) { refuse(); }
 void linears_cuda(KernelContext&, const std::span<const LinearArgs>&) { refuse(); }
 void matmuls_bf16_cuda(KernelContext&, const std::span<const MatmulArgs<float>>&) { refuse(); }
 void matmuls_cuda(KernelContext&, const std::span<const MatmulArgs<float>>&) { refuse(); }
+bool select_mask_supports(const SelectMaskArgs&) { return true; }
+void select_mask_cuda(KernelContext&, const SelectMaskArgs&) { refuse(); }
 void mask_selection_cuda(KernelContext&, const MaskSelectionArgs&) { refuse(); }
 double measure_cuda(KernelContext&, const CudaWorkload&) { refuse(); }
 CudaPeak measure_cuda_peak(KernelContext&) { refuse(); }

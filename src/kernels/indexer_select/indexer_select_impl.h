@@ -1,6 +1,7 @@
 // The implementations of indexer_select.
 #pragma once
 
+#include "base/function_ref.h"
 #include "kernels/indexer_select/indexer_select.h"
 #include "kernels/indexer_select/indexer_select_train.h"
 #include "kernels/indexer_select/mask_selection.h"
@@ -16,7 +17,20 @@ struct TrainScores {
 };
 void indexer_train_scores(KernelContext& context, const IndexerSelectTrainArgs& args,
                           const TrainScores& of, float* out, int64_t stride);
+// Those of all tokens, as many at a time as fit in scratch memory.
+struct TrainScoreRows {
+  const float* scores = nullptr;  // [tokens, stride]; null if every row has at most k keys
+  int64_t stride = 0, first = 0, tokens = 0, longest = 0;
+  const int32_t* position = nullptr;  // [tokens]
+};
+void for_each_scores(KernelContext& context, const IndexerSelectTrainArgs& args,
+                     FunctionRef<void(const TrainScoreRows&)> body);
 void indexer_select_train_cuda(KernelContext& context, const IndexerSelectTrainArgs& args);
+// select_mask.cu: no list of rows, sequences of at most 4096 tokens.
+bool select_mask_supports(const SelectMaskArgs& args);
+void select_mask_cuda(KernelContext& context, const SelectMaskArgs& args);
+// The words of the tiles from those of the tokens.
+void mask_tiles_cuda(KernelContext& context, const MaskSelectionArgs& args);
 void mask_selection_cuda(KernelContext& context, const MaskSelectionArgs& args);
 void indexer_select_simd(KernelContext& context, const IndexerSelectArgs& args);
 

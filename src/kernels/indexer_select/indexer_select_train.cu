@@ -17,12 +17,13 @@ __global__ void positions_kernel(int64_t tokens, int32_t* position) {
   if (t < tokens) position[t] = static_cast<int32_t>(t);
 }
 
-// Positions within a sequence become rows.
-__global__ void rows_kernel(const int32_t* position, int64_t k, int64_t count, int32_t* indices) {
+// Positions within a sequence become rows; `first`: the token of row 0.
+__global__ void rows_kernel(const int32_t* position, int64_t first, int64_t k, int64_t count,
+                            int32_t* indices) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= count || indices[i] < 0) return;
   const int64_t t = i / k;
-  indices[i] += static_cast<int32_t>(t) - position[t];
+  indices[i] += static_cast<int32_t>(first + t) - position[t];
 }
 
 unsigned blocks_of(int64_t threads) {
@@ -31,9 +32,9 @@ unsigned blocks_of(int64_t threads) {
 
 }  // namespace
 
-void indexer_select_train_cuda(KernelContext& context, const IndexerSelectTrainArgs& args) {
+void for_each_scores(KernelContext& context, const IndexerSelectTrainArgs& args,
+                     FunctionRef<void(const TrainScoreRows&)> body) {
   const int64_t n = args.tokens;
-  if (n == 0) return;
   const int32_t* position = args.sequences.position;
   const int64_t longest = position == nullptr ? n : args.sequences.longest;
   if (position == nullptr) {
@@ -53,15 +54,22 @@ void indexer_select_train_cuda(KernelContext& context, const IndexerSelectTrainA
   for (int64_t first = 0; first < n; first += chunk) {
     const int64_t count = std::min(chunk, n - first);
     if (scored) indexer_train_scores(context, args, {first, count, longest}, scores, stride);
-    topk_cuda_run(
-        context,
-        {scores, stride, count, position + first, args.k, args.indices + first * args.k, nullptr},
-        {1, true});
+    body({scores, stride, first, count, longest, position + first});
   }
-  if (args.sequences.position == nullptr) return;
-  rows_kernel<<<blocks_of(n * args.k), kThreads, 0, stream_of(context)>>>(position, args.k,
-                                                                          n * args.k, args.indices);
-  check_launch("indexer_select_train (rows)");
+}
+
+void indexer_select_train_cuda(KernelContext& context, const IndexerSelectTrainArgs& args) {
+  const int64_t n = args.tokens;
+  if (n == 0) return;
+  for_each_scores(context, args, [&](const TrainScoreRows& r) {
+    int32_t* indices = args.indices + r.first * args.k;
+    topk_cuda_run(context, {r.scores, r.stride, r.tokens, r.position, args.k, indices, nullptr},
+                  {1, true});
+    if (args.sequences.position == nullptr) return;
+    rows_kernel<<<blocks_of(r.tokens * args.k), kThreads, 0, stream_of(context)>>>(
+        r.position, r.first, args.k, r.tokens * args.k, indices);
+    check_launch("indexer_select_train (rows)");
+  });
 }
 
 }  // namespace tamis

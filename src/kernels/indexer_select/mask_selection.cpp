@@ -31,7 +31,25 @@ constexpr Implementation<MaskSelectionArgs> kList[] = {
     {"reference", [](const MaskSelectionArgs&) { return true; }, reference},
 };
 
+// Each of the two chooses again among its own implementations.
+void one_by_one(KernelContext& context, const SelectMaskArgs& args) {
+  const IndexerSelectTrainArgs& a = args.select;
+  indexer_select_train(context, a);
+  mask_selection(context,
+                 {a.indices, a.tokens, a.k, a.sequences, args.bits, args.stride, args.words});
+}
+
+constexpr Implementation<SelectMaskArgs> kBothList[] = {
+    {"cuda", select_mask_supports, select_mask_cuda},
+    {"cuda_topk", [](const SelectMaskArgs&) { return true; }, one_by_one},
+    {"reference", [](const SelectMaskArgs&) { return true; }, one_by_one},
+};
+
 }  // namespace
+
+void select_mask(KernelContext& context, const SelectMaskArgs& args) {
+  dispatch<SelectMaskArgs>(context, "select_mask", kBothList, args);
+}
 
 void mask_selection(KernelContext& context, const MaskSelectionArgs& args) {
   dispatch<MaskSelectionArgs>(context, "mask_selection", kList, args);

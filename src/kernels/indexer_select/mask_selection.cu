@@ -57,18 +57,21 @@ __global__ void __launch_bounds__(kThreads) tiles_kernel(const MaskSelectionArgs
   }
 }
 
+unsigned blocks(int64_t n, int64_t each) { return static_cast<unsigned>((n + each - 1) / each); }
+
 }  // namespace
+
+void mask_tiles_cuda(KernelContext& context, const MaskSelectionArgs& args) {
+  tiles_kernel<<<blocks(args.tokens * 32, kThreads), kThreads, 0, stream_of(context)>>>(args);
+  check_launch("mask_selection (tiles)");
+}
 
 void mask_selection_cuda(KernelContext& context, const MaskSelectionArgs& args) {
   if (args.tokens == 0) return;
-  const auto blocks = [](int64_t n, int64_t each) {
-    return static_cast<unsigned>((n + each - 1) / each);
-  };
   bits_kernel<<<dim3(blocks(args.tokens, kTokens), blocks(args.words, kWords)), kThreads, 0,
                 stream_of(context)>>>(args);
   check_launch("mask_selection (bits)");
-  tiles_kernel<<<blocks(args.tokens * 32, kThreads), kThreads, 0, stream_of(context)>>>(args);
-  check_launch("mask_selection (tiles)");
+  mask_tiles_cuda(context, args);
 }
 
 }  // namespace tamis

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "kernels/context.h"
+#include "kernels/indexer_select/indexer_select_train.h"
 #include "kernels/selection_mask.h"
 #include "kernels/token_sequences.h"
 
@@ -19,6 +20,15 @@ struct MaskSelectionArgs {
   int64_t stride = 0, words = 0;
 };
 
+// Both at once: indexer_select_train and the bits of what it selects. Its indices, [tokens, k], are
+// memory to work in: on CUDA bits of short sequences come straight from the scores.
+struct SelectMaskArgs {
+  IndexerSelectTrainArgs select;
+  uint64_t* bits = nullptr;  // as above
+  int64_t stride = 0, words = 0;
+};
+
 void mask_selection(KernelContext& context, const MaskSelectionArgs& args);
+void select_mask(KernelContext& context, const SelectMaskArgs& args);
 
 }  // namespace tamis
