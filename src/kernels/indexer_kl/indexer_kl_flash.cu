@@ -343,14 +343,16 @@ __global__ void __launch_bounds__(kThreads) kl_queries(const Problem b, const Li
   float dq[kDim / 8][4] = {}, dw[2] = {};
   const auto start = [&](int t, int step) { Index<kDim, kExact>::keys(b, r, t, k[step]); };
   const auto multiply = [&](int t, int step) {
-    Values s = {};
+    Values s = {}, d_score;  // on its way while the scores are made
+    const float* from = at_tile(b.p, r.pair + t);
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) d_score[i / 4][i % 4] = from[i * kThreads];
     rows_by_rows<kN>(q, warp_row, k[step], s);
-    const float* d_score = at_tile(b.p, r.pair + t);
 #pragma unroll
     for (int n = 0; n < kN; ++n) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const float d = d_score[(n * 4 + e) * kThreads];
+        const float d = d_score[n][e];
         dw[e / 2] = fmaf(d, fmaxf(s[n][e], 0), dw[e / 2]);
         s[n][e] = s[n][e] > 0 ? d * w[e / 2] : 0;
       }
