@@ -81,6 +81,27 @@ TEST_F(TrainBf16Cuda, Swiglu) {
   }
 }
 
+// Both gradients side by side, as one product takes them.
+TEST_F(TrainBf16Cuda, SwigluGradientsSideBySide) {
+  for (const int64_t width : {1, 6, 64, 200}) {
+    const int64_t rows = 9, n = rows * width;
+    const Floats gate = random_floats(n, 1), up = random_floats(n, 2), dy = random_floats(n, 3);
+    Device<float> g(context(), gate), u(context(), up), d(context(), dy);
+    Device<float> dgate(context(), n), dup(context(), n);
+    Device<uint16_t> both(context(), 2 * n);
+    swiglu_backward<float>(context(),
+                           {g.data(), u.data(), d.data(), rows, width, dgate.data(), dup.data()});
+    swiglu_backward<float>(context(), {g.data(), u.data(), d.data(), rows, width, nullptr, nullptr,
+                                       both.data(), both.data() + width, 2 * width});
+    const Bits got = both.read(), a = rounded(dgate.read()), b = rounded(dup.read());
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t at = i / width * 2 * width + i % width;
+      ASSERT_EQ(got[at], a[i]) << width;
+      ASSERT_EQ(got[at + width], b[i]) << width;
+    }
+  }
+}
+
 TEST_F(TrainBf16Cuda, ExpertRows) {
   const int64_t experts = 5, chosen = 3;
   for (const int64_t width : {1, 64, 132, 200}) {

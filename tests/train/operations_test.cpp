@@ -6,9 +6,11 @@
 #include <string>
 
 #include "kernels/mla_sparse/ordered_scatter.h"
+#include "kernels/ops.h"
 #include "kernels/test_weight.h"
 #include "kernels/tolerance.h"
 #include "kernels/train_ops.h"
+#include "tensor/convert.h"
 #include "train/optimizer.h"
 #include "train/tiny.h"
 
@@ -364,6 +366,76 @@ TEST(CrossEntropyBackward, NoTargetNoGradient) {
   const double sum = std::exp(-2.0) + std::exp(-1.0) + 1;
   EXPECT_NEAR(loss[1], std::log(sum), 4 * kUnitF32);
   EXPECT_NEAR(logits[5], 2 * (1 / sum - 1), 8 * kUnitF32);
+}
+
+// What a CPU never needs but the operations offer: their outputs in bf16 are those in float32,
+// rounded once.
+TEST(Bf16Outputs, AreTheOthersRounded) {
+  const int64_t rows = 7, width = 5, n = rows * width, chosen = 2, experts = 3;
+  KernelContext context(2);
+  const auto same = [](const std::vector<uint16_t>& bits, const std::vector<float>& x,
+                       const char* what) {
+    for (size_t i = 0; i < x.size(); ++i) ASSERT_EQ(bits[i], float_to_bf16(x[i])) << what << i;
+  };
+  const std::vector<float> x = random_floats(n, 1), y = random_floats(n, 2);
+  const std::vector<float> dy = random_floats(n, 3), w = random_floats(width, 4);
+  std::vector<float> a(x), b(x), c(x), d(x);
+  std::vector<uint16_t> bits(x.size()), both(2 * x.size());
+  rms_norm(context, {c.data(), width, nullptr, w.data(), rows, width, 1e-6F, a.data(), width, false,
+                     bits.data()});
+  same(bits, a, "rms_norm ");
+  swiglu(context, {x.data(), y.data(), rows, width, a.data()});
+  swiglu(context, {x.data(), y.data(), rows, width, nullptr, bits.data()});
+  same(bits, a, "swiglu ");
+  swiglu_backward<float>(context, {x.data(), y.data(), dy.data(), rows, width, a.data(), b.data()});
+  swiglu_backward<float>(context, {x.data(), y.data(), dy.data(), rows, width, nullptr, nullptr,
+                                   both.data(), both.data() + width, 2 * width});
+  for (size_t i = 0; i < x.size(); ++i) {
+    const size_t at = i / width * 2 * width + i % width;
+    ASSERT_EQ(both[at], float_to_bf16(a[i]));
+    ASSERT_EQ(both[at + width], float_to_bf16(b[i]));
+  }
+  std::vector<int32_t> ids, row_of(rows * chosen), targets;
+  for (int32_t i = 0; i < rows * chosen; ++i) ids.push_back(i * 5 % experts);
+  std::vector<int64_t> offsets(experts + 1);
+  std::vector<float> sorted(n * chosen), drows(n * chosen),
+      weights(random_floats(rows * chosen, 5));
+  std::vector<float> dweights(weights), again(weights);
+  std::vector<uint16_t> pairs(sorted.size());
+  moe_permute(context, {ids.data(), rows, chosen, experts, x.data(), width, row_of.data(),
+                        offsets.data(), sorted.data()});
+  moe_permute(context, {ids.data(), rows, chosen, experts, x.data(), width, row_of.data(),
+                        offsets.data(), nullptr, pairs.data()});
+  same(pairs, sorted, "moe_permute ");
+  moe_combine_backward<float>(context, {sorted.data(), row_of.data(), weights.data(), dy.data(),
+                                        rows, chosen, width, drows.data(), dweights.data()});
+  moe_combine_backward<float>(context, {sorted.data(), row_of.data(), weights.data(), dy.data(),
+                                        rows, chosen, width, nullptr, again.data(), pairs.data()});
+  same(pairs, drows, "moe_combine_backward ");
+  EXPECT_EQ(again, dweights);
+  for (int32_t i = 0; i < rows; ++i) targets.push_back(i == 3 ? -1 : i % width);
+  std::vector<double> loss(rows), other(rows);
+  std::vector<float> logits(x), same_logits(x);
+  cross_entropy_backward<float>(context,
+                                {logits.data(), targets.data(), rows, width, 0.5, loss.data()});
+  cross_entropy_backward<float>(
+      context, {same_logits.data(), targets.data(), rows, width, 0.5, other.data(), bits.data()});
+  same(bits, logits, "cross_entropy_backward ");
+  EXPECT_EQ(other, loss);
+}
+
+TEST(RmsNormBackward, OverwritesOrAdds) {
+  const int64_t rows = 4, width = 6, n = rows * width;
+  KernelContext context(2);
+  const std::vector<float> x = random_floats(n, 1), w = random_floats(width, 2);
+  const std::vector<float> dy = random_floats(n, 3);
+  std::vector<float> added(n), written = random_floats(n, 4), dw(width), dw2(width);
+  rms_norm_backward<float>(context, {x.data(), width, w.data(), dy.data(), rows, width, 1e-6F,
+                                     added.data(), width, dw.data()});
+  rms_norm_backward<float>(context, {x.data(), width, w.data(), dy.data(), rows, width, 1e-6F,
+                                     written.data(), width, dw2.data(), true});
+  EXPECT_EQ(written, added);
+  EXPECT_EQ(dw2, dw);
 }
 
 TEST(Optimizer, ClipsSkipsAndKeepsGroupsApart) {
