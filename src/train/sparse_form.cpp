@@ -18,6 +18,8 @@ constexpr int64_t kFewHeads = 16;  // a tile of the tensor cores
 
 double as_double(int64_t x) { return static_cast<double>(x); }
 
+}  // namespace
+
 bool masked_is_faster(const ModelConfig& c, const Stage& s) {
   const double heads = as_double(c.num_heads);
   const double tiles = heads * as_double(s.length) / 2 * as_double(c.nope + c.rope + c.v_head);
@@ -25,8 +27,6 @@ bool masked_is_faster(const ModelConfig& c, const Stage& s) {
                       as_double(std::min(s.topk, s.length)) * as_double(2 * c.kv_lora + c.rope);
   return tiles < (c.num_heads <= kFewHeads ? kGainOfFew : kGainOfMany) * rows;
 }
-
-}  // namespace
 
 bool attends_masked(const KernelContext& context, const std::string& wanted, const ModelConfig& c,
                     const Stage& s) {

@@ -16,9 +16,12 @@
 
 namespace tamis {
 
+// Whether the mask takes less time on a GPU, by shapes alone: its work is less than a measured
+// multiple of that of gathering.
+bool masked_is_faster(const ModelConfig& config, const Stage& s);
+
 // Whether the sparse stage `s` runs over masked tiles. `wanted` is run.sparse_form: "gather",
-// "mask", or "auto", which decides by shapes alone: on CPUs gather, on a GPU the mask where its
-// work is less than a measured multiple of that of gathering. InputError if "mask" is wanted of a
+// "mask", or "auto": on CPUs gather, on a GPU the faster one. InputError if "mask" is wanted of a
 // GPU whose tiles do not take the model's heads.
 bool attends_masked(const KernelContext& context, const std::string& wanted,
                     const ModelConfig& config, const Stage& s);

@@ -18,6 +18,7 @@
 #include "checkpoint/scratch_folder.h"
 #include "kernels/tolerance.h"
 #include "train/event_file.h"
+#include "train/sparse_form.h"
 
 namespace tamis {
 namespace {
@@ -560,6 +561,43 @@ TEST_F(Runs, OtherRecipesAndOtherDataDoNotGoOn) {
   KernelContext context(1);
   EXPECT_THROW(Trainer(recipe("other", {"stage.0.steps=2", "stage.0.lr=0.5"}), context),
                InputError);
+}
+
+TEST_F(Runs, TheFormsOfASparseStageAgree) {
+  const std::vector<std::string> shorter = {"stage.0.steps=2", "stage.1.steps=2",
+                                            "stage.2.steps=2"};
+  const auto by = [&](const std::string& form) {
+    std::vector<std::string> settings = shorter;
+    settings.push_back("run.sparse_form=" + form);
+    const Recipe r = recipe("form_" + form, settings);
+    KernelContext context(1);
+    EXPECT_NE(Trainer(r, context).stage_line(2).find(form == "mask" ? "masked tiles" : "gathered"),
+              std::string::npos);
+    return run(r);
+  };
+  const std::vector<StepReport> gathered = by("gather"), masked = by("mask");
+  // The same weights until then, the same function of them: docs/numerics.md 7.
+  EXPECT_EQ(masked[3].kl, gathered[3].kl);
+  EXPECT_NEAR(masked[4].loss, gathered[4].loss, 1e-5);
+  EXPECT_NEAR(kl_of(masked[4]), kl_of(gathered[4]), 1e-5 * kl_of(gathered[4]));
+  EXPECT_NE(masked[4].loss, gathered[4].loss) << "both ran the same form";
+}
+
+TEST(SparseForm, DependsOnShapesAlone) {
+  ModelConfig c;
+  c.num_heads = 4, c.nope = 128, c.rope = 64, c.v_head = 128, c.kv_lora = 512;
+  const auto faster = [&](int64_t length, int64_t topk) {
+    Stage s;
+    s.length = length;
+    s.topk = topk;
+    return masked_is_faster(c, s);
+  };
+  EXPECT_TRUE(faster(2048, 64));
+  EXPECT_TRUE(faster(4096, 256));
+  EXPECT_FALSE(faster(131072, 256));
+  c.num_heads = 128;
+  EXPECT_TRUE(faster(8192, 2048));
+  EXPECT_FALSE(faster(131072, 2048));
 }
 
 TEST_F(Runs, RefusesWhatCannotWork) {
