@@ -3,6 +3,7 @@
 // order in which they are tried. kernels/workloads times them on the shapes of bench/workloads.h.
 #pragma once
 
+#include "kernels/absorb_select/absorb_select.h"      // W_UK and the selection side by side
 #include "kernels/cross_entropy/cross_entropy.h"      // negative log-likelihood
 #include "kernels/elementwise/elementwise.h"          // rounding, copies, checks between products
 #include "kernels/embedding/embedding.h"              // ids -> residual stream
@@ -27,4 +28,5 @@
 #include "kernels/step_io/step_io.h"                  // the ends of a step on a device
 #include "kernels/swiglu/swiglu.h"                    // the MLP's activation
 #include "kernels/token_ops/token_ops.h"              // several of these on a token, in one launch
+#include "kernels/token_products/token_products.h"    // a norm, what reads it, and steps beside
 #include "kernels/topk/topk.h"                        // selection from scores

@@ -63,10 +63,11 @@ void add_and_norm(LayerContext& c, const Parameters& weight) { later(c, next_nor
 void block_forward(LayerContext& c, const LayerWeights& w, const LayerConfig& kind, int64_t layer) {
   const int64_t d = c.config.hidden_size, n = c.tokens();
   float *x = c.act.x.data(), *delta = c.act.delta.data();
-  add_and_norm(c, w.input_norm);
-  run_waiting(c);
+  const RmsNormArgs input_norm = next_norm(c, w.input_norm);
+  later(c, input_norm);
+  const bool late = mla_project(c, w.attention);
   c.observe("hidden", layer, x, n, d);
-  mla_forward(c, w.attention, kind, layer);
+  mla_forward(c, w.attention, kind, layer, late ? &input_norm : nullptr);
   c.observe("attn_out", layer, delta, n, d);
   const RmsNormArgs norm = next_norm(c, w.post_attention_norm);
   if (kind.ffn == FfnKind::kDense) {

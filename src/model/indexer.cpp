@@ -63,13 +63,12 @@ RopeArgs indexer_key_rope(LayerContext& c) {
       c.act.sin.data()};
 }
 
-void indexer_rotations(LayerContext& c, std::vector<RopeArgs>& queries) {
-  if (!indexer_needed(c)) return;
+RopeArgs indexer_query_rope(LayerContext& c) {
   RopeArgs r = indexer_key_rope(c);
   r.x = c.act.index_q.data();
   r.heads = c.config.index_heads;
   r.token_stride = r.heads * c.config.index_dim;
-  queries.push_back(r);
+  return r;
 }
 
 void indexer_rotated(LayerContext& c) {
@@ -86,8 +85,13 @@ IndexQueryArgs indexer_queries(LayerContext& c) {
   return {q, w, n * heads, dim, head_scale, dim_scale, c.numerics.native(), c.numerics.ue8m0};
 }
 
+bool selects_beside(const LayerContext& c) {
+  return joins_norms(c) && c.act.place.device != nullptr && c.tokens() == 1 &&
+         c.selector.uses_indexer() && c.selector.same_every_step() && indexer_needed(c);
+}
+
 bool select_positions(LayerContext& c, const LayerConfig& kind, int64_t layer,
-                      const MlaSparseArgs& attention) {
+                      const MlaSparseArgs& attention, const PerHeadLinearArgs* absorb) {
   const ModelConfig& m = c.config;
   const int64_t n = c.tokens();
   SelectorInput in;
@@ -98,10 +102,10 @@ bool select_positions(LayerContext& c, const LayerConfig& kind, int64_t layer,
                 c.batch.kv[static_cast<size_t>(layer)], c.staged.tokens,
                 // index_query() quantised them, in one block of one scale.
                 c.numerics.native() && m.index_dim <= kFp8Block};
+  const bool own = kind.indexer == IndexerKind::kOwn;
   // Without queries there are no scores: every token takes all that it sees.
   int64_t& longest = in.indexer.tokens.max_context;
   if (!indexer_needed(c)) longest = std::min(longest, c.selector.topk());
-  const bool own = kind.indexer == IndexerKind::kOwn;
   if (own && c.observer != nullptr && c.observer->wants_index_scores()) {
     const int64_t stride = *std::max_element(in.tokens.position, in.tokens.position + n) + 1;
     float* scores = c.act.index_scores.get(n * stride);
@@ -117,7 +121,11 @@ bool select_positions(LayerContext& c, const LayerConfig& kind, int64_t layer,
   // not learn choose anew in every layer.
   if (own || !c.selector.uses_indexer()) {
     uint8_t* has_nan = c.act.has_nan.get(n);
-    c.selector.select(c.kernels, in, topk, has_nan);
+    if (absorb != nullptr) {
+      absorb_select(c.kernels, {*absorb, {in.indexer, k, topk, has_nan, indexer_query_rope(c)}});
+    } else {
+      c.selector.select(c.kernels, in, topk, has_nan);
+    }
     later(c,
           CheckFlagsArgs{has_nan, n, c.staged.tokens.sequence, static_cast<int32_t>(layer),
                          c.staged.failed},

@@ -51,9 +51,16 @@ struct LayerContext {
   }
 };
 
-// Attn(h) of one layer: normed -> delta. `layer` numbers the cache entry.
-void mla_forward(LayerContext& c, const AttentionWeights& w, const LayerConfig& kind,
-                 int64_t layer);
+// Whether norms may be made where products read them: observers want what lies between, and other
+// precisions round it.
+bool joins_norms(const LayerContext& c);
+// Runs what waits, the last of it `norm`, and the products of its result that attention begins
+// with. True if `norm` is still to be run (token_products.h), by mla_forward.
+bool mla_project(LayerContext& c, const AttentionWeights& w);
+// Attn(h) of one layer, after mla_project -> delta. `layer` numbers the cache entry; `late`: a norm
+// that is still to be run, or null.
+void mla_forward(LayerContext& c, const AttentionWeights& w, const LayerConfig& kind, int64_t layer,
+                 const RmsNormArgs* late);
 
 // The position at which dense attention in the expanded form costs as many products as that to
 // `topk` entries in the absorbed form.
@@ -61,17 +68,22 @@ int64_t balanced_position(const ModelConfig& config, int64_t topk);
 
 // The indexer of one layer, in steps around those of mla_forward: whether there will be scores;
 // whether keys and queries are rotated before they are quantised; the key's norm; RoPE of the key
-// and, if there are any, the queries; what follows it; the queries' scales.
+// and of the queries; what follows it; the queries' scales.
 bool indexer_needed(const LayerContext& c);
 bool uses_hadamard(const LayerContext& c);
 LayerNormArgs indexer_key_norm(LayerContext& c, const IndexerWeights& w);
 RopeArgs indexer_key_rope(LayerContext& c);
-void indexer_rotations(LayerContext& c, std::vector<RopeArgs>& queries);
+RopeArgs indexer_query_rope(LayerContext& c);
 void indexer_rotated(LayerContext& c);
 IndexQueryArgs indexer_queries(LayerContext& c);
-// Fills act.topk; false if every token attends to all it sees.
+// Whether a layer with an indexer selects beside the absorption of the queries (absorb_select): on
+// a device for one token, as the learned indexer does. Its queries then come to it before their
+// RoPE.
+bool selects_beside(const LayerContext& c);
+// Fills act.topk; false if every token attends to all it sees. `absorb`: what is to run beside it,
+// where selects_beside(), or null.
 bool select_positions(LayerContext& c, const LayerConfig& kind, int64_t layer,
-                      const MlaSparseArgs& attention);
+                      const MlaSparseArgs& attention, const PerHeadLinearArgs* absorb);
 
 // FFN(g) of one layer: normed -> delta.
 void mlp_forward(LayerContext& c, const MlpWeights& w, int64_t width);

@@ -10,8 +10,17 @@ LinearArgs product(const float* x, int64_t tokens, const Weight& w, float* y) {
   return {x, w.cols, tokens, w, y, w.rows};
 }
 
-// q_lora, kv latent and the indexer's key and weights: everything that reads h.
-void project_down(LayerContext& c, const AttentionWeights& w) {
+// token_products, or one after the other.
+bool norm_and_project(LayerContext& c, std::span<const TokenStep> steps,
+                      std::span<const LinearArgs> products) {
+  if (joins_norms(c)) return token_products(c.kernels, c.tokens(), {steps, products});
+  token_ops(c.kernels, c.tokens(), steps);
+  c.numerics.project(c.kernels, products);
+  return false;
+}
+
+// q_lora, kv latent and the indexer's key and weights: everything that reads h, behind its norm.
+bool project_down(LayerContext& c, const AttentionWeights& w) {
   const int64_t n = c.tokens();
   const float* h = c.act.normed.data();
   LinearArgs args[4];
@@ -25,7 +34,9 @@ void project_down(LayerContext& c, const AttentionWeights& w) {
           product(h, n, w.indexer->weights_proj, c.act.index_w.get(n * c.config.index_heads));
     }
   }
-  c.numerics.project(c.kernels, {args, count});
+  const bool late = norm_and_project(c, c.act.waiting, {args, count});
+  c.act.waiting.clear();
+  return late;
 }
 
 RmsNormArgs query_norm(LayerContext& c, const AttentionWeights& w) {
@@ -49,17 +60,22 @@ RmsNormArgs latent_norm(LayerContext& c, const AttentionWeights& w) {
           c.config.lora_norm_eps, c.act.c_kv.get(n * width), width,   c.numerics.native()};
 }
 
-void project_queries(LayerContext& c, const AttentionWeights& w) {
+struct QueryProducts {
+  LinearArgs list[2];
+  size_t count = 0;
+  std::span<const LinearArgs> all() const { return {list, count}; }
+};
+
+QueryProducts query_products(LayerContext& c, const AttentionWeights& w) {
   const int64_t n = c.tokens();
   const float* q_lora = c.act.q_lora.data();
-  LinearArgs args[2];
-  size_t count = 0;
-  args[count++] = product(q_lora, n, w.q_b, c.act.q.get(n * w.q_b.rows));
+  QueryProducts p;
+  p.list[p.count++] = product(q_lora, n, w.q_b, c.act.q.get(n * w.q_b.rows));
   if (w.indexer && indexer_needed(c)) {
-    args[count++] =
+    p.list[p.count++] =
         product(q_lora, n, w.indexer->wq_b, c.act.index_q.get(n * w.indexer->wq_b.rows));
   }
-  c.numerics.project(c.kernels, {args, count});
+  return p;
 }
 
 RopeArgs query_rope(LayerContext& c) {
@@ -101,14 +117,14 @@ void enter_rounded(LayerContext& c, const AttentionWeights& w, int64_t layer) {
   const int64_t n = c.tokens(), heads = c.local_heads(), width = m.kv_lora + m.rope;
   const RmsNormArgs norms[] = {query_norm(c, w), latent_norm(c, w)};
   rms_norms(c.kernels, norms);
-  project_queries(c, w);
+  c.numerics.project(c.kernels, query_products(c, w).all());
   const RopeArgs q = query_rope(c), k = key_rope(c);
   c.act.ropes = {q, k};
   if (w.indexer) {
     layer_norm(c.kernels, indexer_key_norm(c, *w.indexer));
     c.round(c.act.index_k.data(), n, m.index_dim, m.index_dim);
     c.act.ropes.push_back(indexer_key_rope(c));
-    indexer_rotations(c, c.act.ropes);
+    if (indexer_needed(c)) c.act.ropes.push_back(indexer_query_rope(c));
   }
   ropes(c.kernels, c.act.ropes);
   c.act.ropes.clear();
@@ -121,8 +137,9 @@ void enter_rounded(LayerContext& c, const AttentionWeights& w, int64_t layer) {
   kv_append(c.kernels, entry(c, layer, w.indexer ? Entry::kBoth : Entry::kLatent));
 }
 
-// The same in float32: keys in one launch. Leaves in act.ropes what is to be done to the queries.
-void enter_exact(LayerContext& c, const AttentionWeights& w, int64_t layer) {
+// The same in float32: keys beside the queries. Leaves in act.ropes what is to be done to these.
+void enter_exact(LayerContext& c, const AttentionWeights& w, int64_t layer,
+                 const RmsNormArgs* late) {
   std::vector<TokenStep>& steps = c.act.entry_steps;  // kept: decoding allocates nothing
   steps.clear();
   steps.push_back({query_norm(c, w), 0});
@@ -137,14 +154,34 @@ void enter_exact(LayerContext& c, const AttentionWeights& w, int64_t layer) {
   }
   if (c.act.unchecked) steps.push_back({*c.act.unchecked, 4});
   c.act.unchecked.reset();
-  token_ops(c.kernels, c.tokens(), steps);
-  project_queries(c, w);
+  if (late != nullptr) steps.push_back({*late, 5});
+  norm_and_project(c, steps, query_products(c, w).all());
   c.act.ropes = {query_rope(c)};
-  if (w.indexer) indexer_rotations(c, c.act.ropes);
+  if (w.indexer && indexer_needed(c) && !selects_beside(c)) {
+    c.act.ropes.push_back(indexer_query_rope(c));
+  }
+}
+
+// Attention of the absorbed queries to all positions.
+MlaSparseArgs absorbed(LayerContext& c, int64_t layer) {
+  const ModelConfig& m = c.config;
+  const int64_t heads = c.local_heads();
+  MlaSparseArgs a;
+  a.q_latent = c.act.q_latent.get(c.tokens() * heads * m.kv_lora);
+  a.q_pe = c.act.q.data() + m.nope;
+  a.q_pe_token_stride = heads * m.qk_head();
+  a.q_pe_head_stride = m.qk_head();
+  a.heads = heads;
+  a.kv = c.batch.kv[static_cast<size_t>(layer)];
+  a.tokens = c.staged.tokens;
+  a.softmax_scale = m.softmax_scale();
+  a.round_bf16 = c.numerics.native();
+  a.int16 = c.numerics.int8();
+  return a;
 }
 
 // q̃ = W_UK^T q_nope: the query in latent space; beside it what is left in act.ropes.
-MlaSparseArgs absorb_queries(LayerContext& c, const AttentionWeights& w, int64_t layer) {
+PerHeadLinearArgs absorption(LayerContext& c, const AttentionWeights& w) {
   const ModelConfig& m = c.config;
   const int64_t n = c.tokens(), heads = c.local_heads();
   PerHeadLinearArgs up;
@@ -157,25 +194,11 @@ MlaSparseArgs absorb_queries(LayerContext& c, const AttentionWeights& w, int64_t
   up.head_rows = m.nope + m.v_head;
   up.rows = m.nope;
   up.transposed = true;
-  up.y = c.act.q_latent.get(n * heads * m.kv_lora);
+  up.y = c.act.q_latent.data();
   up.y_token_stride = heads * m.kv_lora;
   up.y_head_stride = m.kv_lora;
   up.beside = c.act.ropes;
-  per_head_linear(c.kernels, up);
-  c.round(up.y, n, heads * m.kv_lora, heads * m.kv_lora);
-
-  MlaSparseArgs a;
-  a.q_latent = up.y;
-  a.q_pe = c.act.q.data() + m.nope;
-  a.q_pe_token_stride = heads * m.qk_head();
-  a.q_pe_head_stride = m.qk_head();
-  a.heads = heads;
-  a.kv = c.batch.kv[static_cast<size_t>(layer)];
-  a.tokens = c.staged.tokens;
-  a.softmax_scale = m.softmax_scale();
-  a.round_bf16 = c.numerics.native();
-  a.int16 = c.numerics.int8();
-  return a;
+  return up;
 }
 
 // The tokens [first, first + count) of a token map.
@@ -299,17 +322,28 @@ int64_t balanced_position(const ModelConfig& m, int64_t topk) {
   return topk * (2 * m.kv_lora + m.rope) / (m.nope + m.rope + m.v_head);
 }
 
-void mla_forward(LayerContext& c, const AttentionWeights& w, const LayerConfig& kind,
-                 int64_t layer) {
+bool joins_norms(const LayerContext& c) {
+  return c.observer == nullptr && c.numerics.precision == Precision::kExact && !uses_hadamard(c);
+}
+
+bool mla_project(LayerContext& c, const AttentionWeights& w) { return project_down(c, w); }
+
+void mla_forward(LayerContext& c, const AttentionWeights& w, const LayerConfig& kind, int64_t layer,
+                 const RmsNormArgs* late) {
   const ModelConfig& m = c.config;
   const int64_t n = c.tokens();
-  project_down(c, w);
-  uses_hadamard(c) ? enter_rounded(c, w, layer) : enter_exact(c, w, layer);
+  uses_hadamard(c) ? enter_rounded(c, w, layer) : enter_exact(c, w, layer, late);
   c.observe("c_kv", layer, c.act.c_kv.data(), n, m.kv_lora);
   c.observe("kv_a", layer, c.act.kv_a.data(), n, m.kv_lora + m.rope);
   if (w.indexer) c.observe("index_k", layer, c.act.index_k.data(), n, m.index_dim);
-  MlaSparseArgs a = absorb_queries(c, w, layer);
-  if (select_positions(c, kind, layer, a)) {
+  MlaSparseArgs a = absorbed(c, layer);
+  const PerHeadLinearArgs up = absorption(c, w);
+  const bool beside = w.indexer && selects_beside(c);
+  if (!beside) {
+    per_head_linear(c.kernels, up);
+    c.round(up.y, n, up.y_token_stride, up.y_token_stride);
+  }
+  if (select_positions(c, kind, layer, a, beside ? &up : nullptr)) {
     a.indices = c.act.topk.data();
     a.k = c.selector.topk();
   }

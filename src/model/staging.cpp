@@ -1,6 +1,7 @@
 #include "model/staging.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cstring>
 
@@ -90,12 +91,13 @@ StagedBatch::StagedBatch(KernelContext& context, const Batch& batch, int64_t voc
   }
   pack(act);
   const int64_t values = rows() * vocab;
-  logits = act.results.get(values + sequences() + 1);
+  logits = act.results.get(values + sequences() + 2);
   failed = reinterpret_cast<int32_t*>(logits + values);
   const int64_t wanted = batch.logits == nullptr ? 0 : values;
   reserve(act, &act.pinned_results,
-          (rows() + sequences() + wanted) * static_cast<int64_t>(sizeof(int32_t)));
-  best_ = reinterpret_cast<int32_t*>(act.pinned_results.data());
+          (1 + rows() + sequences() + wanted) * static_cast<int64_t>(sizeof(int32_t)));
+  done_ = reinterpret_cast<uint32_t*>(act.pinned_results.data());
+  best_ = reinterpret_cast<int32_t*>(done_ + 1);
 }
 
 // Recorded steps know where pinned memory lies.
@@ -132,12 +134,17 @@ void StagedBatch::pack(Activations& act) {
   };
   Packer count(nullptr, nullptr);
   pack_all(count);
+  if (act.pinned.bytes() > 0) {  // still as the last step left it
+    std::memcpy(&number_, act.pinned.data() + sizeof(int64_t), sizeof(number_));
+  }
   reserve(act, &act.pinned, kAlignment + count.size());
   std::byte *host = act.pinned.data(), *device = act.staged.get(act.pinned.bytes());
   Packer fill(host + kAlignment, device);
   pack_all(fill);
   const int64_t bytes = fill.size();
+  ++number_;
   std::memcpy(host, &bytes, sizeof(bytes));
+  std::memcpy(host + sizeof(bytes), &number_, sizeof(number_));
   in_.host = host;
   in_.room = act.pinned.bytes() / kAlignment * kAlignment;
   in_.to = device;
@@ -168,10 +175,21 @@ void StagedBatch::check_logits(int32_t mark) const {
   out.arrivals = reinterpret_cast<uint32_t*>(failed + sequences());
   out.host_best = best_;
   out.host_failed = best_ + rows();
+  out.host_done = done_;
   step_out(context_, out);
   if (batch_.draws.empty()) return;
   sample_tokens(context_, {logits, rows(), vocab_, draws,
                            reinterpret_cast<const SampleEdit*>(in_.to), best_});
+}
+
+// The step's last kernel gives its number when its results are in the host's memory, some
+// microseconds before the driver would tell. After an error it never does: then step_idle() throws.
+void StagedBatch::wait_for_step() const {
+  constexpr int kLooks = 2000;  // between questions to the driver
+  const std::atomic_ref<uint32_t> done(*done_);
+  for (int i = 1; done.load(std::memory_order_acquire) != number_; ++i) {
+    if (i % kLooks == 0 && step_idle(context_)) break;
+  }
 }
 
 void StagedBatch::finish() const {
@@ -188,8 +206,10 @@ void StagedBatch::finish() const {
     int32_t* pinned = best_ + rows() + sequences();
     device->download(pinned, logits, bytes);
     std::memcpy(batch_.logits, pinned, static_cast<size_t>(bytes));
+  } else if (batch_.draws.empty()) {
+    wait_for_step();
   } else {
-    device->synchronize();
+    device->synchronize();  // tokens are drawn behind the last look at the logits
   }
   if (batch_.best != nullptr) std::copy_n(best_, rows(), batch_.best);
   std::copy_n(best_ + rows(), sequences(), batch_.failed_layer);

@@ -33,6 +33,7 @@ class StagedBatch {
  private:
   void pack(Activations& act);
   void reserve(Activations& act, PinnedBuffer* buffer, int64_t bytes);
+  void wait_for_step() const;
   int64_t rows() const { return static_cast<int64_t>(batch_.logit_rows.size()); }
   int64_t sequences() const { return static_cast<int64_t>(batch_.sequences.size()); }
 
@@ -40,7 +41,11 @@ class StagedBatch {
   const Batch& batch_;
   int64_t vocab_;
   StepInArgs in_;
-  int32_t* best_ = nullptr;  // pinned [rows], behind them [sequences] marks, then logits
+  uint32_t number_ = 0;  // of the step, another one than the last
+  // Pinned: the number of the step whose results are there, [rows] tokens, [sequences] marks, then
+  // logits.
+  uint32_t* done_ = nullptr;
+  int32_t* best_ = nullptr;
 };
 
 }  // namespace tamis

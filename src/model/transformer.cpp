@@ -55,12 +55,6 @@ void prepare(LayerContext& c, const std::vector<float>& inv_freq) {
   later(c, GatherRowsArgs{c.act.rope_sin.data(), position, n, half, sin}, 2);
 }
 
-// Adds the last delta, norms, and leaves the final hidden states in act.normed.
-void final_norm(LayerContext& c, const Parameters& weight, int64_t layer) {
-  add_and_norm(c, weight);
-  check_finite(c, c.act.normed.data(), c.config.hidden_size, layer);
-  run_waiting(c);
-}
 // Logits of every row are wanted, in order, as in decoding.
 bool wants_every_row(const LayerContext& c) {
   const std::span<const int32_t> rows = c.batch.logit_rows;
@@ -69,6 +63,22 @@ bool wants_every_row(const LayerContext& c) {
     if (rows[r] != static_cast<int32_t>(r)) return false;
   }
   return true;
+}
+
+// The final norm and the head may be one launch: nobody wants the hidden states by themselves. What
+// is not finite there shows in the logits.
+bool joins_head(const LayerContext& c) {
+  return joins_norms(c) && c.act.place.device != nullptr && c.batch.hidden == nullptr &&
+         c.tokens() > 0 && wants_every_row(c);
+}
+
+// Adds the last delta, norms, and leaves the final hidden states in act.normed. The norm of
+// joins_head() is made with the head.
+void final_norm(LayerContext& c, const Parameters& weight, int64_t layer) {
+  add_and_norm(c, weight);
+  if (joins_head(c)) return;
+  check_finite(c, c.act.normed.data(), c.config.hidden_size, layer);
+  run_waiting(c);
 }
 
 // Logits of the wanted rows. float32 in every precision, as the official head; but a head in int8
@@ -85,6 +95,10 @@ void head(LayerContext& c, const ModelWeights& w) {
   }
   float* y = part_of(c, rows, v, c.staged.logits);
   const LinearArgs product{x, d, rows, w.head, y, w.head.rows};
+  if (joins_head(c)) {
+    token_products(c.kernels, rows, {c.act.waiting, {&product, 1}});
+    return c.act.waiting.clear();
+  }
   c.numerics.int8() ? c.numerics.project(c.kernels, {&product, 1}) : linear(c.kernels, product);
   gather_columns(c, y, rows, v, c.staged.logits);
 }

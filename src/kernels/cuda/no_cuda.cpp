@@ -1,6 +1,7 @@
 // The x_cuda functions of a build without CUDA. They are never reached: a context of back end kCuda
 // cannot be made in such a build, and no other may run them.
 #include "base/error.h"
+#include "kernels/absorb_select/absorb_select_impl.h"
 #include "kernels/adamw/adamw_impl.h"
 #include "kernels/array_ops/array_ops_impl.h"
 #include "kernels/cross_entropy/cross_entropy_backward_impl.h"
@@ -39,6 +40,7 @@
 #include "kernels/swiglu/swiglu_backward_impl.h"
 #include "kernels/swiglu/swiglu_impl.h"
 #include "kernels/token_ops/token_ops_impl.h"
+#include "kernels/token_products/token_products_impl.h"
 #include "kernels/topk/topk_impl.h"
 #include "kernels/workloads/cuda_workloads.h"
 
@@ -51,6 +53,8 @@ namespace {
 
 }  // namespace
 
+void absorb_select_cuda(KernelContext&, const AbsorbSelectArgs&) { refuse(); }
+bool absorb_select_cuda_supports(const AbsorbSelectArgs&) { return false; }
 void adamw_cuda(KernelContext&, const AdamwArgs&) { refuse(); }
 void add_experts_cuda(KernelContext&, const AddExpertsArgs<float>&) { refuse(); }
 void add_values_cuda(KernelContext&, const float*, int64_t, float*) { refuse(); }
@@ -129,12 +133,15 @@ void rms_norms_cuda(KernelContext&, std::span<const RmsNormArgs>) { refuse(); }
 void rms_norm_cuda(KernelContext&, const RmsNormArgs&) { refuse(); }
 void ropes_cuda(KernelContext&, std::span<const RopeArgs>) { refuse(); }
 void token_ops_cuda(KernelContext&, int64_t, std::span<const TokenStep>) { refuse(); }
+bool token_products_cuda(KernelContext&, const TokenProductsArgs&) { refuse(); }
+bool token_products_cuda_supports(int64_t, const TokenProductsArgs&) { return false; }
 void rope_cuda(KernelContext&, const RopeArgs&) { refuse(); }
 void round_rows_cuda(KernelContext&, const RoundRowsArgs&) { refuse(); }
 void sample_tokens_cuda(KernelContext&, const SampleTokensArgs&) { refuse(); }
 void scale_values_cuda(KernelContext&, float*, int64_t, float) { refuse(); }
 void select_window_cuda(KernelContext&, const SelectWindowArgs&) { refuse(); }
 void step_in_cuda(KernelContext&, const StepInArgs&) { refuse(); }
+bool step_idle_cuda(KernelContext&) { refuse(); }
 void step_out_cuda(KernelContext&, const StepOutArgs&) { refuse(); }
 void swiglus_cuda(KernelContext&, std::span<const SwigluArgs>) { refuse(); }
 void swiglu_cuda(KernelContext&, const SwigluArgs&) { refuse(); }

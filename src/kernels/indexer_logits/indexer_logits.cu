@@ -5,18 +5,16 @@
 // order of the dimensions with fused multiply-adds; the groups' sums are added in order. A score
 // depends on its own (t, s) alone. Bound by FP32 arithmetic; the native path is indexer_mma.cu.
 //
-// indexer_exact_few: the same for up to four heads of keys that come in fours. One step of decoding
-// waits for it, so nothing is read late: queries and weights are on their way while the page is
-// looked up, and products read four values at once from shared memory.
+// A few heads of keys that come in fours: indexer_few.cuh.
 #include "kernels/cuda/kv_rows.cuh"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/ptx.cuh"
+#include "kernels/indexer_logits/indexer_few.cuh"
 #include "kernels/indexer_logits/indexer_logits_impl.h"
 
 namespace tamis {
 namespace {
 
-constexpr int kKeys = static_cast<int>(kPageTokens), kGroups = 4, kThreads = kKeys * kGroups;
+using namespace indexer_few;  // this file is that header's body
 
 // Score contributions of `group`'s heads, kAtOnce at a time. Written so that a NaN product stays
 // NaN.
@@ -106,81 +104,31 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Shared memory: keys [kKeys][few_row(dim)], queries [kGroups][dim], sums [kGroups][kKeys].
-__host__ __device__ constexpr int few_row(int dim) { return dim + 4; }
-
+template <int kDim>
 __global__ void __launch_bounds__(kThreads)
     indexer_exact_few(const IndexerArgs a, const KvRows kv, const IndexerScores to) {
   extern __shared__ __align__(16) float shared[];
-  const int dim = kv.index_dim, row = few_row(dim), heads = static_cast<int>(a.heads);
-  float *queries = shared + kKeys * row, *sums = queries + kGroups * dim;
-  const int64_t t = blockIdx.x;
-  const int begin = static_cast<int>(blockIdx.y) * kKeys;
-  const int key = threadIdx.x % kKeys, group = static_cast<int>(threadIdx.x) / kKeys;
-  const float* q = a.q + t * heads * dim;
-  for (int i = 4 * static_cast<int>(threadIdx.x); i < heads * dim; i += 4 * kThreads) {
-    ptx::cp_async_16(queries + i, q + i);
-  }
-  ptx::cp_async_commit();
-  const float w = group < heads ? a.w[t * heads + group] : 0;
-  const KvSequence sequence = a.tokens.sequences[a.tokens.sequence[t]];
-  const int visible = a.tokens.position[t] + 1;
-  float* out = to.out + t * to.stride + begin;
-  const bool here = visible > to.skip_visible && begin < visible;
-  if (!here) {
-    const bool fills = visible > to.skip_visible && to.fill && group == 0;
-    if (fills && begin + key < to.columns) out[key] = -INFINITY;
-    return ptx::cp_async_wait<0>();
-  }
-  const std::byte* page = page_of(kv, sequence, begin);
-  const int keys = min(kKeys, visible - begin), fours = dim / 4;
-#pragma unroll 8
-  for (int i = static_cast<int>(threadIdx.x); i < keys * fours; i += kThreads) {
-    const int slot = i / fours, d = i % fours * 4;
-    *reinterpret_cast<float4*>(shared + slot * row + d) = index_values(kv, page, slot, d);
-  }
-  ptx::cp_async_wait<0>();
-  __syncthreads();
-  if (key < keys) {
-    const float *k = shared + key * row, *of_group = queries + min(group, heads - 1) * dim;
-    float dot = 0;
-#pragma unroll 8
-    for (int d = 0; d < dim; d += 4) {
-      const float4 x = *reinterpret_cast<const float4*>(of_group + d);
-      const float4 y = *reinterpret_cast<const float4*>(k + d);
-      dot = fmaf(x.x, y.x, dot);
-      dot = fmaf(x.y, y.y, dot);
-      dot = fmaf(x.z, y.z, dot);
-      dot = fmaf(x.w, y.w, dot);
-    }
-    sums[group * kKeys + key] = group < heads ? fmaf(w, dot < 0 ? 0.0f : dot, 0.0f) : 0;
-  }
-  __syncthreads();
-  if (group != 0 || begin + key >= to.columns) return;
-  if (key < keys) {
-    float sum = sums[key];
-    for (int g = 1; g < kGroups; ++g) sum += sums[g * kKeys + key];
-    out[key] = sum;
-  } else if (to.fill) {
-    out[key] = -INFINITY;
-  }
-}
-
-bool takes_few(const IndexerArgs& a, const KvRows& kv) {
-  return a.heads <= kGroups && kv.index_by_fours && reinterpret_cast<uintptr_t>(a.q) % 16 == 0;
+  exact_few<kDim>(a, kv, to, blockIdx.x, static_cast<int>(blockIdx.y), shared);
 }
 
 }  // namespace
+
+bool indexer_scores_rotate(const IndexerArgs& a, const RopeArgs& rope) {
+  const int64_t dim = a.kv.layout.index_dim;
+  return !indexer_scores_mma_supports(a) && takes_few(a, kv_rows(a.kv)) && rope.x == a.q &&
+         rope.dim % 4 == 0 && rope.dim <= dim && rope.heads == a.heads && rope.head_stride == dim &&
+         rope.token_stride == a.heads * dim;
+}
 
 void indexer_scores_exact(KernelContext& context, const IndexerArgs& a, const IndexerScores& to) {
   const KvRows kv = kv_rows(a.kv);
   const auto dim = static_cast<int>(a.kv.layout.index_dim);
   const bool few = takes_few(a, kv);
-  const auto kernel = few                  ? indexer_exact_few
+  const auto kernel = few && is_usual(kv)  ? indexer_exact_few<kUsualDim>
+                      : few                ? indexer_exact_few<0>
                       : a.heads <= kGroups ? indexer_exact_kernel<1>
                                            : indexer_exact_kernel<4>;
-  const int64_t bytes = (kKeys * (few ? few_row(dim) : dim + 1) + kThreads) * int64_t{4} +
-                        (few ? int64_t{4} * kGroups * dim : 0);
+  const int64_t bytes = few ? few_bytes(dim) : (int64_t{kKeys} * (dim + 1) + kThreads) * int64_t{4};
   allow_shared(reinterpret_cast<const void*>(kernel), static_cast<int>(bytes), "indexer_exact");
   const dim3 grid(static_cast<unsigned>(a.tokens.num_tokens),
                   static_cast<unsigned>((to.columns + kKeys - 1) / kKeys));
@@ -196,7 +144,7 @@ void indexer_scores_cuda(KernelContext& context, const IndexerArgs& a, const Ind
 
 void indexer_logits_cuda(KernelContext& context, const IndexerLogitsArgs& args) {
   indexer_scores_cuda(context, args.in,
-                      {args.logits, args.logits_stride, args.logits_stride, 0, true});
+                      {args.logits, args.logits_stride, args.logits_stride, 0, true, {}});
 }
 
 }  // namespace tamis

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/indexer_logits/indexer_logits.h"
+#include "kernels/rope/rope.h"
 
 namespace tamis {
 
@@ -32,7 +33,10 @@ struct IndexerScores {
   int64_t columns = 0;       // positions 0 .. columns-1, an upper bound
   int64_t skip_visible = 0;  // tokens that see no more positions than this get none
   bool fill = false;         // -inf from the token's last position to `columns`
+  RopeArgs rope = {};        // of the queries, where indexer_scores_rotate() says so; dim 0: none
 };
+// Whether indexer_scores_cuda rotates the queries where it reads them.
+bool indexer_scores_rotate(const IndexerArgs& args, const RopeArgs& rope);
 void indexer_scores_cuda(KernelContext& context, const IndexerArgs& args, const IndexerScores& to);
 // The two ways: any shape in float32; heads and dim of the tensor cores.
 void indexer_scores_exact(KernelContext& context, const IndexerArgs& args, const IndexerScores& to);

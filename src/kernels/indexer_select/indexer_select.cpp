@@ -15,6 +15,10 @@ constexpr Implementation<IndexerSelectArgs> kList[] = {
 }  // namespace
 
 void indexer_select(KernelContext& context, const IndexerSelectArgs& args) {
+  // The device rotates where it reads the queries.
+  if (args.query_rope.dim > 0 && context.backend() != Backend::kCuda) {
+    rope(context, args.query_rope);
+  }
   dispatch<IndexerSelectArgs>(context, "indexer_select", kList, args);
 }
 

@@ -6,6 +6,7 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/indexer_logits/indexer_logits_impl.h"
 #include "kernels/indexer_select/indexer_select_impl.h"
+#include "kernels/rope/rope_impl.h"
 #include "kernels/topk/topk_impl.h"
 
 namespace tamis {
@@ -30,6 +31,11 @@ void indexer_select_cuda(KernelContext& context, const IndexerSelectArgs& args) 
   const bool scored = in.tokens.max_context > args.k;
   auto* scores =
       scored ? static_cast<float*>(device_scratch(context, 0, chunk * stride * 4)) : nullptr;
+  RopeArgs rope = args.query_rope;
+  if (rope.dim > 0 && scored && !indexer_scores_rotate(in, rope)) {
+    rope_cuda(context, rope);
+    rope = {};
+  }
   for (int64_t first = 0; first < n; first += chunk) {
     IndexerArgs part = in;
     part.tokens.num_tokens = std::min(chunk, n - first);
@@ -38,7 +44,10 @@ void indexer_select_cuda(KernelContext& context, const IndexerSelectArgs& args) 
     part.q += first * in.heads * in.kv.layout.index_dim;
     part.w += first * in.heads;
     if (scored) {
-      indexer_scores_cuda(context, part, {scores, stride, in.tokens.max_context, args.k, false});
+      IndexerScores to{scores, stride, in.tokens.max_context, args.k, false, rope};
+      to.rope.cos += first * (rope.dim / 2);
+      to.rope.sin += first * (rope.dim / 2);
+      indexer_scores_cuda(context, part, to);
     }
     topk_cuda_run(
         context,

@@ -7,6 +7,7 @@
 
 #include "kernels/context.h"
 #include "kernels/indexer_logits/indexer_logits.h"
+#include "kernels/rope/rope.h"
 
 namespace tamis {
 
@@ -15,6 +16,8 @@ struct IndexerSelectArgs {
   int64_t k = 0;
   int32_t* indices = nullptr;  // [tokens, k]: ascending, padded with -1
   uint8_t* has_nan = nullptr;  // [tokens]: 1 where a score was NaN
+  // What in.q lacks yet, with x = in.q; dim 0: nothing. Whether in.q has it afterwards is not said.
+  RopeArgs query_rope = {};
 };
 
 void indexer_select(KernelContext& context, const IndexerSelectArgs& args);

@@ -45,6 +45,27 @@ class OnDevice {
     return {indices.read(), nan.read()};
   }
 
+  // Of queries that lack their RoPE, turned within the operation or before it.
+  Chosen select_turned(int64_t k, int64_t begin, int64_t end, int64_t dims, RopeLayout layout,
+                       bool within) const {
+    const Inputs in(*this, begin, end);
+    const int64_t n = end - begin, heads = in.args.heads, dim = in.args.kv.layout.index_dim;
+    const Device<float> cos(context_, random_floats(n * dims / 2, 21)),
+        sin(context_, random_floats(n * dims / 2, 22));
+    const Device<int32_t> indices(context_, n * k);
+    const Device<uint8_t> nan(context_, n);
+    IndexerSelectArgs a{in.args, k, indices.data(), nan.data(), {}};
+    const RopeArgs turn{in.q.data(), heads * dim, dim,        n,         heads,
+                        dims,        layout,      cos.data(), sin.data()};
+    if (within) {
+      a.query_rope = turn;
+    } else {
+      rope(context_, turn);
+    }
+    indexer_select(context_, a);
+    return {indices.read(), nan.read()};
+  }
+
  private:
   struct Inputs {
     Inputs(const OnDevice& d, int64_t begin, int64_t end)
@@ -163,6 +184,27 @@ TEST_F(IndexerCuda, SelectionIsTheTopkOfTheScores) {
           ASSERT_TRUE(same_bits(got.indices.data() + t * k, want.data(), k))
               << "heads " << shape.heads << " k " << k << " token " << t;
           ASSERT_EQ(got.nan[static_cast<size_t>(t)], 0);
+        }
+      }
+    }
+  }
+}
+
+TEST_F(IndexerCuda, TurnsQueriesWhereItReadsThem) {
+  for (const Shape& shape : {Shape{1, 128}, Shape{3, 20}, Shape{4, 256}, Shape{5, 33}}) {
+    for (const int64_t dims : {int64_t{4}, int64_t{16}, shape.dim / 4 * 4, int64_t{18}}) {
+      if (skip_case()) continue;
+      const Problem problem(shape, KvFormat::kF32);
+      const OnDevice device(context(), problem, false);
+      for (const RopeLayout layout : {RopeLayout::kInterleaved, RopeLayout::kHalfSplit}) {
+        for (const int64_t begin : {int64_t{0}, problem.tokens() - 1}) {
+          Chosen chosen[2];
+          for (const bool within : {false, true}) {
+            chosen[within ? 1 : 0] =
+                device.select_turned(64, begin, problem.tokens(), dims, layout, within);
+          }
+          EXPECT_EQ(chosen[0].indices, chosen[1].indices) << shape.heads << " " << dims;
+          EXPECT_EQ(chosen[0].nan, chosen[1].nan);
         }
       }
     }

@@ -18,6 +18,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/ptx.cuh"
 #include "kernels/linear/products.cuh"
 
 namespace tamis {
@@ -33,12 +34,66 @@ __device__ inline float fma4(const float4& w, const float4& x, float sum) {
   return fmaf(w.w, x.w, fmaf(w.z, x.z, fmaf(w.y, x.y, fmaf(w.x, x.x, sum))));
 }
 
+// The kStreamRows rows of W from r0 on to L1, without waiting: a lane of the warp asks for a line.
+__device__ inline void prefetch_rows(const Weight& w, int64_t r0, int lane) {
+  constexpr int kLanesOfRow = kLanes / kStreamRows;
+  constexpr int64_t kLine = 128;  // bytes
+  const int64_t row = r0 + lane / kLanesOfRow;
+  if (row >= w.rows) return;
+  for (int64_t b = lane % kLanesOfRow * kLine; b < w.row_bytes; b += kLanesOfRow * kLine) {
+    ptx::prefetch_l1(w.data + row * w.row_bytes + b);
+  }
+}
+
+// stream_lane() where no piece is cut and all can be read as they lie: a step of decoding is as
+// long as the instructions between its loads are many.
+template <DType T, int kM>
+__device__ inline void stream_whole_pieces(const LinearArgs& p, int64_t r0, int64_t m0, int lane,
+                                           float (&sum)[kStreamRows][kM]) {
+  constexpr int kC = kPiece<T>;
+  const auto cols = static_cast<int>(p.w.cols), last_row = static_cast<int>(p.w.rows) - 1;
+  const uint4* w[kStreamRows];
+  const float4* x[kM];
+#pragma unroll
+  for (int r = 0; r < kStreamRows; ++r) {
+    const int64_t row = min(static_cast<int>(r0) + r, last_row);
+    w[r] = reinterpret_cast<const uint4*>(p.w.data + row * p.w.row_bytes);
+  }
+#pragma unroll
+  for (int i = 0; i < kM; ++i) {
+    x[i] = reinterpret_cast<const float4*>(p.x + min(m0 + i, p.m - 1) * p.x_stride);
+  }
+  for (int col = lane * kC; col < cols; col += kLanes * kC) {
+    uint4 raw[kStreamRows];
+    float scale[kStreamRows];
+#pragma unroll
+    for (int r = 0; r < kStreamRows; ++r) {
+      raw[r] = __ldg(w[r] + col / kC);
+      scale[r] = piece_scale<T>(p.w, min(static_cast<int>(r0) + r, last_row), col);
+    }
+#pragma unroll
+    for (int j = 0; j < kC / 4; ++j) {
+      float4 v[kM];
+#pragma unroll
+      for (int i = 0; i < kM; ++i) v[i] = x[i][col / 4 + j];
+#pragma unroll
+      for (int r = 0; r < kStreamRows; ++r) {
+        const int word = j * 16 / kC;
+        const float4 value = decode4<T>(&raw[r].x + word, T == DType::kI4 ? j % 2 : 0, scale[r]);
+#pragma unroll
+        for (int i = 0; i < kM; ++i) sum[r][i] = fma4(value, v[i], sum[r][i]);
+      }
+    }
+  }
+}
+
 // The lane sums of kRows x kM outputs.
 template <DType T, int kM>
 __device__ inline void stream_lane(const LinearArgs& p, int64_t r0, int64_t m0, int lane,
                                    float (&sum)[kStreamRows][kM]) {
   constexpr int kC = kPiece<T>;
   const bool fast = piecewise<T>(p.w), x_fast = by_fours(p.x, p.x_stride);
+  if (fast && x_fast && p.w.cols % kC == 0) return stream_whole_pieces<T, kM>(p, r0, m0, lane, sum);
   for (int64_t col = int64_t{lane} * kC; col < p.w.cols; col += kLanes * kC) {
     const bool whole = fast && col + kC <= p.w.cols;
     uint4 raw[kStreamRows];

@@ -19,22 +19,60 @@ constexpr int64_t kMostArrivals = 4096;
 constexpr int kArrivalsSlot = 7;  // of device_scratch, for nothing else
 static_assert(kBlock / 32 == kHeads * (kKeys / kKeysOfWarp), "a warp for each row and 8 keys");
 
+// Whether queries and, of float32, cache rows come to shared memory by 16 bytes.
+struct Aligned {
+  bool queries, keys;
+};
+
+__host__ __device__ Aligned aligned(const MlaSparseArgs& a, const KvRows& kv) {
+  const auto all = reinterpret_cast<uintptr_t>(a.q_latent) | reinterpret_cast<uintptr_t>(a.q_pe);
+  const int64_t floats = kv.kv_lora | kv.rope | a.q_pe_token_stride | a.q_pe_head_stride;
+  return {all % 16 == 0 && floats % 4 == 0,
+          kv.latent_by_fours && kv.latent_format == KvFormat::kF32};
+}
+
 __device__ void start_queries(const MlaSparseArgs& a, const KvRows& kv, int64_t t, int64_t head0,
-                              const Tile& tile) {
-  for (int i = threadIdx.x; i < kHeads * tile.width; i += kBlock) {
-    const int r = i / tile.width, d = i % tile.width;
+                              const Tile& tile, bool by_fours) {
+  const int each = by_fours ? 4 : 1, width = kv.kv_lora + kv.rope;
+  for (int r = 0; r < kHeads; ++r) {
     const int64_t h = min(head0 + r, a.heads - 1);
-    float* to = tile.q + r * tile.stride + d;
-    if (d < kv.kv_lora) {
-      ptx::cp_async_4(to, a.q_latent + (t * a.heads + h) * kv.kv_lora + d);
-    } else if (d < kv.kv_lora + kv.rope) {
-      ptx::cp_async_4(to,
-                      a.q_pe + t * a.q_pe_token_stride + h * a.q_pe_head_stride + d - kv.kv_lora);
-    } else {
-      *to = 0;
+    const float* latent = a.q_latent + (t * a.heads + h) * kv.kv_lora;
+    const float* pe = a.q_pe + t * a.q_pe_token_stride + h * a.q_pe_head_stride - kv.kv_lora;
+    for (int d = static_cast<int>(threadIdx.x) * each; d < tile.width; d += kBlock * each) {
+      float* to = tile.q + r * tile.stride + d;
+      const float* from = (d < kv.kv_lora ? latent : pe) + d;
+      if (by_fours) {
+        ptx::cp_async_16(to, d < width ? from : latent, d < width);
+      } else if (d < width) {
+        ptx::cp_async_4(to, from);
+      } else {
+        *to = 0;
+      }
     }
   }
   ptx::cp_async_commit();
+}
+
+// load_keys() of float32 rows, without waiting. Lane l of every warp has entry `begin` + l of the
+// list in `position`, -1 past its end.
+__device__ int start_keys(const AttentionList& list, const KvRows& kv, int position,
+                          const Tile& tile) {
+  constexpr int kWarps = kBlock / 32;
+  const int lane = threadIdx.x % 32, width = kv.kv_lora + kv.rope;
+  const uint32_t valid = __ballot_sync(kAll, position >= 0);
+  const int count = valid == kAll ? kKeys : __ffs(static_cast<int>(~valid)) - 1;
+  int64_t mine = 0;  // from the base, where the lane's row lies
+  if (lane < count) mine = latent_row(kv, list.sequence, position) - kv.base;
+  for (int r = static_cast<int>(threadIdx.x) / 32; r < kKeys; r += kWarps) {
+    const std::byte* row = kv.base + __shfl_sync(kAll, mine, r);
+    float* to = tile.k + r * tile.stride;
+    for (int d = lane * 4; d < tile.width; d += 32 * 4) {
+      const bool here = r < count && d < width;
+      ptx::cp_async_16(to + d, here ? row + d * 4 : kv.base, here);
+    }
+  }
+  ptx::cp_async_commit();
+  return count;
 }
 
 // score [kHeads][kKeys]
@@ -87,23 +125,52 @@ __device__ bool last_of(uint32_t* arrivals, int count) {
   return last;
 }
 
+// fold() of a row's chunks, in order: what the sums so far and the chunk's are multiplied by.
+struct Factors {
+  float left[kHeads][kMaxChunks], right[kHeads][kMaxChunks], last[kHeads];
+};
+
+// By the warp of the row: lane = chunk. The exponents depend on the maxima before them alone, so
+// that all are taken at once; the sums follow one by one.
+__device__ void fold_softmax(Softmax s, int row, int chunks, Factors* factors) {
+  const int lane = threadIdx.x % 32;
+  float max = s.max;  // up to this chunk
+  for (int d = 1; d < 32; d *= 2) {
+    const float before = __shfl_up_sync(kAll, max, d);
+    if (lane >= d) max = fmaxf(before, max);
+  }
+  const float left = expf(__shfl_up_sync(kAll, max, 1) - max), right = expf(s.max - max);
+  float sum = __shfl_sync(kAll, s.sum, 0);
+  for (int c = 1; c < chunks; ++c) {
+    const float next = __shfl_sync(kAll, s.sum * right, c);
+    sum = fmaf(sum, __shfl_sync(kAll, left, c), next);
+  }
+  factors->left[row][lane] = left;
+  factors->right[row][lane] = right;
+  if (lane == 0) factors->last[row] = 1.0f / sum;
+}
+
 // Folds the parts of the block's heads, as mla_exact_combine; those of kAtOnce chunks and all heads
 // are on their way together.
 __device__ void fold_parts(const MlaSparseArgs& a, int width, const Parts& parts, int64_t t,
                            int64_t head0, int chunks) {
+  __shared__ Factors factors;
   constexpr int kAtOnce = 8;
-  Softmax all[kHeads];
+  const int lane = threadIdx.x % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int64_t first = t * parts.chunks * a.heads, last_head = a.heads - 1;
+  float2 stats = make_float2(-INFINITY, 0);
+  if (warp < kHeads && lane < chunks) {
+    stats = __ldcg(reinterpret_cast<const float2*>(parts.stats) + first + lane * a.heads +
+                   min(head0 + warp, last_head));
+  }
   float sum[kHeads][kColumns] = {};
   for (int c0 = 0; c0 < chunks; c0 += kAtOnce) {
-    float2 stats[kAtOnce][kHeads];
     float part[kAtOnce][kHeads][kColumns];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
 #pragma unroll
       for (int r = 0; r < kHeads; ++r) {
-        const int64_t h = min(head0 + r, a.heads - 1);
-        const int64_t at = (t * parts.chunks + min(c0 + i, chunks - 1)) * a.heads + h;
-        stats[i][r] = __ldcg(reinterpret_cast<const float2*>(parts.stats) + at);
+        const int64_t at = first + min(c0 + i, chunks - 1) * a.heads + min(head0 + r, last_head);
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) {
           const int d = min(static_cast<int>(threadIdx.x) + kBlock * j, width - 1);
@@ -111,29 +178,27 @@ __device__ void fold_parts(const MlaSparseArgs& a, int width, const Parts& parts
         }
       }
     }
+    if (c0 == 0) {
+      if (warp < kHeads) fold_softmax({stats.x, stats.y}, warp, chunks, &factors);
+      __syncthreads();
+    }
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       if (c0 + i >= chunks) break;
 #pragma unroll
       for (int r = 0; r < kHeads; ++r) {
-        const Softmax next{stats[i][r].x, stats[i][r].y};
-        Fold f{0, 1};
-        if (c0 + i == 0) {
-          all[r] = next;
-        } else {
-          f = fold(all[r], next, &all[r]);
-        }
+        const float left = factors.left[r][c0 + i], right = factors.right[r][c0 + i];
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) {
           const float x = part[i][r][j];
-          sum[r][j] = c0 + i == 0 ? x : fmaf(sum[r][j], f.left, x * f.right);
+          sum[r][j] = c0 + i == 0 ? x : fmaf(sum[r][j], left, x * right);
         }
       }
     }
   }
 #pragma unroll
   for (int r = 0; r < kHeads; ++r) {
-    const float factor = 1.0f / all[r].sum;
+    const float factor = factors.last[r];
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
       const int d = static_cast<int>(threadIdx.x) + kBlock * j;
@@ -143,25 +208,50 @@ __device__ void fold_parts(const MlaSparseArgs& a, int width, const Parts& parts
   }
 }
 
+// kLora, kRope: the cache's, whose rows are of float32 then and which come by 16 bytes, as queries
+// do; 0: any. Sizes known when this is compiled halve the instructions.
+template <int kLora, int kRope>
 __global__ void __launch_bounds__(kBlock, 2)
-    mla_exact_few(const MlaSparseArgs a, const KvRows kv, const Parts parts, uint32_t* arrivals) {
+    mla_exact_few(const MlaSparseArgs a, const KvRows any, const Parts parts, uint32_t* arrivals) {
   extern __shared__ __align__(16) float shared[];
   __shared__ float score[kHeads * kKeys], total[kHeads];
+  KvRows kv = any;
+  if constexpr (kLora > 0) {
+    kv.kv_lora = kLora;
+    kv.rope = kRope;
+  }
   const Tile tile = make_tile(shared, kv.kv_lora + kv.rope);
   const int64_t t = blockIdx.x, head0 = int64_t{blockIdx.y} * kHeads;
   const int lane = threadIdx.x % 32, warp = static_cast<int>(threadIdx.x) / 32, c = blockIdx.z;
-  start_queries(a, kv, t, head0, tile);
+  const Aligned by_fours = kLora > 0 ? Aligned{true, true} : aligned(a, kv);
+  // Of a list of at most kMaxChunks shortest chunks it is known where they begin, before its length
+  // is: the first entries are on their way with what says how long it is.
+  const bool early = a.indices != nullptr && a.k <= kChunk * kMaxChunks;
+  int head = -1, entry = -1;
+  if (early) {
+    const int32_t* indices = a.indices + t * a.k;
+    if (lane * kChunk < a.k) head = indices[lane * kChunk];
+    if (c * kChunk + lane < a.k) entry = indices[c * kChunk + lane];
+  }
+  start_queries(a, kv, t, head0, tile, by_fours.queries);
   const AttentionList list = list_of(a, t, kChunk);
-  const int chunks = __popc(__ballot_sync(kAll, lane < list.chunks() && list.has_chunk(lane)));
+  const bool has = lane < list.chunks() && (early ? head >= 0 : list.has_chunk(lane));
+  const int chunks = __popc(__ballot_sync(kAll, has));
   if (c >= chunks) return ptx::cp_async_wait<0>();
   Softmax softmax;  // of row `warp`
   float sum[kHeads][kColumns] = {};
   const int end = min((c + 1) * list.chunk, list.length);
   for (int begin = c * list.chunk; begin < end; begin += kKeys) {
     __syncthreads();  // the last tile's values are read
-    const int count = load_keys<kBlock, 5>(list, kv, begin, end, tile);
-    if (count == 0) break;
+    int count;
+    if (by_fours.keys) {
+      if (!early) entry = list.entry(begin + lane);
+      count = start_keys(list, kv, begin + lane < end ? entry : -1, tile);
+    } else {
+      count = load_keys<kBlock, 5>(list, kv, begin, end, tile);
+    }
     ptx::cp_async_wait<0>();
+    if (count == 0) break;
     __syncthreads();
     block_scores(tile, score);
     __syncthreads();
@@ -214,13 +304,15 @@ bool attend_few(KernelContext& context, const MlaSparseArgs& a, const Parts& par
   }
   const KvRows kv = kv_rows(a.kv);
   const int64_t bytes = tile_bytes(kv.kv_lora + kv.rope);
-  allow_shared(reinterpret_cast<const void*>(mla_exact_few), static_cast<int>(bytes),
-               "mla_exact_few");
+  const Aligned by_fours = aligned(a, kv);
+  const bool usual = kv.kv_lora == 512 && kv.rope == 64 && by_fours.queries && by_fours.keys;
+  const auto kernel = usual ? mla_exact_few<512, 64> : mla_exact_few<0, 0>;
+  allow_shared(reinterpret_cast<const void*>(kernel), static_cast<int>(bytes), "mla_exact_few");
   const dim3 grid(static_cast<unsigned>(a.tokens.num_tokens),
                   static_cast<unsigned>((a.heads + kHeads - 1) / kHeads),
                   static_cast<unsigned>(parts.chunks));
-  mla_exact_few<<<grid, kBlock, static_cast<size_t>(bytes), stream_of(context)>>>(
-      a, kv, parts, arrivals_of(context));
+  kernel<<<grid, kBlock, static_cast<size_t>(bytes), stream_of(context)>>>(a, kv, parts,
+                                                                           arrivals_of(context));
   check_launch("mla_exact_few");
   return true;
 }

@@ -112,6 +112,59 @@ __device__ inline void write_choice(const MoeGateArgs& a, int64_t t, const int32
   }
 }
 
+// Whether (a, i) comes before (b, j): the larger value, of equal ones the lower id.
+__device__ inline bool before(float a, int32_t i, float b, int32_t j) {
+  return a > b || (a == b && i < j);
+}
+
+// gate_token where a lane has an expert: at most 32 of them, sigmoid scores, groups of equal size.
+// Nothing but shuffles, and every choice is a rank found by counting. Returns false, having chosen
+// nothing, where a biased score is not finite: which ids are taken then, the loops say.
+__device__ inline bool gate_in_lanes(const MoeGateArgs& a, int64_t t, int32_t* sorted,
+                                     int32_t lane) {
+  const auto n = static_cast<int32_t>(a.experts), groups = static_cast<int32_t>(a.groups);
+  const auto k = static_cast<int32_t>(a.num_chosen), size = n / groups;
+  const bool here = lane < n;
+  const float s = here ? 1.0f / (1.0f + rounded_exp(-a.logits[t * n + lane])) : 0;
+  float b = here ? s + (a.bias != nullptr ? a.bias[lane] : 0.0f) : 0;
+  if (__ballot_sync(kAll, !isfinite(b)) != 0) return false;
+  if (groups > 1) {
+    const int32_t first = lane / size * size;  // of the lane's group
+    float top = -INFINITY, second = -INFINITY;
+    for (int32_t i = 0; i < size; ++i) {
+      const float v = __shfl_sync(kAll, b, (first + i) % 32);
+      second = fmaxf(second, fminf(top, v));
+      top = fmaxf(top, v);
+    }
+    const float score = size == 1 ? top : top + second;
+    if (__ballot_sync(kAll, here && !isfinite(score)) != 0) return false;
+    int32_t rank = 0;
+    for (int32_t g = 0; g < groups; ++g) {
+      rank += before(__shfl_sync(kAll, score, g * size), g, score, lane / size) ? 1 : 0;
+    }
+    if (rank >= static_cast<int32_t>(a.topk_group)) b = -INFINITY;
+  }
+  int32_t rank = 0;
+  for (int32_t e = 0; e < n; ++e) {
+    rank += before(__shfl_sync(kAll, b, e), e, b, lane) ? 1 : 0;
+  }
+  const bool chosen = here && rank < k;
+  const uint32_t ids = __ballot_sync(kAll, chosen);
+  double sum = 0;
+  for (uint32_t left = ids; left != 0; left &= left - 1) {
+    sum += __shfl_sync(kAll, s, __ffs(static_cast<int>(left)) - 1);
+  }
+  const float scale = a.norm_topk_prob ? static_cast<float>(1.0 / (sum + 1e-20)) : 1.0f;
+  if (chosen) {
+    const int32_t at = __popc(ids & ((1u << lane) - 1));
+    sorted[at] = lane;
+    a.ids[t * k + at] = lane;
+    a.weights[t * k + at] = s * scale * a.routed_scaling_factor;
+  }
+  __syncwarp();
+  return true;
+}
+
 // Floats of shared memory for one token: s, b, groups and whether they are kept, the chosen ids as
 // they come and sorted.
 __host__ __device__ inline int64_t work_floats(const MoeGateArgs& a) {
@@ -120,14 +173,19 @@ __host__ __device__ inline int64_t work_floats(const MoeGateArgs& a) {
 
 }  // namespace gate
 
-// work [work_floats(a)], in shared memory, of this warp alone.
-__device__ inline void gate_token(const MoeGateArgs& a, int64_t t, float* work) {
+// work [work_floats(a)], in shared memory, of this warp alone. Returns the chosen ids in order,
+// within it.
+__device__ inline const int32_t* gate_token(const MoeGateArgs& a, int64_t t, float* work) {
   using namespace gate;
   const auto lane = static_cast<int32_t>(threadIdx.x % 32);
   const auto n = static_cast<int32_t>(a.experts);
   float* s = work;
   float *b = s + n, *group = b + n;
   auto* chosen = reinterpret_cast<int32_t*>(group + 2 * a.groups);
+  int32_t* sorted = chosen + a.num_chosen;
+  const bool in_lanes =
+      n <= 32 && !a.softmax && a.num_chosen <= n && n % static_cast<int32_t>(a.groups) == 0;
+  if (in_lanes && gate_in_lanes(a, t, sorted, lane)) return sorted;
   scores_of(a, a.logits + t * n, s, lane);
   __syncwarp();
   for (int32_t e = lane; e < n; e += 32) b[e] = s[e] + (a.bias != nullptr ? a.bias[e] : 0.0f);
@@ -142,7 +200,9 @@ __device__ inline void gate_token(const MoeGateArgs& a, int64_t t, float* work) 
     }
     __syncwarp();
   }
-  write_choice(a, t, chosen, chosen + a.num_chosen, s, lane);
+  write_choice(a, t, chosen, sorted, s, lane);
+  __syncwarp();
+  return sorted;
 }
 
 }  // namespace tamis

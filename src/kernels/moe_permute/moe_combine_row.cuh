@@ -15,11 +15,12 @@ __host__ __device__ inline bool combines_by_fours(const MoeCombineArgs& a) {
   return a.width % 4 == 0 && all % sizeof(float4) == 0;
 }
 
-// Column c of token t; kWide: c .. c + 3.
+// Column c of token t; kWide: c .. c + 3. sum: of zeros.
 template <bool kWide>
-__device__ inline void combine_columns(const MoeCombineArgs& a, int64_t t, int64_t c) {
+__device__ inline void combine_sums(const MoeCombineArgs& a, int64_t t, int64_t c,
+                                    float (&sum)[kWide ? 4 : 1]) {
   constexpr int kColumns = kWide ? 4 : 1;
-  float sum[kColumns] = {}, row[kColumns];
+  float row[kColumns];
   const auto load = [&](const float* p) {
     if constexpr (kWide) {
       const float4 v = *reinterpret_cast<const float4*>(p);
@@ -39,6 +40,13 @@ __device__ inline void combine_columns(const MoeCombineArgs& a, int64_t t, int64
     load(a.shared + t * a.width + c);
     for (int k = 0; k < kColumns; ++k) sum[k] += row[k];
   }
+}
+
+template <bool kWide>
+__device__ inline void combine_columns(const MoeCombineArgs& a, int64_t t, int64_t c) {
+  constexpr int kColumns = kWide ? 4 : 1;
+  float sum[kColumns] = {};
+  combine_sums<kWide>(a, t, c, sum);
   for (int k = 0; k < kColumns; ++k) a.y[t * a.width + c + k] = sum[k];
 }
 

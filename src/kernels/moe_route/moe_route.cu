@@ -1,6 +1,6 @@
 // moe_route on CUDA, for few tokens: one block. All make the norm of a token; a warp gates each
 // token; then a thread finds the row of each pair by counting the pairs that come before it, and
-// all copy rows. Bound by latency.
+// all copy rows. What one step leaves to the next lies in shared memory, too. Bound by latency.
 #include "kernels/cuda/launch.cuh"
 #include "kernels/linear/linear_exact.cuh"
 #include "kernels/moe_gate/moe_gate_token.cuh"
@@ -18,9 +18,9 @@ constexpr int64_t kMostNorms = 2;        // the block makes them one after the o
 constexpr int64_t kLine = 128;           // bytes
 constexpr int64_t kMostWeights = 16384;  // of the router
 
-// part [kStreamRows][kLanes + 1] of each warp
+// part [kStreamRows][kLanes + 1] of each warp; logits: p.y once more, its rows side by side
 template <DType T>
-__device__ void multiply(const LinearArgs& p, float* part) {
+__device__ void multiply(const LinearArgs& p, float* part, float* logits) {
   using namespace exact;
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   float* own = part + warp * kStreamRows * (kLanes + 1);
@@ -34,6 +34,7 @@ __device__ void multiply(const LinearArgs& p, float* part) {
         float total = 0;
         for (int l = 0; l < kLanes; ++l) total += own[lane * (kLanes + 1) + l];
         p.y[m * p.y_stride + r0 + lane] = total;
+        logits[m * p.w.rows + r0 + lane] = total;
       }
       __syncwarp();
     }
@@ -72,28 +73,52 @@ __device__ void copy_rows(const MoePermuteArgs& a, int pairs, const int32_t* row
   }
 }
 
+// Floats of dynamic shared memory: the gate's of each token, the logits, the norm of a single
+// token.
+struct Sizes {
+  int64_t gate, logits, norm;
+  __host__ __device__ explicit Sizes(const MoeRouteArgs& a)
+      : gate(gate::work_floats(a.gate)),
+        logits(a.gate.tokens * a.gate.experts),
+        norm(a.norm.rows == 1 ? a.norm.width : 0) {}
+};
+
 __global__ void __launch_bounds__(kThreads) moe_route_kernel(const MoeRouteArgs a) {
-  extern __shared__ float work[];
+  extern __shared__ __align__(16) float shared[];  // norm, logits, gate
   __shared__ int32_t ids[kMostPairs], rows[kMostPairs];
   __shared__ float part[kWarps * exact::kStreamRows * (exact::kLanes + 1)];
+  const Sizes sizes(a);
+  float *logits = shared + sizes.norm, *work = logits + sizes.logits;
   const Weight& w = a.router.w;
   for (int64_t i = threadIdx.x * kLine; i < w.rows * w.row_bytes; i += kThreads * kLine) {
     ptx::prefetch_l1(w.data + i);
   }
-  for (int64_t t = 0; t < a.norm.rows; ++t) rms_norm_row(a.norm, t);
-  __syncthreads();
-  if (w.dtype == DType::kF32) {
-    multiply<DType::kF32>(a.router, part);
+  if (a.gate.bias != nullptr && threadIdx.x < a.gate.experts) {
+    ptx::prefetch_l1(a.gate.bias + threadIdx.x);
+  }
+  LinearArgs router = a.router;
+  if (sizes.norm > 0) {
+    rms_norm_row(a.norm, 0, shared);
+    router.x = shared;
   } else {
-    multiply<DType::kBF16>(a.router, part);
+    for (int64_t t = 0; t < a.norm.rows; ++t) rms_norm_row(a.norm, t);
   }
   __syncthreads();
-  const int64_t t = threadIdx.x / 32;
-  if (t < a.gate.tokens) gate_token(a.gate, t, work + t * gate::work_floats(a.gate));
+  if (w.dtype == DType::kF32) {
+    multiply<DType::kF32>(router, part, logits);
+  } else {
+    multiply<DType::kBF16>(router, part, logits);
+  }
   __syncthreads();
-  const auto pairs = static_cast<int>(a.permute.tokens * a.permute.num_chosen);
-  for (int i = threadIdx.x; i < pairs; i += kThreads) ids[i] = a.permute.ids[i];
+  const int64_t t = threadIdx.x / 32, chosen = a.permute.num_chosen;
+  if (t < a.gate.tokens) {
+    MoeGateArgs own = a.gate;
+    own.logits = logits;
+    const int32_t* sorted = gate_token(own, t, work + t * sizes.gate);
+    for (int64_t i = threadIdx.x % 32; i < chosen; i += 32) ids[t * chosen + i] = sorted[i];
+  }
   __syncthreads();
+  const auto pairs = static_cast<int>(a.permute.tokens * chosen);
   sort_pairs(a.permute, pairs, ids, rows);
   if (a.permute.rows == nullptr) return;
   __syncthreads();
@@ -101,7 +126,8 @@ __global__ void __launch_bounds__(kThreads) moe_route_kernel(const MoeRouteArgs 
 }
 
 int64_t shared_bytes(const MoeRouteArgs& a) {
-  return a.gate.tokens * gate::work_floats(a.gate) * static_cast<int64_t>(sizeof(float));
+  const Sizes s(a);
+  return (s.norm + s.logits + a.gate.tokens * s.gate) * static_cast<int64_t>(sizeof(float));
 }
 
 }  // namespace

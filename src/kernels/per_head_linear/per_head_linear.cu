@@ -13,65 +13,16 @@
 #include "kernels/linear/linear_products.h"
 #include "kernels/linear/products.cuh"
 #include "kernels/per_head_linear/per_head_linear_impl.h"
+#include "kernels/per_head_linear/transposed.cuh"
 #include "kernels/rope/rope_impl.h"
 #include "kernels/rope/rope_pair.cuh"
 
 namespace tamis {
 namespace {
 
-constexpr int kWarps = 4;
-constexpr int kThreads = kWarps * 32;
-constexpr int kColumns = 128;   // of a block, four a lane
+using namespace transposed;  // this file is a body of that header
+
 constexpr int kManyTokens = 8;  // of a block; or one
-constexpr int64_t kChunk = 32;
-
-static_assert(kColumns == kThreads, "a thread adds the chunk sums of one column");
-
-__device__ inline void add4(const float4& w, float x, float (&sum)[4]) {
-  sum[0] = fmaf(w.x, x, sum[0]);
-  sum[1] = fmaf(w.y, x, sum[1]);
-  sum[2] = fmaf(w.z, x, sum[2]);
-  sum[3] = fmaf(w.w, x, sum[3]);
-}
-
-// The sum of one chunk for four columns and kTokens tokens. `whole`: the block's columns and the
-// chunk's rows lie inside a weight that is piecewise(); then sixteen rows are on their way at once,
-// and each lane brings x of one row.
-template <DType T, int kTokens>
-__device__ void chunk_sum(const PerHeadLinearArgs& a, const Weight& w, int64_t r0, int64_t col,
-                          int64_t t0, bool whole, float (&sum)[kTokens][4]) {
-  constexpr int kAhead = 16;
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  const float* x = a.x + blockIdx.z * a.x_head_stride;
-  if (!whole) {
-    const bool fast = piecewise<T>(w);
-    for (int64_t r = r0; r < min(r0 + kChunk, a.rows); ++r) {
-      const float4 v = weight4<T>(w, fast, r, col);
-      for (int t = 0; t < kTokens; ++t) {
-        add4(v, x[min(t0 + t, a.num_tokens - 1) * a.x_token_stride + r], sum[t]);
-      }
-    }
-    return;
-  }
-  float mine[kTokens];
-#pragma unroll
-  for (int t = 0; t < kTokens; ++t) {
-    mine[t] = x[min(t0 + t, a.num_tokens - 1) * a.x_token_stride + r0 + lane];
-  }
-#pragma unroll
-  for (int half = 0; half < kChunk; half += kAhead) {
-    float4 v[kAhead];
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) v[i] = inner_weight4<T>(w, r0 + half + i, col);
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-#pragma unroll
-      for (int t = 0; t < kTokens; ++t) {
-        add4(v[i], __shfl_sync(0xFFFFFFFFu, mine[t], half + i), sum[t]);
-      }
-    }
-  }
-}
 
 // The share of a block of x and y in the pairs of all tokens.
 __device__ inline void rotate(const RopeArgs& a) {
@@ -88,37 +39,10 @@ template <DType T, int kTokens>
 __global__ void __launch_bounds__(kThreads)
     transposed_kernel(const PerHeadLinearArgs a, const Several<RopeArgs> beside) {
   if (blockIdx.z >= a.num_heads) return rotate(beside.list[blockIdx.z - a.num_heads]);
-  __shared__ float part[kWarps][kTokens][kColumns];
-  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
-  const int64_t c0 = int64_t{blockIdx.x} * kColumns, col = c0 + threadIdx.x;
-  Weight w = a.w;
-  w.data += (blockIdx.z * a.head_rows + a.row_offset) * w.row_bytes;
-  w.row_offset += blockIdx.z * a.head_rows + a.row_offset;
-  w.rows = a.rows;
-  float* y = a.y + blockIdx.z * a.y_head_stride;
-  const bool inside = piecewise<T>(w) && c0 + kColumns <= w.cols;
-  for (int64_t t0 = int64_t{blockIdx.y} * kTokens; t0 < a.num_tokens;
-       t0 += int64_t{gridDim.y} * kTokens) {
-    float total[kTokens] = {};
-    for (int64_t r0 = 0; r0 < a.rows; r0 += kWarps * kChunk) {
-      float sum[kTokens][4] = {};
-      const int64_t first = r0 + warp * kChunk;
-      chunk_sum<T, kTokens>(a, w, first, c0 + lane * 4, t0, inside && first + kChunk <= a.rows,
-                            sum);
-      __syncthreads();
-      for (int t = 0; t < kTokens; ++t) {
-        *reinterpret_cast<float4*>(&part[warp][t][lane * 4]) =
-            make_float4(sum[t][0], sum[t][1], sum[t][2], sum[t][3]);
-      }
-      __syncthreads();
-      for (int q = 0; q < kWarps; ++q) {
-        for (int t = 0; t < kTokens; ++t) total[t] += part[q][t][threadIdx.x];
-      }
-    }
-    for (int t = 0; t < kTokens; ++t) {
-      if (t0 + t < a.num_tokens && col < w.cols) y[(t0 + t) * a.y_token_stride + col] = total[t];
-    }
-  }
+  __shared__ __align__(16) Parts<kTokens> part;
+  multiply_columns<T, kTokens>(a, blockIdx.z, int64_t{blockIdx.x} * kColumns,
+                               static_cast<int>(threadIdx.x), int64_t{blockIdx.y} * kTokens,
+                               int64_t{gridDim.y} * kTokens, part);
 }
 
 template <DType T, int kTokens>

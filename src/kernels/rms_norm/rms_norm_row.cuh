@@ -9,8 +9,8 @@
 namespace tamis {
 
 // By a block of kRowThreads: thread i adds columns i, i + 256, .. in double, then the block's fixed
-// tree.
-__device__ inline void rms_norm_row(const RmsNormArgs& a, int64_t row) {
+// tree. copy [width]: where the result goes as well, or null.
+__device__ inline void rms_norm_row(const RmsNormArgs& a, int64_t row, float* copy = nullptr) {
   constexpr int kThreads = kRowThreads;
   float* x = a.x + row * a.x_stride;
   float* y = a.y + row * a.y_stride;
@@ -25,9 +25,10 @@ __device__ inline void rms_norm_row(const RmsNormArgs& a, int64_t row) {
   const float scale = 1.0f / sqrtf(mean + a.eps);
   for (int64_t i = threadIdx.x; i < a.width; i += kThreads) {
     const float v = delta == nullptr ? x[i] : x[i] + delta[i];
-    const float normed = a.w[i] * (v * scale);
-    y[i] = a.round_bf16 ? round_bf16(normed) : normed;
-    if (a.y_bf16 != nullptr) a.y_bf16[row * a.width + i] = float_to_bf16_bits(normed);
+    const float exact = a.w[i] * (v * scale), normed = a.round_bf16 ? round_bf16(exact) : exact;
+    y[i] = normed;
+    if (copy != nullptr) copy[i] = normed;
+    if (a.y_bf16 != nullptr) a.y_bf16[row * a.width + i] = float_to_bf16_bits(exact);
     if (delta != nullptr) x[i] = a.round_bf16 ? round_bf16(v) : v;
   }
 }

@@ -14,4 +14,6 @@ void step_out(KernelContext& context, const StepOutArgs& args) {
   step_out_cuda(context, args);
 }
 
+bool step_idle(KernelContext& context) { return step_idle_cuda(context); }
+
 }  // namespace tamis

@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/step_io/step_io_impl.h"
+#include "tensor/cuda/check.h"
 
 namespace tamis {
 namespace {
@@ -18,13 +19,15 @@ __global__ void __launch_bounds__(kInThreads) step_in_kernel(const StepInArgs a)
   const auto* from = reinterpret_cast<const uint4*>(a.host + kHeader);
   const int64_t room = a.room / kHeader - 1;
   uint4 value = first < room ? __ldcv(from + first) : uint4{};
-  const int64_t count =
-      __ldcv(reinterpret_cast<const long long*>(a.host)) / static_cast<int64_t>(sizeof(uint4));
+  const uint4 header = __ldcv(reinterpret_cast<const uint4*>(a.host));
+  const int64_t bytes = static_cast<int64_t>(header.x) | static_cast<int64_t>(header.y) << 32;
+  const int64_t count = bytes / static_cast<int64_t>(sizeof(uint4));
   for (int64_t i = first; i < count; i += step) {
     if (i != first) value = __ldcv(from + i);
     reinterpret_cast<uint4*>(a.to)[i] = value;
   }
   for (int64_t i = first; i <= a.sequences; i += step) a.marks[i] = i < a.sequences ? -1 : 0;
+  if (first == 0) a.marks[a.sequences + 1] = static_cast<int32_t>(header.z);
 }
 
 struct Best {
@@ -83,7 +86,7 @@ __global__ void __launch_bounds__(kOutThreads) step_out_kernel(const StepOutArgs
     atomicCAS(&a.failed[a.sequence[a.token[row]]], -1, a.mark);
   }
   if (threadIdx.x == 0) {
-    __threadfence();  // the mark can be read before the block is counted
+    __threadfence_system();  // the mark and the token can be read before the block is counted
     last = gridDim.x == 1 || atomicAdd(a.arrivals, 1u) + 1 == gridDim.x;
     __threadfence();
   }
@@ -92,6 +95,9 @@ __global__ void __launch_bounds__(kOutThreads) step_out_kernel(const StepOutArgs
   for (int64_t i = threadIdx.x; i < a.sequences; i += kOutThreads) {
     a.host_failed[i] = __ldcg(a.failed + i);
   }
+  __threadfence_system();
+  __syncthreads();
+  if (threadIdx.x == 0) *static_cast<volatile uint32_t*>(a.host_done) = __ldcg(a.arrivals + 1);
 }
 
 }  // namespace
@@ -107,6 +113,13 @@ void step_out_cuda(KernelContext& context, const StepOutArgs& a) {
   const auto blocks = static_cast<unsigned>(std::max<int64_t>(a.rows, 1));
   step_out_kernel<<<blocks, kOutThreads, 0, stream_of(context)>>>(a);
   check_launch("step_out");
+}
+
+bool step_idle_cuda(KernelContext& context) {
+  const cudaError_t code = cudaStreamQuery(stream_of(context));
+  if (code == cudaErrorNotReady) return false;
+  check_cuda(code, "cudaStreamQuery");
+  return true;
 }
 
 }  // namespace tamis

@@ -12,11 +12,13 @@ namespace tamis {
 
 // Copies the host's block to the device and prepares the marks.
 struct StepInArgs {
-  // Pinned: int64 bytes to copy, a multiple of 16; the bytes from 16 on. `room` can be read.
+  // Pinned: int64 bytes to copy, a multiple of 16; uint32 number of the step; the bytes from 16 on.
+  // `room` can be read.
   const std::byte* host = nullptr;
   int64_t room = 0;
-  std::byte* to = nullptr;   // room - 16 bytes, aligned to 16
-  int32_t* marks = nullptr;  // [sequences + 1]: -1 each, and behind them 0, StepOutArgs::arrivals
+  std::byte* to = nullptr;  // room - 16 bytes, aligned to 16
+  // [sequences + 2]: -1 each; behind them 0, StepOutArgs::arrivals, and the number of the step.
+  int32_t* marks = nullptr;
   int64_t sequences = 0;
 };
 void step_in(KernelContext& context, const StepInArgs& args);
@@ -31,10 +33,13 @@ struct StepOutArgs {
   int32_t mark = 0;
   int32_t* failed = nullptr;  // [sequences]
   int64_t sequences = 0;
-  uint32_t* arrivals = nullptr;    // one, 0
+  uint32_t* arrivals = nullptr;    // one, 0; behind it the number of the step
   int32_t* host_best = nullptr;    // out, pinned [rows]
   int32_t* host_failed = nullptr;  // out, pinned [sequences]
+  uint32_t* host_done = nullptr;   // out, pinned: the number, after all else has come to the host
 };
 void step_out(KernelContext& context, const StepOutArgs& args);
+// Whether nothing is left to run; DeviceError if something failed.
+bool step_idle(KernelContext& context);
 
 }  // namespace tamis

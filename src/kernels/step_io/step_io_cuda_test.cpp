@@ -21,16 +21,19 @@ TEST_F(StepIoCuda, BringsWhatTheHostSays) {
       if (bytes > room - 16) continue;
       for (int64_t i = 16; i < room; ++i) host.data()[i] = static_cast<std::byte>(i * 7 / 5);
       std::memcpy(host.data(), &bytes, sizeof(bytes));
+      const int32_t number = static_cast<int32_t>(bytes) - 100;
+      std::memcpy(host.data() + sizeof(bytes), &number, sizeof(number));
       Device<uint8_t> to(context(), room);
-      Device<int32_t> marks(context(), std::vector<int32_t>(1002, 77));
+      Device<int32_t> marks(context(), std::vector<int32_t>(1003, 77));
       step_in(context(),
               {host.data(), room, reinterpret_cast<std::byte*>(to.data()), marks.data(), 1000});
       const std::vector<uint8_t> got = to.read();
       EXPECT_EQ(std::memcmp(got.data(), host.data() + 16, static_cast<size_t>(bytes)), 0) << bytes;
       for (int64_t i = bytes; i < room; ++i) ASSERT_EQ(got[i], 0xFF) << "wrote past the end";
-      std::vector<int32_t> want(1002, -1);
+      std::vector<int32_t> want(1003, -1);
       want[1000] = 0;
-      want[1001] = 77;
+      want[1001] = number;
+      want[1002] = 77;
       EXPECT_EQ(marks.read(), want);
     }
   }
@@ -52,8 +55,8 @@ class StepOutCuda : public StepIoCuda {
     marks.back() = mark_before;
     Device<float> x(context(), logits);
     Device<int32_t> t(context(), token), s(context(), sequence), failed(context(), marks);
-    Device<uint32_t> arrivals(context(), std::vector<uint32_t>{0});
-    PinnedBuffer out(*context().device(), (2 * rows + 1) * 4);
+    Device<uint32_t> arrivals(context(), std::vector<uint32_t>{0, 8});
+    PinnedBuffer out(*context().device(), (2 * rows + 2) * 4);
     std::memset(out.data(), 0x55, static_cast<size_t>(out.bytes()));
     StepOutArgs a;
     a.logits = x.data();
@@ -67,8 +70,12 @@ class StepOutCuda : public StepIoCuda {
     a.arrivals = arrivals.data();
     a.host_best = reinterpret_cast<int32_t*>(out.data());
     a.host_failed = a.host_best + rows;
+    a.host_done = reinterpret_cast<uint32_t*>(a.host_failed + rows + 1);
     step_out(context(), a);
-    context().device()->synchronize();
+    // What is said to be done can be read: nobody waits for the device.
+    while (*static_cast<volatile uint32_t*>(a.host_done) != 8 && !step_idle(context())) {
+    }
+    EXPECT_EQ(*a.host_done, 8u);
     return {{a.host_best, a.host_best + rows}, {a.host_failed, a.host_failed + rows + 1}};
   }
 };

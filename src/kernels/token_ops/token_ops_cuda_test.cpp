@@ -130,6 +130,71 @@ TEST_F(TokenOpsCuda, HasTheBitsOfTheOperationsOneByOne) {
   }
 }
 
+// A token's cache entry by three steps that are one on the device.
+TEST_F(TokenOpsCuda, MakesTheEntryAtOnce) {
+  struct Shape {
+    int64_t latent, rope, key, turned;
+  };
+  for (const Shape& s :
+       {Shape{512, 64, 128, 64}, Shape{96, 6, 40, 4}, Shape{1000, 512, 256, 256}}) {
+    for (const KvFormat format : {KvFormat::kF32, KvFormat::kBF16, KvFormat::kFP8}) {
+      for (const RopeLayout layout : {RopeLayout::kInterleaved, RopeLayout::kHalfSplit}) {
+        const int64_t n = format == KvFormat::kF32 ? 1 : 70, width = s.latent + s.rope;
+        const KvLayout kv{s.latent, s.rope, s.key, format, format};
+        const int64_t page = (kv.page_bytes() + 15) / 16 * 16;
+        std::vector<std::vector<uint8_t>> caches;
+        std::vector<Floats> results;
+        const Values v(context(), n);
+        const Device<float> norm(context(), random_floats(s.latent, 1)),
+            key_norm(context(), random_floats(s.key, 2)), bias(context(), random_floats(s.key, 3)),
+            cos(context(), random_floats(n * s.rope / 2, 4)),
+            sin(context(), random_floats(n * s.rope / 2, 5)),
+            key_cos(context(), random_floats(n * s.turned / 2, 6)),
+            key_sin(context(), random_floats(n * s.turned / 2, 7));
+        for (const bool joined : {false, true}) {
+          const Device<float> x(context(), random_floats(n * width, 8)),
+              key(context(), random_floats(n * s.key, 9)), latent(context(), n * s.latent);
+          const Device<uint8_t> cache(context(), Values::kPages * page);
+          KvAppendArgs entry[2];
+          for (KvAppendArgs& e : entry) {
+            e.kv = {kv, reinterpret_cast<std::byte*>(cache.data()), page};
+            e.tokens = {n, v.sequence.data(), v.position.data(), v.sequences.data()};
+          }
+          entry[0].c_kv = latent.data();
+          entry[0].k_pe = x.data() + s.latent;
+          entry[0].k_pe_stride = width;
+          entry[1].index_key = key.data();
+          const std::vector<TokenStep> steps{
+              {RmsNormArgs{x.data(), width, nullptr, norm.data(), n, s.latent, 1e-6F, latent.data(),
+                           s.latent},
+               1},
+              {RopeArgs{x.data() + s.latent, width, s.rope, n, 1, s.rope, layout, cos.data(),
+                        sin.data()},
+               1},
+              {entry[0], 1},
+              {LayerNormArgs{key.data(), s.key, key_norm.data(), bias.data(), n, s.key, 1e-6F,
+                             key.data(), s.key},
+               2},
+              {RopeArgs{key.data(), s.key, s.key, n, 1, s.turned, layout, key_cos.data(),
+                        key_sin.data()},
+               2},
+              {entry[1], 2}};
+          if (joined) {
+            token_ops(context(), n, steps);
+          } else {
+            for (const TokenStep& step : steps) token_op_alone(context(), step.op);
+          }
+          caches.push_back(cache.read());
+          for (const Device<float>* d : {&x, &key, &latent}) results.push_back(d->read());
+        }
+        EXPECT_EQ(caches[0], caches[1]) << s.latent;
+        for (size_t i = 0; i < 3; ++i)
+          EXPECT_EQ(results[i], results[i + 3]) << s.latent << " " << i;
+      }
+    }
+  }
+}
+
 TEST_F(TokenOpsCuda, MarksOnce) {
   Device<float> x(context(), Floats{1, 2, 3, std::numeric_limits<float>::infinity()});
   Device<uint8_t> flags(context(), std::vector<uint8_t>{0, 1});

@@ -21,7 +21,7 @@ struct Sizes {
   static constexpr int kCapacity = kMaxStreamK + kPiece;
   static constexpr int kOwn = kCapacity / kThreads;  // pairs a thread moves when the buffer is cut
   static constexpr int kBins = 2 * kThreads;
-  static constexpr int kBinBits = kThreads == 1024 ? 11 : 9;
+  static constexpr int kBinBits = kThreads == 1024 ? 11 : kThreads == 512 ? 10 : 9;
   static_assert(kCapacity % kThreads == 0 && 1 << kBinBits == kBins);
 };
 
@@ -46,37 +46,59 @@ struct Cut {
   int32_t ties;
 };
 
-// Sum over the threads before this one; *total over all. Two barriers.
+// Sum over the threads before this one; *total over all. Nobody may still read `warp`.
 template <typename B>
-__device__ uint32_t scan(uint32_t x, Search<B>& s, uint32_t* total) {
+__device__ uint32_t scan_with(uint32_t x, uint32_t (&warp)[B::kWarps], uint32_t* total) {
   const int lane = threadIdx.x % 32, w = threadIdx.x / 32;
   uint32_t inclusive = x;
   for (int d = 1; d < 32; d *= 2) {
     const uint32_t y = __shfl_up_sync(kAll, inclusive, d);
     if (lane >= d) inclusive += y;
   }
-  __syncthreads();  // the last scan's reads are done
-  if (lane == 31) s.warp[0][w] = inclusive;
+  if (lane == 31) warp[w] = inclusive;
   __syncthreads();
-  const uint32_t of_warp = lane < B::kWarps ? s.warp[0][lane] : 0;
+  const uint32_t of_warp = lane < B::kWarps ? warp[lane] : 0;
   *total = __reduce_add_sync(kAll, of_warp);
   const uint32_t before = __reduce_add_sync(kAll, lane < w ? of_warp : 0);
   return before + inclusive - x;
 }
 
-// The bin that holds rank `rank` counted from the top, and how many lie in bins above it.
+template <typename B>
+__device__ uint32_t scan(uint32_t x, Search<B>& s, uint32_t* total) {
+  __syncthreads();  // the last scan's reads are done
+  return scan_with<B>(x, s.warp[0], total);
+}
+
+// The bin that holds rank `rank` counted from the top, and how many lie in bins above it. Nobody
+// may still read s.warp[0].
 template <typename B>
 __device__ void find_bin(uint32_t rank, Search<B>& s) {
   const uint32_t first = s.bins[B::kBins - 1 - 2 * threadIdx.x];
   const uint32_t second = s.bins[B::kBins - 2 - 2 * threadIdx.x];
   uint32_t total;
-  const uint32_t before = scan(first + second, s, &total);
+  const uint32_t before = scan_with<B>(first + second, s.warp[0], &total);
   if (before < rank && rank <= before + first + second) {
     const bool in_first = rank <= before + first;
     s.bin = B::kBins - 1 - 2 * threadIdx.x - (in_first ? 0 : 1);
     s.above = before + (in_first ? 0 : first);
   }
   __syncthreads();
+}
+
+// Chooses `rank` of the `count` values, at most 32, from the greatest down: by every warp.
+__device__ inline Cut rank_few(const uint32_t* value, uint32_t count, uint32_t rank) {
+  const uint32_t lane = threadIdx.x % 32, mine = lane < count ? value[lane] : 0;
+  uint32_t greater = 0, equal = 0;
+  for (uint32_t i = 0; i < count; ++i) {
+    const uint32_t other = __shfl_sync(kAll, mine, static_cast<int>(i));
+    greater += other > mine ? 1 : 0;
+    equal += other == mine ? 1 : 0;
+  }
+  const bool here = lane < count && greater < rank && rank <= greater + equal;
+  const int at = __ffs(static_cast<int>(__ballot_sync(kAll, here))) - 1;
+  const uint32_t ties = __shfl_sync(kAll, rank - greater, at);
+  const bool all = ties == __shfl_sync(kAll, equal, at);
+  return {__shfl_sync(kAll, mine, at), all ? -1 : static_cast<int32_t>(ties)};
 }
 
 // choose() among the `count` values from low to high, at most 32: every warp looks at all of them.
@@ -92,18 +114,7 @@ __device__ Cut choose_few(const Visit& visit, int64_t n, uint32_t rank, uint32_t
     });
   }
   __syncthreads();
-  const uint32_t lane = threadIdx.x % 32, mine = lane < count ? s.bins[1 + lane] : 0;
-  uint32_t greater = 0, equal = 0;
-  for (uint32_t i = 0; i < count; ++i) {
-    const uint32_t other = __shfl_sync(kAll, mine, static_cast<int>(i));
-    greater += other > mine ? 1 : 0;
-    equal += other == mine ? 1 : 0;
-  }
-  const bool here = lane < count && greater < rank && rank <= greater + equal;
-  const int at = __ffs(static_cast<int>(__ballot_sync(kAll, here))) - 1;
-  const uint32_t ties = __shfl_sync(kAll, rank - greater, at);
-  const bool all = ties == __shfl_sync(kAll, equal, at);
-  return {__shfl_sync(kAll, mine, at), all ? -1 : static_cast<int32_t>(ties)};
+  return rank_few(&s.bins[1], count, rank);
 }
 
 // Chooses `rank` of the `n` values visit(i, f) gives to f (it may give none for an i), from the
