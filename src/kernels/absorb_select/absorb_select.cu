@@ -21,7 +21,7 @@ struct Work {
   int column_blocks, product_blocks;  // of a head; of all
 };
 
-template <DType T, int kDim>
+template <int kDim>
 __global__ void __launch_bounds__(kThreads) absorb_scores(const __grid_constant__ Work a) {
   extern __shared__ __align__(16) float shared[];
   const auto block = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
@@ -29,9 +29,9 @@ __global__ void __launch_bounds__(kThreads) absorb_scores(const __grid_constant_
     __shared__ __align__(16) transposed::Parts<1> part[kGroups];
     const int group = thread / transposed::kThreads;
     const int64_t first = int64_t{block % a.column_blocks} * kBlockColumns;
-    return transposed::multiply_columns<T, 1>(a.absorb, block / a.column_blocks,
-                                              first + group * transposed::kColumns,
-                                              thread % transposed::kThreads, 0, 1, part[group]);
+    return transposed::multiply_columns<DType::kBF16, 1>(
+        a.absorb, block / a.column_blocks, first + group * transposed::kColumns,
+        thread % transposed::kThreads, 0, 1, part[group]);
   }
   const int other = block - a.product_blocks;
   if (other < a.beside.count) {
@@ -71,11 +71,7 @@ void absorb_select_cuda(KernelContext& context, const AbsorbSelectArgs& args) {
   w.product_blocks = w.column_blocks * static_cast<int>(args.absorb.num_heads);
   const auto pages = static_cast<int>((context_length + kPageTokens - 1) / kPageTokens);
   constexpr int kDim = indexer_few::kUsualDim;
-  const bool usual = indexer_few::is_usual(w.kv), f32 = args.absorb.w.dtype == DType::kF32;
-  const auto kernel = f32 && usual ? absorb_scores<DType::kF32, kDim>
-                      : f32        ? absorb_scores<DType::kF32, 0>
-                      : usual      ? absorb_scores<DType::kBF16, kDim>
-                                   : absorb_scores<DType::kBF16, 0>;
+  const auto kernel = indexer_few::is_usual(w.kv) ? absorb_scores<kDim> : absorb_scores<0>;
   const int64_t bytes = indexer_few::few_bytes(static_cast<int>(s.in.kv.layout.index_dim));
   allow_shared(reinterpret_cast<const void*>(kernel), static_cast<int>(bytes), "absorb_scores");
   kernel<<<static_cast<unsigned>(w.product_blocks + w.beside.count + pages), kThreads,

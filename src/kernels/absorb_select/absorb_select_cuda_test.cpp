@@ -78,7 +78,7 @@ class AbsorbSelectCuda : public CudaTest {
 TEST_F(AbsorbSelectCuda, HasTheBitsOfBoth) {
   for (const Shape& s : {Shape{DType::kBF16, 4, 128, 128, 512, 4, 128, 64},
                          Shape{DType::kBF16, 3, 40, 1, 300, 1, 128, 16},
-                         Shape{DType::kF32, 1, 129, 0, 5, 3, 20, 4}}) {
+                         Shape{DType::kBF16, 1, 129, 0, 5, 3, 20, 4}}) {
     Problem problem({s.index_heads, s.index_dim}, KvFormat::kF32);
     for (const bool poisoned : {false, true}) {
       if (poisoned) problem.w(problem.tokens() - 1)[0] = NAN;

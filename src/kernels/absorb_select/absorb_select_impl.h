@@ -5,8 +5,7 @@
 
 namespace tamis {
 
-// One token that sees more than it selects, weights of one float format, scores by
-// indexer_exact_few.
+// One token that sees more than it selects, weights of BF16, scores by indexer_exact_few.
 bool absorb_select_cuda_supports(const AbsorbSelectArgs& args);
 void absorb_select_cuda(KernelContext& context, const AbsorbSelectArgs& args);
 

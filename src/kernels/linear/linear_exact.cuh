@@ -46,7 +46,8 @@ __device__ inline void prefetch_rows(const Weight& w, int64_t r0, int lane) {
 }
 
 // stream_lane() where no piece is cut and all can be read as they lie: a step of decoding is as
-// long as the instructions between its loads are many.
+// long as the instructions between its loads are many. It takes more registers, so that kernels of
+// many blocks have it where that was measured: one row of x, BF16.
 template <DType T, int kM>
 __device__ inline void stream_whole_pieces(const LinearArgs& p, int64_t r0, int64_t m0, int lane,
                                            float (&sum)[kStreamRows][kM]) {
@@ -87,13 +88,17 @@ __device__ inline void stream_whole_pieces(const LinearArgs& p, int64_t r0, int6
   }
 }
 
-// The lane sums of kRows x kM outputs.
-template <DType T, int kM>
+// The lane sums of kRows x kM outputs. kWhole: with stream_whole_pieces, where it can be.
+template <DType T, int kM, bool kWhole = T == DType::kBF16&& kM == 1>
 __device__ inline void stream_lane(const LinearArgs& p, int64_t r0, int64_t m0, int lane,
                                    float (&sum)[kStreamRows][kM]) {
   constexpr int kC = kPiece<T>;
   const bool fast = piecewise<T>(p.w), x_fast = by_fours(p.x, p.x_stride);
-  if (fast && x_fast && p.w.cols % kC == 0) return stream_whole_pieces<T, kM>(p, r0, m0, lane, sum);
+  if constexpr (kWhole) {
+    if (fast && x_fast && p.w.cols % kC == 0) {
+      return stream_whole_pieces<T, kM>(p, r0, m0, lane, sum);
+    }
+  }
   for (int64_t col = int64_t{lane} * kC; col < p.w.cols; col += kLanes * kC) {
     const bool whole = fast && col + kC <= p.w.cols;
     uint4 raw[kStreamRows];

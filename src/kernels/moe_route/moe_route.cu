@@ -27,7 +27,7 @@ __device__ void multiply(const LinearArgs& p, float* part, float* logits) {
   for (int64_t m = 0; m < p.m; ++m) {
     for (int64_t r0 = int64_t{warp} * kStreamRows; r0 < p.w.rows; r0 += kWarps * kStreamRows) {
       float sum[kStreamRows][1] = {};
-      stream_lane<T, 1>(p, r0, m, lane, sum);
+      stream_lane<T, 1, true>(p, r0, m, lane, sum);
       for (int r = 0; r < kStreamRows; ++r) own[r * (kLanes + 1) + lane] = sum[r][0];
       __syncwarp();
       if (lane < kStreamRows && r0 + lane < p.w.rows) {

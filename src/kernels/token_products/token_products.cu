@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kThreads)
   p.x = row;
   p.x_stride = 0;
   float sum[kStreamRows][1] = {};
-  exact::stream_lane<T, 1>(p, r0, 0, lane, sum);
+  exact::stream_lane<T, 1, true>(p, r0, 0, lane, sum);
   for (int r = 0; r < kStreamRows; ++r) part[warp][r][lane] = sum[r][0];
   __syncwarp();
   if (lane >= kStreamRows || r0 + lane >= p.w.rows) return;
