@@ -2,13 +2,15 @@
 """Time Tamis and llama.cpp on the same weights in one run and print the ratios.
 
 Called by scripts/compare-llama, which makes the models. For each format the two engines take turns,
-so that a machine that slows down slows both. Ratios carry over to other machines, tokens per second
+so that a machine that slows down slows both; the median of an engine's turns counts, and of llama.cpp's
+ways to run the fastest. Ratios carry over to other machines, tokens per second
 do not. Each engine runs as it does by default: both round activations where weights are int8.
 """
 import argparse
 import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 
@@ -34,21 +36,15 @@ def output_of(command):
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def time_llama(args, path):
-    """{what: {size: tokens per second}}, the best of flash attention off and on and of its caches."""
-    best = {'prefill': {}, 'decode': {}}
-    for flash, cache in itertools.product(args.flash.split(','), args.caches.split(',')):
-        if flash == 'off' and cache == 'q8_0':
-            continue  # llama.cpp refuses it
-        result = json.loads(output_of(
-            [args.python, os.path.join(os.path.dirname(__file__), 'llama_bench.py'), path,
-             '--threads', str(args.threads), '--flash', flash, '--cache', cache,
-             '--repeats', str(args.repeats), '--prefill', listed(args.prefill),
-             '--decode', listed(args.decode)]))
-        for what, rates in best.items():
-            for size, rate in result[what].items():
-                rates[int(size)] = max(rate, rates.get(int(size), 0.0))
-    return best
+def time_llama(args, path, flash, cache):
+    """{(what, size): tokens per second} of one way to run it."""
+    result = json.loads(output_of(
+        [args.python, os.path.join(os.path.dirname(__file__), 'llama_bench.py'), path,
+         '--threads', str(args.threads), '--flash', flash, '--cache', cache,
+         '--repeats', str(args.repeats),
+         '--prefill', listed(args.prefill), '--decode', listed(args.decode)]))
+    return {(what, int(size)): rate for what in ('prefill', 'decode')
+            for size, rate in result[what].items()}
 
 
 def time_tamis(args, folder):
@@ -56,13 +52,28 @@ def time_tamis(args, folder):
     rates = {}
     for what, flag, key, wanted in (('prefill', '--length', 'tokens', args.prefill),
                                     ('decode', '--depth', 'depth', args.decode)):
-        if not wanted:
-            rates[what] = {}
-            continue
-        lines = output_of([args.tamis, 'bench', what, '-m', folder, '--threads', str(args.threads),
-                           '--cache-type', 'bf16', '--repeat', str(args.repeats + 1), '--json',
-                           flag, listed(wanted)]).splitlines()
-        rates[what] = {row[key]: row['tokens_per_s'] for row in map(json.loads, lines)}
+        if wanted:
+            lines = output_of([args.tamis, 'bench', what, '-m', folder, '--threads', str(args.threads),
+                               '--cache-type', 'bf16', '--repeat', str(args.repeats + 1),
+                               '--json', flag, listed(wanted)]).splitlines()
+            rates.update({(what, row[key]): row['tokens_per_s'] for row in map(json.loads, lines)})
+    return rates
+
+
+def take_turns(args, folder, gguf):
+    """{way to run: {(what, size): [rate of each turn]}}; the way of Tamis is None."""
+    ways = [(flash, cache)
+            for flash, cache in itertools.product(args.flash.split(','), args.caches.split(','))
+            if not (flash == 'off' and cache == 'q8_0')]  # which llama.cpp refuses
+    if args.tamis:
+        ways.append(None)
+    rates = {way: {} for way in ways}
+    for _ in range(args.turns):
+        for way in ways:
+            path = os.path.join(args.models, gguf if way else folder)
+            turn = time_llama(args, path, *way) if way else time_tamis(args, path)
+            for key, rate in turn.items():
+                rates[way].setdefault(key, []).append(rate)
     return rates
 
 
@@ -83,8 +94,10 @@ def main():
     parser.add_argument('--caches', default='f16,q8_0',
                         help="types of llama.cpp's cache, the fastest of which counts")
     parser.add_argument('--repeats', type=int, default=2,
-                        help='runs of llama.cpp, the best of which counts; one more of Tamis, the '
-                             'median of which counts')
+                        help='runs of llama.cpp in a turn, the best of which is the turn; one more of '
+                             'Tamis, the median of which is')
+    parser.add_argument('--turns', type=int, default=3,
+                        help='how often each engine runs, one after the other; the median counts')
     parser.add_argument('--formats', default='bf16,int8')
     parser.add_argument('--out', help='write all numbers here as JSON')
     args = parser.parse_args()
@@ -93,14 +106,16 @@ def main():
     for name, folder, gguf in FORMATS:
         if name.split()[0] not in args.formats.split(','):
             continue
-        theirs = time_llama(args, os.path.join(args.models, gguf))
-        ours = time_tamis(args, os.path.join(args.models, folder)) if args.tamis else None
-        for what, rates in theirs.items():
-            for size, rate in sorted(rates.items()):
-                mine = ours[what].get(size) if ours else None
-                rows.append({'format': name, 'what': what, 'size': size, 'llama_cpp': rate,
-                             'tamis': mine, 'ratio': mine / rate if mine else None,
-                             'floor': FLOORS.get((name, what, size))})
+        rates = take_turns(args, folder, gguf)
+        ours = {key: statistics.median(turns) for key, turns in rates.pop(None, {}).items()}
+        wanted = [('prefill', size) for size in args.prefill]
+        for key in wanted + [('decode', size) for size in args.decode]:
+            theirs, way = max((statistics.median(turns[key]), way) for way, turns in rates.items())
+            mine = ours.get(key)
+            rows.append({'format': name, 'what': key[0], 'size': key[1], 'llama_cpp': theirs,
+                         'llama_cpp_way': f'flash {way[0]}, cache {way[1]}', 'tamis': mine,
+                         'ratio': mine / theirs if mine else None, 'turns': args.turns,
+                         'floor': FLOORS.get((name, *key))})
         if args.out:
             with open(args.out, 'w', encoding='utf-8') as file:
                 json.dump(rows, file, indent=1)
