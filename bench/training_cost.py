@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 
 CONFIG = {
     'architectures': ['DeepseekV32ForCausalLM'], 'model_type': 'deepseek_v32', 'hidden_size': 7168,
@@ -49,47 +50,70 @@ length = {length}
 lr = 1e-5
 '''
 
+NAMES = {'pretrain': 'dense', 'warmup': 'indexer warm-up', 'sparse': 'sparse'}
 
-def train(args, folder, length):
-    """[{length, stage, ...}] of one length; [] when it does not fit."""
+
+def peak_of(process):
+    """The most memory of the GPU in MiB that was seen in use until `process` ended; 0 without a GPU."""
+    device = os.environ.get('CUDA_VISIBLE_DEVICES', '0').split(',')[0]
+    peak = 0
+    while process.poll() is None:
+        try:
+            used = subprocess.run(
+                ['nvidia-smi', '-i', device, '--query-gpu=memory.used', '--format=csv,noheader,nounits'],
+                check=False, stdout=subprocess.PIPE, text=True).stdout
+            peak = max(peak, int(used or 0))
+        except FileNotFoundError:
+            pass
+        time.sleep(0.05)
+    return peak
+
+
+def train(args, folder, length, stages):
+    """[{length, stage, ...}] of the stages of that length; what did not fit is missing."""
     with open(os.path.join(folder, 'config.json'), 'w', encoding='utf-8') as file:
         json.dump({**CONFIG, 'num_attention_heads': args.heads, 'num_key_value_heads': args.heads}, file)
-    warmup = max(4096, 2 * CONFIG['index_topk'])
-    stages = [('dense', args.steps, length), ('warmup', 1, warmup), ('sparse', args.steps, length)]
     with open(os.path.join(folder, 'train.toml'), 'w', encoding='utf-8') as file:
         file.write(RECIPE.format(tokenizer=os.path.abspath(args.tokenizer), precision=args.precision))
         for kind, steps, tokens in stages:
-            kind = 'pretrain' if kind == 'dense' else kind
             file.write(STAGE.format(kind=kind, steps=steps, length=tokens))
             if kind == 'sparse':
                 file.write(f"topk = {CONFIG['index_topk']}\n")
-    done = subprocess.run(
-        [os.path.abspath(args.tamis), 'train', '-c', 'train.toml', '--backend', args.backend],
-        cwd=folder, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode != 0:
-        print(f'{length}: ended with {done.returncode}: {done.stdout.strip()[-400:]}', file=sys.stderr)
+    with open(os.path.join(folder, 'out.txt'), 'w+', encoding='utf-8') as out:
+        with subprocess.Popen(
+                [os.path.abspath(args.tamis), 'train', '-c', 'train.toml', '--backend', args.backend],
+                cwd=folder, stdout=out, stderr=subprocess.STDOUT) as process:
+            peak = peak_of(process)
+        if process.returncode != 0:
+            out.seek(0)
+            print(f'{length}: ended with {process.returncode}: {out.read().strip()[-400:]}',
+                  file=sys.stderr)
     best = {}  # the fastest step of each stage
-    try:
-        with open(os.path.join(folder, 'run', 'log.jsonl'), encoding='utf-8') as lines:
-            for row in map(json.loads, lines):
-                if row.get('stage') in ('pretrain', 'sparse') and row.get('tokens', 0) > 0.8 * length:
-                    name = {'pretrain': 'dense'}.get(row['stage'], row['stage'])
-                    if name not in best or row['seconds'] < best[name]['seconds']:
-                        best[name] = row
-    except FileNotFoundError:
-        pass
-    return [{'length': length, 'attention': name, 'heads': args.heads, 'precision': args.precision,
-             'tokens': row['tokens'], 'seconds': row['seconds'],
-             'us_per_token': 1e6 * row['seconds'] / row['tokens']} for name, row in best.items()]
+    log = os.path.join(folder, 'run', 'log.jsonl')
+    with open(log if os.path.exists(log) else os.devnull, encoding='utf-8') as lines:
+        for row in map(json.loads, lines):
+            stage = row.get('stage')
+            if row.get('tokens', 0) > 0.8 * length and (
+                    stage not in best or row['seconds'] < best[stage]['seconds']):
+                best[stage] = row
+    return [{'length': length, 'stage': stage, 'heads': args.heads, 'precision': args.precision,
+             'tokens': row['tokens'], 'seconds': row['seconds'], 'peak_mib': peak,
+             'us_per_token': 1e6 * row['seconds'] / row['tokens']} for stage, row in best.items()]
 
 
 def run(args):
+    short = max(4096, 2 * CONFIG['index_topk'])  # an indexer that never learned may not choose
     with open(args.out, 'a', encoding='utf-8') as out:
         for length in args.lengths:
-            with tempfile.TemporaryDirectory() as folder:
-                for row in train(args, folder, length):
+            for stages in ([('pretrain', args.steps, length), ('warmup', args.steps, length)],
+                           [('warmup', 1, short), ('sparse', args.steps, length)]):
+                with tempfile.TemporaryDirectory() as folder:
+                    rows = [row for row in train(args, folder, length, stages)
+                            if stages[0][0] == 'pretrain' or row['stage'] == 'sparse']
+                for row in rows:
                     print(json.dumps(row), file=out, flush=True)
-                    print(f"{length:7d} {row['attention']:6s} {row['us_per_token']:9.2f} us a token")
+                    print(f"{length:7d} {row['stage']:8s} {row['us_per_token']:9.2f} us a token, "
+                          f"{row['peak_mib']} MiB", flush=True)
 
 
 def plot(args):
@@ -100,12 +124,12 @@ def plot(args):
         rows = [json.loads(line) for line in lines]
     matplotlib.rcParams['svg.hashsalt'] = 'tamis'  # the same bytes for the same data
     figure, axes = plt.subplots(figsize=(7, 4))
-    for attention, style in (('sparse', 'o-'), ('dense', 's--')):
+    for stage, style in (('sparse', 'o-'), ('pretrain', 's--'), ('warmup', '^:')):
         for heads in sorted({r['heads'] for r in rows}, reverse=True):
             points = sorted((r['length'], r['us_per_token']) for r in rows
-                            if r['attention'] == attention and r['heads'] == heads)
+                            if r['stage'] == stage and r['heads'] == heads)
             if points:
-                axes.plot(*zip(*points), style, label=f'{attention}, {heads} heads')
+                axes.plot(*zip(*points), style, label=f'{NAMES[stage]}, {heads} heads')
     lengths = sorted({r['length'] for r in rows})
     axes.set_xscale('log', base=2)
     axes.set_xticks(lengths)
@@ -114,7 +138,7 @@ def plot(args):
     axes.set_ylabel('microseconds a token, one layer')
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend(title='attention')
+    axes.legend(title='stage')
     figure.tight_layout()
     figure.savefig(args.svg, metadata={'Date': None})
 
