@@ -165,7 +165,9 @@ void PrefixCache::insert(const std::string& root, Tokens tokens, const CachedSeq
     }
     at = next;
   }
-  if (whole && add_started(*at, tokens, sequence.pages[p])) at = at->children.back();
+  if (whole && !tokens.empty() && add_started(*at, tokens, sequence.pages[p])) {
+    at = at->children.back();
+  }
   touch(at);
   if (top->children.empty()) roots_.erase(root);
 }
