@@ -515,9 +515,10 @@ class Page:
         lines = [f'Mean accuracy over the {len(self.rows)} cells: {a:.2f} % dense, {b:.2f} % sparse, difference '
                  f'{interval(p)} points: ' + ('within' if p[1] >= -1 else 'not shown to be within') + ' 1 point.']
         learned = [r for r in self.rows if value(self.cells, self.dense, r, self.seeds) >= FLOOR]
-        q = paired(self.cells, self.dense, self.sparse, learned, self.seeds)
-        lines.append(f'Over the {len(learned)} of them where the dense arm answers at least {FLOOR} %: {interval(q)} points: '
-                     + ('within' if q[1] >= -1 else 'not shown to be within') + ' 1 point.')
+        if learned:
+            q = paired(self.cells, self.dense, self.sparse, learned, self.seeds)
+            lines.append(f'Over the {len(learned)} of them where the dense arm answers at least {FLOOR} %: {interval(q)} '
+                         'points: ' + ('within' if q[1] >= -1 else 'not shown to be within') + ' 1 point.')
         q = self.last_steps()[1]
         lines.append(f'Loss of the last batches: {interval(q, " %")}: ' +
                      ('within' if q[2] <= 0.5 else 'not shown to be within') + ' 0.5 %.')
