@@ -522,9 +522,12 @@ class Page:
         q = self.last_steps()[1]
         lines.append(f'Loss of the last batches: {interval(q, " %")}: ' +
                      ('within' if q[2] <= 0.5 else 'not shown to be within') + ' 0.5 %.')
-        for domain in self.domains:
-            q = paired(self.cells, self.dense, self.sparse, [('text', domain, False)], self.seeds, relative=True)
-            lines.append(f'Bits per byte, {domain}: {interval(q, " %")}: ' +
+        texts = [(d, [('text', d, False)]) for d in self.domains]
+        if len(texts) > 1:
+            texts.append(('mean of both', [r for _, rows in texts for r in rows]))
+        for name, rows in texts:
+            q = paired(self.cells, self.dense, self.sparse, rows, self.seeds, relative=True)
+            lines.append(f'Bits per byte, {name}: {interval(q, " %")}: ' +
                          ('within' if q[2] <= 0.5 else 'not shown to be within') + ' 0.5 %.')
         worst = min(((value(self.cells, self.sparse, r, self.seeds) - value(self.cells, self.dense, r, self.seeds), r)
                      for r in self.rows), key=lambda x: x[0])
