@@ -206,10 +206,11 @@ __device__ void scores(const Tile& heads, const Tile& rows, int row, int begin, 
 #pragma unroll 2
   for (int c = begin; c < end; c += 32) {
     uint32_t b[kParts][4];
+    // The last step may have 16 columns alone: what is past them can be on its way to another tile.
+    const int col = c + (c + 16 < end ? lane / 8 : lane / 8 % 2) * 8;
 #pragma unroll
-    for (int p = 0; p < kParts; ++p) {  // the last step may read past the row, and drops it
-      ptx::ldmatrix_x4(b[p],
-                       rows.x + p * rows.part + (row + lane % 8) * rows.pitch + c + lane / 8 * 8);
+    for (int p = 0; p < kParts; ++p) {
+      ptx::ldmatrix_x4(b[p], rows.x + p * rows.part + (row + lane % 8) * rows.pitch + col);
     }
     step(sum[0], left<kParts>(heads, 0, c), b, 0);
     if (c + 16 < end) step(sum[1], left<kParts>(heads, 0, c + 16), b, 1);
