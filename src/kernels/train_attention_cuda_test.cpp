@@ -685,9 +685,9 @@ TEST_F(TrainAttentionCuda, SparseLossIsTheReferenceInBlocksOfAnySize) {
             ragged.rows([&](int64_t, int64_t count) { return selection(count, k); });
         if (k > 1) {  // the targets above belong to the selections of one sequence
           const Device<int32_t> in_several(context(), rows);
-          const auto kl = [&](const int32_t* indices, const TokenSequences& sequences) {
+          const auto kl = [&](const int32_t* selected, const TokenSequences& sequences) {
             return p.run(context(), [&](const IndexerSequence<float>& x) {
-              indexer_kl_sparse<float>(context(), {x, indices, p_.data(), k, sequences});
+              indexer_kl_sparse<float>(context(), {x, selected, p_.data(), k, sequences});
             });
           };
           const IndexGradients a = kl(in_several.data(), {});

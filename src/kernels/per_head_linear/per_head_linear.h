@@ -30,7 +30,7 @@ struct PerHeadLinearArgs {
   float* y = nullptr;
   int64_t y_token_stride = 0, y_head_stride = 0;
   // Rotations that run beside it; they may turn other columns of x's rows. Up to four.
-  std::span<const RopeArgs> beside;
+  std::span<const RopeArgs> beside = {};
 };
 
 void per_head_linear(KernelContext& context, const PerHeadLinearArgs& args);
