@@ -96,7 +96,7 @@ def main():
     parser.add_argument('--repeats', type=int, default=2,
                         help='runs of llama.cpp in a turn, the best of which is the turn; one more of '
                              'Tamis, the median of which is')
-    parser.add_argument('--turns', type=int, default=3,
+    parser.add_argument('--turns', type=int, default=3, choices=range(1, 100), metavar='N',
                         help='how often each engine runs, one after the other; the median counts')
     parser.add_argument('--formats', default='bf16,int8')
     parser.add_argument('--out', help='write all numbers here as JSON')

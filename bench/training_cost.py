@@ -102,6 +102,8 @@ def train(args, folder, length, stages):
 
 
 def run(args):
+    if not os.access(args.tamis, os.X_OK):
+        sys.exit(f'{args.tamis}: no such program; build it (cmake --preset cuda), or give --tamis')
     short = max(4096, 2 * CONFIG['index_topk'])  # an indexer that never learned may not choose
     with open(args.out, 'a', encoding='utf-8') as out:
         for length in args.lengths:

@@ -19,26 +19,6 @@ bool norm_and_project(LayerContext& c, std::span<const TokenStep> steps,
   return false;
 }
 
-// q_lora, kv latent and the indexer's key and weights: everything that reads h, behind its norm.
-bool project_down(LayerContext& c, const AttentionWeights& w) {
-  const int64_t n = c.tokens();
-  const float* h = c.act.normed.data();
-  LinearArgs args[4];
-  size_t count = 0;
-  args[count++] = product(h, n, w.q_a, c.act.q_lora.get(n * c.config.q_lora));
-  args[count++] = product(h, n, w.kv_a, c.act.kv_a.get(n * w.kv_a.rows));
-  if (w.indexer) {
-    args[count++] = product(h, n, w.indexer->wk, c.act.index_k.get(n * c.config.index_dim));
-    if (indexer_needed(c)) {
-      args[count++] =
-          product(h, n, w.indexer->weights_proj, c.act.index_w.get(n * c.config.index_heads));
-    }
-  }
-  const bool late = norm_and_project(c, c.act.waiting, {args, count});
-  c.act.waiting.clear();
-  return late;
-}
-
 RmsNormArgs query_norm(LayerContext& c, const AttentionWeights& w) {
   const int64_t width = c.config.q_lora;
   float* q = c.act.q_lora.data();
@@ -326,7 +306,25 @@ bool joins_norms(const LayerContext& c) {
   return c.observer == nullptr && c.numerics.precision == Precision::kExact && !uses_hadamard(c);
 }
 
-bool mla_project(LayerContext& c, const AttentionWeights& w) { return project_down(c, w); }
+// q_lora, kv latent and the indexer's key and weights: everything that reads h, behind its norm.
+bool mla_project(LayerContext& c, const AttentionWeights& w) {
+  const int64_t n = c.tokens();
+  const float* h = c.act.normed.data();
+  LinearArgs args[4];
+  size_t count = 0;
+  args[count++] = product(h, n, w.q_a, c.act.q_lora.get(n * c.config.q_lora));
+  args[count++] = product(h, n, w.kv_a, c.act.kv_a.get(n * w.kv_a.rows));
+  if (w.indexer) {
+    args[count++] = product(h, n, w.indexer->wk, c.act.index_k.get(n * c.config.index_dim));
+    if (indexer_needed(c)) {
+      args[count++] =
+          product(h, n, w.indexer->weights_proj, c.act.index_w.get(n * c.config.index_heads));
+    }
+  }
+  const bool late = norm_and_project(c, c.act.waiting, {args, count});
+  c.act.waiting.clear();
+  return late;
+}
 
 void mla_forward(LayerContext& c, const AttentionWeights& w, const LayerConfig& kind, int64_t layer,
                  const RmsNormArgs* late) {

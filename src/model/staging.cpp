@@ -98,6 +98,7 @@ StagedBatch::StagedBatch(KernelContext& context, const Batch& batch, int64_t voc
           (1 + rows() + sequences() + wanted) * static_cast<int64_t>(sizeof(int32_t)));
   done_ = reinterpret_cast<uint32_t*>(act.pinned_results.data());
   best_ = reinterpret_cast<int32_t*>(done_ + 1);
+  *done_ = number_ - 1;  // the memory may be new, and hold anything
 }
 
 // Recorded steps know where pinned memory lies.
