@@ -109,7 +109,9 @@ std::string ranks_text(const Recipe& recipe, int ranks) {
 std::string device_text(const Recipe& recipe, const KernelContext& context) {
   if (context.device() == nullptr) return "";
   return fmt::format("; {} on {}",
-                     recipe.precision == "bf16" ? "products of bf16 factors" : "float32",
+                     recipe.precision == "f32"   ? "float32"
+                     : recipe.precision == "fp8" ? "other products of bf16 factors"
+                                                 : "products of bf16 factors",
                      context.device()->info().name);
 }
 
@@ -202,8 +204,8 @@ void add_train(CLI::App& app, CommandBody& chosen) {
                    "With --backend cuda: GPUs that compute a step's micro-batches in turn")
       ->check(CLI::PositiveNumber);
   command->add_option("--precision", flags->precision,
-                      "f32 or bf16, what products round their factors to on CUDA; run.precision of "
-                      "the recipe unless given");
+                      "f32, bf16 (CUDA) or fp8 (linear layers): what products round their factors "
+                      "to; run.precision of the recipe unless given");
   command
       ->add_option("--expert-parallel", flags->expert_parallel,
                    "Ranks that share the experts; run.expert_parallel of the recipe unless given")

@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "train/exchange.h"
-#include "train/pass.h"
+#include "train/linear_layers.h"
 
 namespace tamis {
 namespace {
@@ -86,7 +86,7 @@ void down_projections(Pass<T>& p, int64_t l) {
       {h, m.hidden_size, n, p.w + s.q_a, m.q_lora, m.hidden_size, sized(p, a.q_a, n * m.q_lora),
        h16},
       {h, m.hidden_size, n, p.w + s.kv_a, width, m.hidden_size, sized(p, a.kv_a, n * width), h16}};
-  ForwardOps<T>::products(p.kernels, down);
+  linear_forward<T>(p, down);
 }
 
 // q, c_kv and k_pe from those.
@@ -112,7 +112,7 @@ void queries_and_latents(Pass<T>& p, int64_t l) {
                       m.q_lora,
                       sized(p, a.q, n * m.num_heads * qk),
                       q_lora_bf16(p, a)};
-  F::products(p.kernels, {&up, 1});
+  linear_forward(p, up);
   turn_forward(p.kernels, turn(p, a.q.data() + m.nope, m.num_heads * qk, qk, m.num_heads,
                                RopeLayout::kInterleaved, false));
   copy_columns<T>(p.kernels, {a.kv_a.data() + m.kv_lora, width, n, m.rope,
@@ -140,10 +140,16 @@ void index_forward(Pass<T>& p, int64_t l) {
   const Product<T> list[] = {{a.q_lora.data(), m.q_lora, n, p.w + s.wq_b, width, m.q_lora,
                               sized(p, work.index_q, n * width), q_lora_bf16(p, a)},
                              {h, m.hidden_size, n, p.w + s.wk, m.index_dim, m.hidden_size,
-                              sized(p, work.index_k_raw, n * m.index_dim), h16},
-                             {h, m.hidden_size, n, p.w + s.weights_proj, m.index_heads,
-                              m.hidden_size, sized(p, work.index_w, n * m.index_heads)}};
-  F::products(p.kernels, list);
+                              sized(p, work.index_k_raw, n * m.index_dim), h16}};
+  linear_forward<T>(p, list);
+  const Product<T> weights{h,
+                           m.hidden_size,
+                           n,
+                           p.w + s.weights_proj,
+                           m.index_heads,
+                           m.hidden_size,
+                           sized(p, work.index_w, n * m.index_heads)};
+  F::products(p.kernels, {&weights, 1});
   F::layer_norm(p.kernels, work.index_k_raw.data(), p.w + s.k_norm_w, p.w + s.k_norm_b, n,
                 m.index_dim, static_cast<T>(1e-6F), sized(p, work.index_k, n * m.index_dim));
   turn_forward(p.kernels, turn(p, work.index_q.data(), width, m.index_dim, m.index_heads,
@@ -173,10 +179,11 @@ void index_backward(Pass<T>& p, int64_t l) {
       {dq, width, a.q_lora.data(), m.q_lora, n, p.w + s.wq_b, width, m.q_lora, nullptr, false,
        p.grad + s.wq_b, nullptr, q_lora_bf16(p, a)},
       {dk, m.index_dim, h, m.hidden_size, n, p.w + s.wk, m.index_dim, m.hidden_size, nullptr, false,
-       p.grad + s.wk, nullptr, h16},
-      {dw, m.index_heads, h, m.hidden_size, n, p.w + s.weights_proj, m.index_heads, m.hidden_size,
-       nullptr, false, p.grad + s.weights_proj}};
-  products_backward<T>(p.kernels, list);
+       p.grad + s.wk, nullptr, h16}};
+  linear_backward<T>(p, list);
+  products_backward<T>(p.kernels,
+                       {dw, m.index_heads, h, m.hidden_size, n, p.w + s.weights_proj, m.index_heads,
+                        m.hidden_size, nullptr, false, p.grad + s.weights_proj});
 }
 
 // The rows that each token selects, or their bits.
@@ -341,7 +348,7 @@ void expand(Pass<T>& p, int64_t l) {
   const Product<T> up{
       a.c_kv.data(),          m.kv_lora,      n, p.w + p.slots(l).kv_b, kv, m.kv_lora,
       sized(p, a.kv, n * kv), c_kv_bf16(p, a)};
-  ForwardOps<T>::products(p.kernels, {&up, 1});
+  linear_forward(p, up);
 }
 
 // The same for a device's arrays, whose copies a CPU measures.
@@ -471,9 +478,9 @@ void attend_dense_backward(Pass<T>& p, int64_t l) {
                                     work.dkv.data(), work.dk_pe.data(), p.batch.begins,
                                     p.layer(l).o.data(), p.layer(l).log_sum.data(), mask_of(p, l)});
   const int64_t kv_b = p.slots(l).kv_b;
-  products_backward<T>(p.kernels,
-                       {work.dkv.data(), kv, a.c_kv.data(), m.kv_lora, n, p.w + kv_b, kv, m.kv_lora,
-                        work.dc_kv.data(), false, p.grad + kv_b, nullptr, c_kv_bf16(p, a)});
+  linear_backward<T>(p,
+                     {work.dkv.data(), kv, a.c_kv.data(), m.kv_lora, n, p.w + kv_b, kv, m.kv_lora,
+                      work.dc_kv.data(), false, p.grad + kv_b, nullptr, c_kv_bf16(p, a)});
 }
 
 template <typename T>
@@ -530,7 +537,6 @@ void recompute_expanded(Pass<T>& p, int64_t l) {
 
 template <typename T>
 void attention_forward(Pass<T>& p, int64_t l) {
-  using F = ForwardOps<T>;
   const ModelConfig& m = p.config;
   LayerState<T>& a = p.layer(l);
   const int64_t n = p.tokens(), d = m.hidden_size, v = m.num_heads * m.v_head;
@@ -551,7 +557,7 @@ void attention_forward(Pass<T>& p, int64_t l) {
   if (own && p.measures()) measure_indexer(p, l);
   p.trade_expanded(l);
   const Product<T> out{a.o.data(), v, n, p.w + p.slots(l).o, d, v, sized(p, a.x_mid, n * d)};
-  F::products(p.kernels, {&out, 1});
+  linear_forward(p, out);
   add_over_tensor_group(p, a.x_mid.data(), n * d);
   add_values(p.kernels, a.x.data(), n * d, a.x_mid.data());
 }
@@ -564,8 +570,8 @@ void attention_backward(Pass<T>& p, int64_t l, T* dx) {
   Workspace<T>& work = p.state.work;
   const int64_t n = p.tokens(), d = m.hidden_size, qk = m.qk_head(), width = m.kv_lora + m.rope;
   const int64_t v = m.num_heads * m.v_head, q = m.num_heads * qk;
-  products_backward<T>(p.kernels, {dx, d, a.o.data(), v, n, p.w + s.o, d, v,
-                                   sized(p, work.d_o, n * v), false, p.grad + s.o});
+  linear_backward<T>(p, {dx, d, a.o.data(), v, n, p.w + s.o, d, v, sized(p, work.d_o, n * v), false,
+                         p.grad + s.o});
   p.trade_expanded(l);
   if (p.objective.recompute) recompute_expanded(p, l);
   sized(p, work.dq, n * q);
@@ -581,9 +587,9 @@ void attention_backward(Pass<T>& p, int64_t l, T* dx) {
   rope_turn(p.kernels,
             turn(p, work.dq.data() + m.nope, q, qk, m.num_heads, RopeLayout::kInterleaved, true));
   rope_turn(p.kernels, turn(p, work.dk_pe.data(), m.rope, 0, 1, RopeLayout::kInterleaved, true));
-  products_backward<T>(p.kernels, {work.dq.data(), q, a.q_lora.data(), m.q_lora, n, p.w + s.q_b, q,
-                                   m.q_lora, sized(p, work.dq_lora, n * m.q_lora), false,
-                                   p.grad + s.q_b, nullptr, q_lora_bf16(p, a)});
+  linear_backward<T>(
+      p, {work.dq.data(), q, a.q_lora.data(), m.q_lora, n, p.w + s.q_b, q, m.q_lora,
+          sized(p, work.dq_lora, n * m.q_lora), false, p.grad + s.q_b, nullptr, q_lora_bf16(p, a)});
   add_over_tensor_group(p, work.dq_lora.data(), n * m.q_lora);
   p.trade_expanded(l);
   const auto eps = static_cast<T>(m.lora_norm_eps);
@@ -600,10 +606,10 @@ void attention_backward(Pass<T>& p, int64_t l, T* dx) {
   const T* h = work.normed.data();
   const uint16_t* h16 = normed_bf16(p);
   T* dh = sized(p, work.dnormed, n * d);
-  products_backward<T>(p.kernels, {work.dq_a.data(), m.q_lora, h, d, n, p.w + s.q_a, m.q_lora, d,
-                                   dh, false, p.grad + s.q_a, nullptr, h16});
-  products_backward<T>(p.kernels, {work.dkv_a.data(), width, h, d, n, p.w + s.kv_a, width, d, dh,
-                                   true, p.grad + s.kv_a, nullptr, h16});
+  linear_backward<T>(p, {work.dq_a.data(), m.q_lora, h, d, n, p.w + s.q_a, m.q_lora, d, dh, false,
+                         p.grad + s.q_a, nullptr, h16});
+  linear_backward<T>(p, {work.dkv_a.data(), width, h, d, n, p.w + s.kv_a, width, d, dh, true,
+                         p.grad + s.kv_a, nullptr, h16});
   rms_norm_backward<T>(p.kernels, {a.x.data(), d, p.w + s.input_norm, dh, n, d, norm_eps, dx, d,
                                    p.grad + s.input_norm});
 }

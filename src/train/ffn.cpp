@@ -1,6 +1,6 @@
 // The MLP and the mixture of experts, forward and backward (src/model/moe.cpp).
 #include "train/exchange.h"
-#include "train/pass.h"
+#include "train/linear_layers.h"
 
 namespace tamis {
 namespace {
@@ -36,12 +36,12 @@ void mlp_forward(Pass<T>& p, int64_t l, T* y) {
   const Product<T> list[] = {
       linear_of(g, n, p.w + s.gate, width, d, sized(p, a.gate, n * width), g16),
       linear_of(g, n, p.w + s.up, width, d, sized(p, a.up, n * width), g16)};
-  ForwardOps<T>::products(p.kernels, list);
+  linear_forward<T>(p, list);
   T* act = sized_if(!rounded, p, work.act, n * width);
   uint16_t* act16 = sized_if(rounded, p, work.act_bf16, n * width);
   ForwardOps<T>::swiglu(p.kernels, a.gate.data(), a.up.data(), n * width, act, act16);
   const Product<T> down = linear_of<T>(act, n, p.w + s.down, d, width, y, act16);
-  ForwardOps<T>::products(p.kernels, {&down, 1});
+  linear_forward(p, down);
 }
 
 // The gradients of gate and up of n rows side by side, [n, 2 width].
@@ -52,6 +52,26 @@ const uint16_t* rounded_gradients(Pass<T>& p, SwigluBackwardArgs<T> of) {
   of.dup_bf16 = of.dgate_bf16 + of.width;
   swiglu_backward<T>(p.kernels, of);
   return of.dgate_bf16;
+}
+
+// The same apart, for products in which the two may not share blocks: float32 or bf16.
+template <typename T>
+struct GateAndUp {
+  const T *dgate = nullptr, *dup = nullptr;
+  const uint16_t *dgate_bf16 = nullptr, *dup_bf16 = nullptr;
+};
+template <typename T>
+GateAndUp<T> gradients_apart(Pass<T>& p, SwigluBackwardArgs<T> of, bool bf16) {
+  Workspace<T>& work = p.state.work;
+  const int64_t values = of.rows * of.width;
+  of.dgate = sized_if(!bf16, p, work.dgate, values);
+  of.dup = sized_if(!bf16, p, work.dup, values);
+  if (bf16) {
+    of.dgate_bf16 = sized(p, work.dgate_up_bf16, 2 * values);
+    of.dup_bf16 = of.dgate_bf16 + values;
+  }
+  swiglu_backward<T>(p.kernels, of);
+  return {of.dgate, of.dup, of.dgate_bf16, of.dup_bf16};
 }
 
 // From dy: the gradients of the three matrices; dg = or += that of g.
@@ -65,24 +85,21 @@ void mlp_backward(Pass<T>& p, int64_t l, const T* dy, T* dg, bool add) {
   T* act = sized_if(!rounded, p, work.act, n * width);
   uint16_t* act16 = sized_if(rounded, p, work.act_bf16, n * width);
   ForwardOps<T>::swiglu(p.kernels, a.gate.data(), a.up.data(), n * width, act, act16);
-  products_backward<T>(
-      p.kernels, {dy, d, act, width, n, p.w + s.down, d, width, sized(p, work.dact, n * width),
-                  false, p.grad + s.down, nullptr, act16});
+  linear_backward<T>(p, {dy, d, act, width, n, p.w + s.down, d, width,
+                         sized(p, work.dact, n * width), false, p.grad + s.down, nullptr, act16});
   const T* g = work.normed.data();
-  if (rounded) {  // the matrices of gate and up follow each other: one product of both
-    const uint16_t* d16 = rounded_gradients<T>(
-        p, {a.gate.data(), a.up.data(), work.dact.data(), n, width, nullptr, nullptr});
-    return products_backward<T>(p.kernels,
-                                {nullptr, 2 * width, g, d, n, p.w + s.gate, 2 * width, d, dg, add,
-                                 p.grad + s.gate, d16, work.normed_bf16.data()});
+  const uint16_t* g16 = rounded ? work.normed_bf16.data() : nullptr;
+  const SwigluBackwardArgs<T> back{a.gate.data(), a.up.data(), work.dact.data(), n, width};
+  if (rounded && !p.objective.fp8) {  // gate and up follow each other: one product of both
+    const uint16_t* d16 = rounded_gradients<T>(p, back);
+    return linear_backward<T>(p, {nullptr, 2 * width, g, d, n, p.w + s.gate, 2 * width, d, dg, add,
+                                  p.grad + s.gate, d16, g16});
   }
-  T *dgate = sized(p, work.dgate, n * width), *dup = sized(p, work.dup, n * width);
-  swiglu_backward<T>(p.kernels,
-                     {a.gate.data(), a.up.data(), work.dact.data(), n, width, dgate, dup});
-  products_backward<T>(p.kernels,
-                       {dgate, width, g, d, n, p.w + s.gate, width, d, dg, add, p.grad + s.gate});
-  products_backward<T>(p.kernels,
-                       {dup, width, g, d, n, p.w + s.up, width, d, dg, true, p.grad + s.up});
+  const GateAndUp<T> to = gradients_apart(p, back, rounded);
+  linear_backward<T>(p, {to.dgate, width, g, d, n, p.w + s.gate, width, d, dg, add, p.grad + s.gate,
+                         to.dgate_bf16, g16});
+  linear_backward<T>(
+      p, {to.dup, width, g, d, n, p.w + s.up, width, d, dg, true, p.grad + s.up, to.dup_bf16, g16});
 }
 
 // ---- routed experts
@@ -198,13 +215,13 @@ void experts_forward(Pass<T>& p, int64_t l) {
     const int64_t in_at = source.first * d, at = source.first * width;
     const ExpertProduct<T> in[] = {{x + in_at, p.w + s.gate, stride, width, d, gate + at, x16},
                                    {x + in_at, p.w + s.up, stride, width, d, up + at, x16}};
-    ForwardOps<T>::expert_products(p.kernels, source.rows, in);
+    expert_linear_forward<T>(p, source.rows, in);
   }
   ForwardOps<T>::swiglu(p.kernels, gate, up, all * width, act, act16);
   for (const ExpertSource<T>& source : sources) {
     const ExpertProduct<T> out{act + source.first * width, p.w + s.down, stride, d, width,
                                y + source.first * d,       act16};
-    ForwardOps<T>::expert_products(p.kernels, source.rows, {&out, 1});
+    expert_linear_forward<T>(p, source.rows, {&out, 1});
   }
   if (!alone) return_from_experts(p, l, y, d, sized(p, a.expert_down, pairs * d));
 }
@@ -223,24 +240,11 @@ template <typename T>
 void expert_backward(Pass<T>& p, int64_t l, const ExpertBackward<T>& e) {
   const int64_t stride = expert_stride(p, l);
   for (const ExpertSource<T>& source : expert_sources(p, l)) {
-    const ExpertRows& rows = source.rows;
-    const int64_t all = rows.all;
-    const T* dy = e.dy + source.first * e.rows;
-    GroupedMatmulArgs<T> dx{{dy, e.rows, 1, p.w + e.w, e.cols, 1, e.dx + source.first * e.cols,
-                             e.cols, all, e.cols, e.rows, e.add_dx, e.dy_bf16},
-                            GroupedOver::kRows,
-                            stride,
-                            rows.offsets,
-                            rows.experts};
-    GroupedMatmulArgs<T> dw{
-        {dy, 1, e.rows, e.x + source.first * e.cols, e.cols, 1, source.grad + e.w, e.cols, e.rows,
-         e.cols, all, true, e.dy_bf16, e.x_bf16},
-        GroupedOver::kInner,
-        stride,
-        rows.offsets,
-        rows.experts};
-    const GroupedMatmulArgs<T> list[] = {dx, dw};
-    grouped_matmuls<T>(p.kernels, list);
+    const int64_t x_at = source.first * e.cols;
+    expert_linear_backward<T>(
+        p, source.rows,
+        {e.dy + source.first * e.rows, e.x + x_at, p.w + e.w, stride, e.rows, e.cols, e.dx + x_at,
+         e.add_dx, source.grad + e.w, e.dy_bf16, e.x_bf16});
   }
 }
 
@@ -270,16 +274,14 @@ void experts_backward(Pass<T>& p, int64_t l) {
   }
   ForwardOps<T>::swiglu(p.kernels, a.expert_gate.data(), a.expert_up.data(), values, act, act16);
   expert_backward<T>(p, l, {ddown, act, s.down, d, width, dact, false, ddown16, act16});
-  if (rounded) {
-    const uint16_t* d16 = rounded_gradients<T>(
-        p, {a.expert_gate.data(), a.expert_up.data(), dact, all, width, nullptr, nullptr});
+  const SwigluBackwardArgs<T> back{a.expert_gate.data(), a.expert_up.data(), dact, all, width};
+  if (rounded && !p.objective.fp8) {
+    const uint16_t* d16 = rounded_gradients<T>(p, back);
     return expert_backward<T>(p, l, {nullptr, x, s.gate, 2 * width, d, drows, false, d16, x16});
   }
-  T *dgate = sized(p, work.dgate, values), *dup = sized(p, work.dup, values);
-  swiglu_backward<T>(p.kernels,
-                     {a.expert_gate.data(), a.expert_up.data(), dact, all, width, dgate, dup});
-  expert_backward<T>(p, l, {dgate, x, s.gate, width, d, drows, false});
-  expert_backward<T>(p, l, {dup, x, s.up, width, d, drows, true});
+  const GateAndUp<T> to = gradients_apart(p, back, rounded);
+  expert_backward<T>(p, l, {to.dgate, x, s.gate, width, d, drows, false, to.dgate_bf16, x16});
+  expert_backward<T>(p, l, {to.dup, x, s.up, width, d, drows, true, to.dup_bf16, x16});
   if (!alone) return_from_experts(p, l, drows, d, work.drows.data());
 }
 

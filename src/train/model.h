@@ -53,6 +53,8 @@ struct Objective {
   int64_t measure_topk = 0;
   // Keeps the latents of attention instead of what is expanded from them; the same bits.
   bool recompute = false;
+  // Linear layers and experts multiply factors rounded to FP8 (linear_layers.h).
+  bool fp8 = false;
   // What the gradients are multiplied by: a mean over n tokens has 1 / n.
   double lm_scale = 1, kl_scale = 1, balance_scale = 0;
   double mtp_scale = 0;  // of the loss of multi-token prediction

@@ -6,6 +6,7 @@
 #include "kernels/tolerance.h"
 #include "kernels/train_ops.h"
 #include "support/cuda_device.h"
+#include "train/fp8_layers.h"
 #include "train/optimizer.h"
 #include "train/tiny.h"
 
@@ -152,6 +153,49 @@ TEST_F(TrainCuda, Bf16IsTheDoubleModelButForItsFactors) {
   // Two factors, each off by half a unit.
   expect_is_double(config, {150, 1, 7, 64}, objective(TrainAttention::kDense, false), values,
                    kUnitBf16);
+}
+
+// The products alone: which block a value falls into is decided before them, on the same values.
+TEST_F(TrainCuda, Fp8LayersAreProductsOfWhatInferenceQuantises) {
+  for (const char* products : {"cuda", "cuda_bf16"}) {
+    context().force("matmul", products);
+    for (const Fp8Problem& problem : fp8_problems()) {
+      Fp8Layers layers(context(), problem);
+      ASSERT_NO_FATAL_FAILURE(layers.expect_are_the_definition()) << products;
+    }
+  }
+}
+
+// Losses of an sft stage: most tokens have no target, one whole sequence has none.
+TEST_F(TrainCuda, AnswersAloneAreLearnedAsOnTheCpu) {
+  const ModelConfig config = tiny_config();
+  const ParameterTable table(config);
+  const Floats values = tiny_values(table);
+  MicroBatch batch = tiny_batch({150, 33, 64, 40}, config.vocab_size);
+  for (int64_t t = 0; t < batch.tokens(); ++t) {
+    const bool answer = (t % 50 > 43 && t < 150) || t > 240;
+    if (!answer) batch.targets[static_cast<size_t>(t)] = -1;
+  }
+  for (const bool sparse : {false, true}) {
+    const Objective o =
+        objective(sparse ? TrainAttention::kSparse : TrainAttention::kDense, sparse);
+    TrainModel<float> on_gpu(config, table);
+    TrainModel<double> on_cpu(config, table);
+    const Doubles exact(values.begin(), values.end());
+    Doubles want(values.size());
+    const StepResult a = on_cpu.run(reference(), {exact.data(), want.data()}, batch, o);
+    const Run b = run(on_gpu, values, batch, o);
+    const double unit = 40 * (static_cast<double>(batch.tokens() + 19) * kUnitF32 + 3.01 * 0x1p-18);
+    EXPECT_GT(a.targets, 20);
+    EXPECT_EQ(b.result.targets, a.targets);
+    EXPECT_NEAR(b.result.lm_loss, a.lm_loss, unit * a.lm_loss);
+    double norm = 0, error = 0;
+    for (size_t i = 0; i < want.size(); ++i) {
+      norm += want[i] * want[i];
+      error += (b.gradients[i] - want[i]) * (b.gradients[i] - want[i]);
+    }
+    EXPECT_LE(std::sqrt(error), unit * std::sqrt(norm));
+  }
 }
 
 TEST_F(TrainCuda, RecomputationChangesNoBit) {

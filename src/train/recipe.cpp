@@ -320,8 +320,8 @@ void read_run(Recipe& r, const toml::table& root, const std::string& where) {
   if (r.export_dtype != "bf16" && r.export_dtype != "f32") {
     throw InputError(where + ": run.export: want bf16 or f32");
   }
-  if (r.precision != "bf16" && r.precision != "f32") {
-    throw InputError(where + ": run.precision: want f32 or bf16");
+  if (r.precision != "bf16" && r.precision != "f32" && r.precision != "fp8") {
+    throw InputError(where + ": run.precision: want f32, bf16 or fp8");
   }
   if (r.mode != "deterministic" && r.mode != "fast") {
     throw InputError(where + ": run.mode: want deterministic or fast");

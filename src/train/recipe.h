@@ -45,6 +45,8 @@ struct Stage {
   // With a top-k: whether it runs over masked tiles of all keys (sparse_form.h). Not a key of the
   // recipe: the trainer decides.
   bool masked = false;
+  // Likewise, from run.precision: linear layers of FP8 factors (linear_layers.h).
+  bool fp8 = false;
 
   bool trains_model() const { return kind != StageKind::kWarmup; }
   bool sparse() const { return topk > 0; }
@@ -72,8 +74,10 @@ struct Recipe {
   double spike_factor = 0;
   std::string export_dtype = "bf16";  // or f32
   std::vector<Stage> stages;
-  std::string backend = "cpu";         // or cuda, reference
-  std::string precision = "f32";       // or bf16: what products round their factors to (CUDA)
+  std::string backend = "cpu";  // or cuda, reference
+  // What products round their factors to: f32, bf16 (CUDA), or fp8: those of linear layers to e4m3,
+  // the others as bf16 has them on CUDA and as f32 has them on a CPU.
+  std::string precision = "f32";
   std::string mode = "deterministic";  // or fast: rows of sparse attention in any order (CUDA)
   std::string sparse_form = "auto";    // or gather, mask: of sparse attention, see sparse_form.h
   int64_t expert_parallel = 1, tensor_parallel = 1;  // ranks, see parallel.h

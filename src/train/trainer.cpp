@@ -69,6 +69,7 @@ Objective objective_of(const Stage& s, const BatchCounts& n) {
   o.train_model = s.trains_model();
   o.train_indexer = s.trains_indexer();
   o.recompute = s.recompute;
+  o.fp8 = s.fp8;
   o.lm_scale = 1 / static_cast<double>(n.targets);
   o.mtp_scale = s.mtp_weight / static_cast<double>(n.mtp_targets);
   o.kl_scale = s.kl_weight / static_cast<double>(n.tokens);
@@ -146,9 +147,19 @@ Trainer::Trainer(Recipe recipe, KernelContext& context, std::unique_ptr<Group> o
     : own_group_(std::move(own)), recipe_(std::move(recipe)), context_(context) {
   if (recipe_.precision == "bf16") {
     if (context_.device() == nullptr) {
-      throw UsageError("train: precision bf16 needs --backend cuda; a CPU trains in f32");
+      throw UsageError("train: precision bf16 needs --backend cuda; a CPU trains in f32 or fp8");
     }
     context_.force("matmul", "cuda_bf16");
+  }
+  if (recipe_.precision == "fp8") {
+    if (recipe_.tensor_parallel > 1) {
+      throw UsageError(
+          "train: precision fp8 does not divide heads and MLPs, whose blocks would be cut; want "
+          "tensor_parallel = 1, or precision f32");
+    }
+    if (context_.device() != nullptr) {
+      throw UsageError("train: precision fp8 trains on CPUs alone; want --backend cpu, or bf16");
+    }
   }
   if (recipe_.mode == "fast") {
     if (context_.device() == nullptr) {
@@ -166,6 +177,7 @@ Trainer::Trainer(Recipe recipe, KernelContext& context, std::unique_ptr<Group> o
   for (Stage& s : recipe_.stages) {
     s.masked = s.sparse() && config_.has_indexer() &&
                attends_masked(context_, recipe_.sparse_form, config_, s);
+    s.fp8 = recipe_.precision == "fp8";
   }
   table_ = std::make_unique<ParameterTable>(config_);
   for (const Stage& s : recipe_.stages) data_.emplace_back(s.sources, recipe_.tokenizer, shards_);
@@ -430,9 +442,11 @@ std::string Trainer::stage_line(int64_t index) const {
   return fmt::format(
       "stage {}: {}: {}{} attention, KL over {}, trains {}; {} steps of {} x {} tokens; {}", s.name,
       stage_name(s.kind), rope, sparse ? "sparse" : "dense", kl, learns, s.steps, s.batch, s.length,
-      recipe_.mode + (!sparse    ? ""
-                      : s.masked ? ", masked tiles"
-                                 : ", gathered rows"));
+      recipe_.mode +
+          (!sparse    ? ""
+           : s.masked ? ", masked tiles"
+                      : ", gathered rows") +
+          (s.fp8 ? ", linear layers of FP8 factors" : ""));
 }
 
 double Trainer::flops() const {

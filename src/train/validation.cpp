@@ -18,6 +18,7 @@ ValidationReport validate(KernelContext& context, TrainModel<float>& model,
   o.attention = stage.sparse() ? TrainAttention::kSparse : TrainAttention::kDense;
   o.topk = stage.topk;
   o.masked = stage.masked;
+  o.fp8 = stage.fp8;
   o.train_model = false;
   o.evaluate = true;
   o.measure_topk = stage.sparse() ? stage.topk : config.index_topk;

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "kernels/tolerance.h"
 #include "train/cost.h"
+#include "train/fp8_layers.h"
 #include "train/replicas.h"
 #include "train/tiny.h"
 
@@ -286,6 +287,60 @@ TEST(FloatGradients, SparseOverMaskedTiles) {
   for (const Backend backend : {Backend::kReference, Backend::kCpu}) {
     expect_float_is_double({40, 3, 70}, o, backend);
   }
+}
+
+TEST(Fp8Layers, AreProductsOfWhatInferenceQuantises) {
+  for (const Backend backend : {Backend::kCpu, Backend::kReference}) {
+    KernelContext context(2, backend);
+    for (const Fp8Problem& problem : fp8_problems()) {
+      Fp8Layers layers(context, problem);
+      ASSERT_NO_FATAL_FAILURE(layers.expect_are_the_definition());
+    }
+  }
+}
+
+bool is_linear_layer(const std::string& name) {
+  for (const char* part : {"_proj.weight", "_proj_with_mqa.weight", "wq_b.weight", "wk.weight"}) {
+    if (name.ends_with(part)) return !name.ends_with("weights_proj.weight");
+  }
+  return false;
+}
+
+// A change that rounding takes away leaves the losses as they were; one of any other tensor does
+// not.
+TEST(Fp8Layers, AreAllLinearLayersOfAModelAndNothingElse) {
+  const ModelConfig config = tiny_config_with_mtp();
+  const ParameterTable table(config);
+  std::vector<float> values = tiny_values(table);
+  const MicroBatch batch = tiny_batch({30, 13}, config.vocab_size);
+  KernelContext context(1);
+  TrainModel<float> model(config, table);
+  Objective o = everything(TrainAttention::kDense);
+  o.mtp_scale = 0.5;
+  o.fp8 = true;
+  const auto loss = [&] {
+    std::vector<float> unused(values.size());
+    return loss_of(model.run(context, {values.data(), unused.data()}, batch, o), o);
+  };
+  const double before = loss();
+  int64_t linear = 0;
+  for (const Parameter& p : table.list()) {
+    if (p.group == ParameterGroup::kBias) continue;
+    const bool rounded = is_linear_layer(p.name) && !p.name.ends_with("eh_proj.weight");
+    linear += rounded ? 1 : 0;
+    const auto first = values.begin() + p.offset;
+    const std::vector<float> kept(first, first + p.size());
+    if (rounded) {
+      *(first + 3) *= 1 + 0x1p-14F;
+    } else {
+      for (auto v = first; v != first + p.size(); ++v) *v *= 1.125F;
+    }
+    EXPECT_EQ(loss() == before, rounded) << p.name;
+    std::copy(kept.begin(), kept.end(), first);
+  }
+  // Five of attention and two of the indexer in each of three layers; three of one dense MLP, and
+  // of six experts and a shared one in two layers.
+  EXPECT_EQ(linear, 3 * 7 + 3 + 2 * 7 * 3);
 }
 
 TEST(FloatGradients, ThreadsChangeNoBit) {

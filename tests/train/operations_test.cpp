@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 #include <string>
 
 #include "kernels/mla_sparse/ordered_scatter.h"
@@ -486,6 +487,58 @@ TEST(RouterBias, MovesTowardsTheMean) {
   const float* bias = weights.data() + table.layers()[1].router_bias;
   const float want[] = {0.5F, 0, -0.5F, 0, 0, 0};
   for (int e = 0; e < 6; ++e) EXPECT_EQ(bias[e], want[e]) << e;
+}
+
+// What has no counterpart in inference: small gradients, nothing, and what is not finite.
+TEST(Fp8Round, KeepsSmallGradientsAndWhatIsNotFinite) {
+  KernelContext context(1);
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  const auto rounded = [&](std::vector<float> x, Fp8Blocks blocks) {
+    std::vector<float> y(x.size(), 7);
+    const auto n = static_cast<int64_t>(x.size());
+    const bool down = blocks == Fp8Blocks::kDown;
+    fp8_round<float>(context, {.blocks = blocks,
+                               .x = x.data(),
+                               .x_stride = down ? 1 : n,
+                               .rows = down ? n : 1,
+                               .width = down ? 1 : n,
+                               .y = y.data()});
+    return y;
+  };
+  for (const Fp8Blocks blocks : {Fp8Blocks::kAcross, Fp8Blocks::kDown}) {
+    // 448 values of scale 2^-40 and nothing lost: 17 lies between the neighbours 16 and 18.
+    const std::vector<float> small = {448 * 0x1p-40F, 17 * 0x1p-40F, -0x1p-49F, 0};
+    EXPECT_EQ(rounded(small, blocks),
+              (std::vector<float>{448 * 0x1p-40F, 16 * 0x1p-40F, -0x1p-49F, 0}));
+    EXPECT_EQ(rounded({0, 0, 0}, blocks), std::vector<float>(3));
+    EXPECT_EQ(rounded({0x1p-120F, 0}, blocks), std::vector<float>(2)) << "below the least scale";
+    for (const float bad : {kInf, -kInf, std::nanf("")}) {
+      const std::vector<float> y = rounded({1, bad, 2}, blocks);
+      EXPECT_FALSE(std::isfinite(y[1]));
+    }
+    // The second block has a scale of its own.
+    std::vector<float> two(130, 1);
+    two[128] = 0x1p-20F;
+    two[129] = 0x1.08p-20F;  // in the middle, to even
+    const std::vector<float> y = rounded(two, blocks);
+    EXPECT_EQ(y[127], 1);
+    EXPECT_EQ(y[128], 0x1p-20F);
+    EXPECT_EQ(y[129], 0x1p-20F);
+  }
+  // A weight has the floor of block_quant.
+  const std::vector<float> tiny(4, 1e-9F);
+  std::vector<float> y(4), want(4);
+  std::vector<uint8_t> codes(4);
+  float scale = 0;
+  block_quant(tiny.data(), 2, 2, true, codes.data(), &scale);
+  for (size_t i = 0; i < 4; ++i) want[i] = e4m3_to_float(codes[i]) * scale;
+  fp8_round<float>(context, {.blocks = Fp8Blocks::kSquare,
+                             .x = tiny.data(),
+                             .x_stride = 2,
+                             .rows = 2,
+                             .width = 2,
+                             .y = y.data()});
+  EXPECT_EQ(y, want);
 }
 
 }  // namespace

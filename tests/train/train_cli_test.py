@@ -96,6 +96,9 @@ class Train(unittest.TestCase):
                      "KL over the 8 selected"):
             self.assertIn(part, done.stdout)
         self.assertFalse((self.folder / "dry").exists())
+        self.assertNotIn("FP8", done.stdout)
+        done = tamis(*self.train("dry", "--dry-run", "--precision", "fp8"))
+        self.assertEqual(done.stdout.count("linear layers of FP8 factors"), 3)
 
     def test_killed_runs_go_on_to_the_same_bytes(self):
         done = tamis(*self.train("whole"))
@@ -191,6 +194,8 @@ class Train(unittest.TestCase):
         refused(3, "--backend cpu", "--backend", "cuda")  # a build without CUDA, or no GPU
         refused(2, "needs --backend cuda", "--precision", "bf16")
         refused(2, "needs --backend cuda", "--set", "run.mode=fast")
+        refused(1, "want f32, bf16 or fp8", "--precision", "fp16")
+        refused(2, "want tensor_parallel = 1", "--precision", "fp8", "--tensor-parallel", "2")
         forced = {**os.environ, "TAMIS_OP": "matmul"}
         done = tamis(*self.train("refused"), env=forced)
         self.assertEqual(done.returncode, 2)

@@ -272,6 +272,21 @@ TEST_F(RunsOnRanks, AnyNumberOfRanksGivesTheSameBits) {
   expect_same_end("one", "changing");
 }
 
+// Blocks of FP8 factors begin with an expert's rows, wherever those are.
+TEST_F(RunsOnRanks, Fp8GivesTheSameBits) {
+  const std::vector<std::string> fp8 = {"run.precision=fp8"};
+  std::vector<std::string> alone = kShort;
+  alone.insert(alone.end(), fp8.begin(), fp8.end());
+  const std::vector<StepReport> one = run(recipe("fp8", alone));
+  EXPECT_NEAR(one[0].loss, std::log(8192), 0.5);
+  EXPECT_NE(one[0].loss, run(recipe("not_fp8", kShort), 1)[0].loss);
+  expect_same_reports(one, on(2, "fp8_experts", {fp8[0], "run.expert_parallel=2"}));
+  expect_same_end("fp8", "fp8_experts");
+  on(2, "fp8_parts", fp8, 4);
+  on(1, "fp8_parts", fp8);
+  expect_same_end("fp8", "fp8_parts");
+}
+
 // Tensor parallelism adds over heads and columns in another order than one rank, but always in the
 // same: a run that stops and goes on has the bits of one that does not.
 TEST_F(RunsOnRanks, TensorParallelRunsGoOnWithTheirOwnBits) {

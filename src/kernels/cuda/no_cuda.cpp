@@ -10,6 +10,7 @@
 #include "kernels/elementwise/elementwise_impl.h"
 #include "kernels/embedding/embedding_backward_impl.h"
 #include "kernels/embedding/embedding_impl.h"
+#include "kernels/fp8_round/fp8_round_impl.h"
 #include "kernels/grouped_linear/grouped_linear_impl.h"
 #include "kernels/hadamard/hadamard_impl.h"
 #include "kernels/indexer_kl/indexer_kl_impl.h"
@@ -66,6 +67,7 @@ void cross_entropy_cuda(KernelContext&, const CrossEntropyArgs&) { refuse(); }
 std::vector<CudaWorkload> cuda_workloads() { refuse(); }
 void embedding_cuda(KernelContext&, const EmbeddingArgs&) { refuse(); }
 void fill_cuda(KernelContext&, const FillArgs&) { refuse(); }
+void fp8_round_cuda(KernelContext&, const Fp8RoundArgs<float>&) { refuse(); }
 void gather_rows_cuda(KernelContext&, const GatherRowsArgs&) { refuse(); }
 void grouped_matmuls_cuda(KernelContext&, std::span<const GroupedMatmulArgs<float>>, bool) {
   refuse();
