@@ -9,6 +9,7 @@
 #include "checkpoint/checksum.h"
 #include "text/encode_pieces.h"
 #include "text/tokenizer.h"
+#include "train/input_file.h"
 #include "train/token_data.h"
 
 namespace tamis {
@@ -18,10 +19,19 @@ namespace fs = std::filesystem;
 
 constexpr int64_t kMaxFile = int64_t{1} << 30;
 
+constexpr const char* kWantedInputs =
+    "want files of text, NAME.jsonl with a \"text\" in each line, or folders of them";
+
+Tokenizer load_tokenizer(const std::string& folder) {
+  const std::string path = folder + "/tokenizer.json";
+  want_file(path, "--tokenizer: want a folder with a tokenizer, models/tamis-mini for example");
+  return Tokenizer::load(path);
+}
+
 class Builder {
  public:
   explicit Builder(const DataBuildOptions& options)
-      : options_(options), tokenizer_(Tokenizer::load(options.tokenizer + "/tokenizer.json")) {
+      : options_(options), tokenizer_(load_tokenizer(options.tokenizer)) {
     const std::optional<int32_t> end = tokenizer_.token_to_id(options.end_token);
     if (!end) {
       throw InputError(options.tokenizer + ": the tokenizer has no token " + options.end_token +
@@ -32,7 +42,7 @@ class Builder {
       format_ = options.chat_format.empty() ? detect_chat_format(options.tokenizer)
                                             : parse_chat_format(options.chat_format);
     }
-    fs::create_directories(options.out);
+    make_folder(options.out, "--out: want a folder that can be written");
     if (fs::exists(options.out + "/" + kDataManifest)) {
       throw InputError(options.out + ": holds data already; choose another folder or empty it");
     }
@@ -61,7 +71,9 @@ class Builder {
 
   DataBuildResult finish() {
     write_shard();
-    if (result_.tokens == 0) throw InputError("data: the inputs hold no text");
+    if (result_.tokens == 0) {
+      throw InputError(std::string("data: the inputs hold no text; ") + kWantedInputs);
+    }
     const Json manifest = {{"format", 1},
                            {"tokenizer", tokenizer_checksum(options_.tokenizer)},
                            {"vocab_size", tokenizer_.vocab_size()},
@@ -205,7 +217,8 @@ DataBuildResult build_data(const DataBuildOptions& options,
   const std::vector<std::string> files = files_of(options.inputs);
   int64_t total = 0, done = 0;
   for (const std::string& file : files) {
-    std::error_code unreadable;  // read_text_file says what is wrong with it
+    want_file(file, kWantedInputs);  // before hours of work on others
+    std::error_code unreadable;      // read_text_file says what is wrong with it
     const auto size = fs::file_size(file, unreadable);
     if (!unreadable) total += static_cast<int64_t>(size);
   }

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "train/input_file.h"
 
 namespace tamis {
 namespace {
@@ -396,6 +397,7 @@ bool Recipe::begins_like(const std::string& other, int64_t count) const {
 
 Recipe Recipe::load(const std::string& path, const std::vector<std::string>& settings) {
   toml::table root;
+  want_file(path, "want the recipe of a run, a TOML file; docs/training.md has one to begin with");
   try {
     root = toml::parse(read_text_file(path, kMaxRecipe), path);
   } catch (const toml::parse_error& e) {

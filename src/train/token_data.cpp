@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "checkpoint/checksum.h"
+#include "train/input_file.h"
 #include "train/random.h"
 
 namespace tamis {
@@ -64,6 +65,8 @@ TokenData::TokenData(const std::string& folder) {
     if (name.find('/') != std::string::npos) {
       throw InputError(path + ": " + printable(name) + ": want a file of this folder");
     }
+    want_file(folder + "/" + name,
+              "data.json of the folder lists it; make the folder anew with `tamis data build`");
     open(folder + "/" + name, field<int64_t>(entry, "tokens", path));
   }
   documents_.push_back(tokens_);

@@ -15,6 +15,7 @@
 #include "kernels/memory.h"
 #include "train/cost.h"
 #include "train/export.h"
+#include "train/input_file.h"
 #include "train/sparse_form.h"
 #include "train/train_log.h"
 #include "train/weights_io.h"
@@ -170,6 +171,11 @@ Trainer::Trainer(Recipe recipe, KernelContext& context, std::unique_ptr<Group> o
   }
   const std::string config =
       recipe_.config.empty() ? recipe_.from + "/config.json" : recipe_.config;
+  if (!recipe_.from.empty()) {
+    want_file(recipe_.from + "/config.json",
+              "model.from: want a folder with a model's config.json and weights");
+  }
+  want_file(config, "model.config: want the config.json of a model, as recipes/xs has one");
   config_text_ = read_text_file(config, kMaxConfig);
   config_ = ModelConfig::parse(config_text_, config);
   set_up_mtp(config);
@@ -179,6 +185,8 @@ Trainer::Trainer(Recipe recipe, KernelContext& context, std::unique_ptr<Group> o
                attends_masked(context_, recipe_.sparse_form, config_, s);
     s.fp8 = recipe_.precision == "fp8";
   }
+  want_file(recipe_.tokenizer + "/tokenizer.json",
+            "model.tokenizer: want a folder with a tokenizer, models/tamis-mini for example");
   table_ = std::make_unique<ParameterTable>(config_);
   for (const Stage& s : recipe_.stages) data_.emplace_back(s.sources, recipe_.tokenizer, shards_);
   if (!recipe_.validation.empty()) {
@@ -736,7 +744,7 @@ void Trainer::end_stage() {
 void Trainer::run(int64_t last_step, FunctionRef<void(const StepReport&)> report) {
   std::optional<TrainLog> log;  // rank 0 alone writes
   if (replicas_->rank() == 0) {
-    std::filesystem::create_directories(recipe_.out);
+    make_folder(recipe_.out, "run.out: want a folder that can be written");
     log.emplace(recipe_.out, position_.step);
   }
   int64_t skips = 0, saved = position_.step;

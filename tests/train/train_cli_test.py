@@ -202,8 +202,48 @@ class Train(unittest.TestCase):
         self.assertIn("want op:implementation", done.stderr)
         refused(1, "want deterministic or fast", "--set", "run.mode=quick")
         refused(1, "mpirun -n 2", "--expert-parallel", "2")
-        missing = tamis("train", "-c", self.folder / "nothing.toml")
-        self.assertEqual(missing.returncode, 1)
+
+    def test_what_is_missing_is_said_with_what_to_do(self):
+        empty, file = self.folder / "empty", self.folder / "file"
+        empty.mkdir()
+        file.write_text("a file")
+        broken = self.folder / "broken"
+        shutil.copytree(self.folder / "data", broken)
+        for shard in broken.glob("*.safetensors"):
+            shard.unlink()
+
+        def refused(text, *arguments):
+            done = tamis(*arguments)
+            self.assertEqual(done.returncode, 1, done.stderr)
+            self.assertIn(text, done.stderr)
+
+        def set_to(key, value, text):
+            refused(text, *self.train("missing", "--set", f'{key}="{value}"'))
+
+        refused("nothing.toml: no such file; want the recipe", "train", "-c",
+                self.folder / "nothing.toml")
+        refused("a folder, not a file; want the recipe", "train", "-c", self.folder)
+        set_to("model.config", "nothing.json", "nothing.json: no such file; model.config: want")
+        set_to("model.config", self.folder, "a folder, not a file; model.config: want")
+        for folder in (empty, "/nothing"):
+            set_to("model.tokenizer", folder,
+                   f"{folder}/tokenizer.json: no such file; model.tokenizer: want")
+            set_to("model.from", folder, f"{folder}/config.json: no such file; model.from: want")
+            set_to("run.branch_from", folder, f"{folder}: run.branch_from: want a run")
+            for key in ("data.train", "data.validation", "stage.0.data"):
+                set_to(key, folder, f"{folder}: no data.json; `tamis data build` makes")
+        set_to("data.train", broken, "tokens-00000.safetensors: no such file; data.json of the")
+        set_to("run.out", file / "run", "the folder cannot be made (Not a directory); run.out: want")
+
+        def build(text, tokenizer, out, *inputs):
+            refused(text, "data", "build", "-t", tokenizer, "-o", out, *inputs)
+
+        tokenizer, readme = self.folder / "tokenizer", SOURCE / "README.md"
+        build("tokenizer.json: no such file; --tokenizer: want", empty, self.folder / "new", readme)
+        build("(Not a directory); --out: want", tokenizer, file / "data", readme)
+        build("nothing.txt: no such file; want files of text", tokenizer, self.folder / "new",
+              readme, "nothing.txt")
+        build("the inputs hold no text; want files of text", tokenizer, self.folder / "new", empty)
 
 
 unittest.main(argv=sys.argv[:1])
