@@ -58,29 +58,30 @@ void Mixture::Source::append(uint64_t seed, int64_t number, int64_t length, bool
 
 void Mixture::append(uint64_t seed, int64_t number, int64_t length, bool answers_only,
                      MicroBatch& batch) const {
-  list_[source_of(seed, number)].append(seed, number, length, answers_only, batch);
+  append_from(source_of(seed, number), seed, number, length, answers_only, batch);
 }
 
 void Mixture::append_from(size_t index, uint64_t seed, int64_t number, int64_t length,
                           bool answers_only, MicroBatch& batch) const {
-  list_[index].append(seed, number, length, answers_only, batch);
+  list_[index].append(seed, number, length, answers_only || specs_[index].answers, batch);
 }
 
 void Mixture::check(uint64_t seed, int64_t length, bool answers_only) const {
   for (size_t i = 0; i < list_.size(); ++i) {
     const Source& source = list_[i];
+    const bool answers = answers_only || specs_[i].answers;
     if (source.shards && length >= source.shards->tokens()) {
       throw InputError(fmt::format("sequences of {} tokens, {} has {}", length, specs_[i].shards,
                                    source.shards->tokens()));
     }
-    if (source.shards && answers_only && !source.shards->has_answers()) {
+    if (source.shards && answers && !source.shards->has_answers()) {
       throw InputError(specs_[i].shards +
                        ": no answers are marked in it; `tamis data build --chat` makes such a "
                        "folder from conversations");
     }
     MicroBatch batch;
     try {
-      source.append(seed, 0, length, answers_only, batch);
+      source.append(seed, 0, length, answers, batch);
     } catch (const UsageError& e) {
       throw InputError(e.what());
     }
@@ -96,12 +97,15 @@ int64_t Mixture::tokens() const {
 int64_t Mixture::vocab_size() const { return vocab_size_; }
 
 std::string Mixture::checksum() const {
-  if (list_.size() == 1 && list_[0].shards) return list_[0].shards->checksum();
+  if (list_.size() == 1 && list_[0].shards && !specs_[0].answers) {
+    return list_[0].shards->checksum();
+  }
   std::string text = tokenizer_;
   for (size_t i = 0; i < list_.size(); ++i) {
     text += fmt::format("\n{}", specs_[i].weight);
     if (list_[i].shards) {
       text += list_[i].shards->checksum();
+      if (specs_[i].answers) text += " answers";
       continue;
     }
     const TaskSettings& t = *specs_[i].task;

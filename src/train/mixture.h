@@ -22,6 +22,7 @@ struct SourceSpec {
   std::string shards;  // folder of `tamis data build`, or
   std::optional<TaskSettings> task;
   double weight = 1;
+  bool answers = false;  // of shards: whole conversations, in stages of every kind
   std::string name() const { return task ? std::string(task_name(task->kind)) : shards; }
 };
 
@@ -34,7 +35,8 @@ class Mixture {
   // has not the end-of-text token of the tasks.
   Mixture(const std::vector<SourceSpec>& sources, const std::string& tokenizer, ShardCache& shards);
 
-  // answers_only: whole documents, and a loss where their answers are (see TokenData).
+  // answers_only: whole documents, and a loss where their answers are (see TokenData), for shards
+  // whose source does not say so already.
   void append(uint64_t seed, int64_t number, int64_t length, bool answers_only,
               MicroBatch& batch) const;
 

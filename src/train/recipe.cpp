@@ -160,6 +160,7 @@ std::vector<SourceSpec> read_sources(const toml::node& node, const std::string& 
     t.get("weight", spec.weight, 1e-9, kMost);
     if (t.has("shards") == t.has("task")) throw InputError(at + ": want either shards or task");
     t.get("shards", spec.shards);
+    if (t.has("shards")) t.get("answers", spec.answers);
     if (t.has("task")) spec.task = read_task(t);
     t.finish();
     sources.push_back(spec);

@@ -350,6 +350,26 @@ TEST_F(Shards, OnlyAnswersOfConversationsAreTargets) {
   data.append_documents(2, 0, 5, b);
   EXPECT_EQ(b.tokens(), 5) << "a document longer than the sequence is cut";
 
+  // A source of a mixture may be drawn like that in stages of other kinds.
+  ShardCache cache;
+  const SourceSpec windows{folder_ / "chat", {}, 1, false}, whole{folder_ / "chat", {}, 1, true};
+  const Mixture as_text({windows}, folder_ / "tokenizer", cache);
+  const Mixture as_answers({whole}, folder_ / "tokenizer", cache);
+  for (int64_t n = 0; n < 12; ++n) {
+    MicroBatch want, own, sft, text;
+    data.append_documents(2, n, 36, want);
+    as_answers.append(2, n, 36, false, own);
+    as_text.append(2, n, 36, true, sft);
+    as_text.append(2, n, 36, false, text);
+    EXPECT_EQ(own.ids, want.ids);
+    EXPECT_EQ(own.targets, want.targets);
+    EXPECT_EQ(own.begins, want.begins);
+    EXPECT_EQ(sft.targets, want.targets);
+    EXPECT_EQ(text.tokens(), 36);
+    EXPECT_NE(text.targets, want.targets);
+  }
+  EXPECT_NE(as_text.checksum(), as_answers.checksum());
+
   DataBuildOptions wrong = options("wrong");
   wrong.inputs = {std::string(TAMIS_SOURCE_DIR) + "/README.md"};
   wrong.chat = true;

@@ -626,6 +626,8 @@ TEST_F(Runs, RefusesWhatCannotWork) {
   expect_refused({"stage.0.kind=stf"}, "want pretrain, warmup, sparse, dense or sft");
   expect_refused({"stage.0.kind=sft"}, "no answers are marked");
   expect_refused({R"(data.train=[{shards = "data", task = "copy"}])"}, "either shards or task");
+  expect_refused({R"(data.train=[{shards = "data", answers = true}])"}, "no answers are marked");
+  expect_refused({R"(data.train=[{task = "copy", answers = true}])"}, "answers: no such key");
   expect_refused({R"(data.train=[{task = "copi"}])"}, "want one of recall, needle");
   expect_refused({R"(data.train=[{task = "copy", hops = 3}])"}, "hops: no such key");
   expect_refused({R"(data.train=[{task = "needle", keys = 40}])"}, "have no room");
