@@ -6,7 +6,8 @@
 
 The model is one layer: V3.2's attention and indexer (128 heads, latent 512 + 64, 64 index heads of 128,
 top-k 2,048) and an MLP of width 2,048, so that attention is most of a step. Each length trains one
-sequence a step, nearly full of one document. A length that does not fit on the GPU is left out, and said.
+sequence a step, nearly full of one document; the faster of its steps counts. Nothing is saved, and one
+run of the program goes through all lengths. A length that does not fit on the GPU is left out, and said.
 """
 import argparse
 import json
@@ -35,14 +36,14 @@ tokenizer = "{tokenizer}"
 train = [{{ task = "recall", queries = 16 }}]
 [run]
 out = "run"
-save_every = 1000000
-keep_last = 1
-export = "bf16"
+save = false
 precision = "{precision}"
+sparse_form = "{form}"
 '''
 STAGE = '''
 [[stage]]
 kind = "{kind}"
+name = "{kind}-{length}"
 steps = {steps}
 batch = 1
 micro_batch = 1
@@ -51,71 +52,92 @@ lr = 1e-5
 '''
 
 NAMES = {'pretrain': 'dense', 'warmup': 'indexer warm-up', 'sparse': 'sparse'}
+STYLES = {'sparse': 'o-', 'pretrain': 's--', 'warmup': '^:'}
 
 
-def peak_of(process):
-    """The most memory of the GPU in MiB that was seen in use until `process` ended; 0 without a GPU."""
+def memory_used():
+    """MiB of the GPU in use; 0 without one."""
     device = os.environ.get('CUDA_VISIBLE_DEVICES', '0').split(',')[0]
-    peak = 0
-    while process.poll() is None:
-        try:
-            used = subprocess.run(
-                ['nvidia-smi', '-i', device, '--query-gpu=memory.used', '--format=csv,noheader,nounits'],
-                check=False, stdout=subprocess.PIPE, text=True).stdout
-            peak = max(peak, int(used or 0))
-        except FileNotFoundError:
-            pass
-        time.sleep(0.05)
-    return peak
+    try:
+        used = subprocess.run(
+            ['nvidia-smi', '-i', device, '--query-gpu=memory.used', '--format=csv,noheader,nounits'],
+            check=False, stdout=subprocess.PIPE, text=True).stdout
+        return int(used or 0)
+    except FileNotFoundError:
+        return 0
 
 
-def train(args, folder, length, stages):
-    """[{length, stage, ...}] of the stages of that length; what did not fit is missing."""
-    with open(os.path.join(folder, 'config.json'), 'w', encoding='utf-8') as file:
-        json.dump({**CONFIG, 'num_attention_heads': args.heads, 'num_key_value_heads': args.heads}, file)
-    with open(os.path.join(folder, 'train.toml'), 'w', encoding='utf-8') as file:
-        file.write(RECIPE.format(tokenizer=os.path.abspath(args.tokenizer), precision=args.precision))
-        for kind, steps, tokens in stages:
-            file.write(STAGE.format(kind=kind, steps=steps, length=tokens))
-            if kind == 'sparse':
-                file.write(f"topk = {CONFIG['index_topk']}\n")
-    with open(os.path.join(folder, 'out.txt'), 'w+', encoding='utf-8') as out:
-        with subprocess.Popen(
+def train(args, form, stages):
+    """Trains the stages [(kind, length)] one after the other; yields a row for each that ended, until
+    one of them does not fit."""
+    with tempfile.TemporaryDirectory() as folder:
+        with open(os.path.join(folder, 'config.json'), 'w', encoding='utf-8') as file:
+            json.dump({**CONFIG, 'num_attention_heads': args.heads,
+                       'num_key_value_heads': args.heads}, file)
+        with open(os.path.join(folder, 'train.toml'), 'w', encoding='utf-8') as file:
+            file.write(RECIPE.format(tokenizer=os.path.abspath(args.tokenizer),
+                                     precision=args.precision, form=form))
+            # An indexer that never learned may not choose.
+            for kind, length in [('warmup', 2 * CONFIG['index_topk'] - 1), *stages]:
+                file.write(STAGE.format(kind=kind, steps=args.steps, length=length))
+                if kind == 'sparse':
+                    file.write(f"topk = {CONFIG['index_topk']}\n")
+        log = os.path.join(folder, 'run', 'log.jsonl')
+        with open(os.path.join(folder, 'out.txt'), 'w+', encoding='utf-8') as out, subprocess.Popen(
                 [os.path.abspath(args.tamis), 'train', '-c', 'train.toml', '--backend', args.backend],
                 cwd=folder, stdout=out, stderr=subprocess.STDOUT) as process:
-            peak = peak_of(process)
-        if process.returncode != 0:
-            out.seek(0)
-            print(f'{length}: ended with {process.returncode}: {out.read().strip()[-400:]}',
-                  file=sys.stderr)
-    best = {}  # the fastest step of each stage
-    log = os.path.join(folder, 'run', 'log.jsonl')
-    with open(log if os.path.exists(log) else os.devnull, encoding='utf-8') as lines:
-        for row in map(json.loads, lines):
-            stage = row.get('stage')
-            if row.get('tokens', 0) > 0.8 * length and (
-                    stage not in best or row['seconds'] < best[stage]['seconds']):
-                best[stage] = row
-    return [{'length': length, 'stage': stage, 'heads': args.heads, 'precision': args.precision,
-             'tokens': row['tokens'], 'seconds': row['seconds'], 'peak_mib': peak,
-             'us_per_token': 1e6 * row['seconds'] / row['tokens']} for stage, row in best.items()]
+            seen, peak, best = 0, 0, {}
+            while True:
+                ended = process.poll() is not None
+                peak = max(peak, memory_used())
+                lines = []
+                if os.path.exists(log):
+                    with open(log, encoding='utf-8') as file:
+                        lines = [line for line in file if line.endswith('\n')]
+                for row in map(json.loads, lines[seen:]):
+                    if 'seconds' not in row or row['stage'].split('-')[0] not in NAMES:
+                        continue
+                    best.setdefault(row['stage'], []).append(row)
+                    if len(best[row['stage']]) < args.steps:
+                        continue
+                    kind, length = row['stage'].split('-')
+                    if (kind, int(length)) not in stages:
+                        continue
+                    fastest = min(best[row['stage']], key=lambda r: r['seconds'] / r['tokens'])
+                    yield {'length': int(length), 'stage': kind, 'form': form, 'heads': args.heads,
+                           'precision': args.precision, 'tokens': fastest['tokens'],
+                           'seconds': fastest['seconds'], 'peak_mib': peak,
+                           'us_per_token': 1e6 * fastest['seconds'] / fastest['tokens']}
+                seen = len(lines)
+                if ended:
+                    break
+                time.sleep(0.05)
+            if process.returncode != 0:
+                out.seek(0)
+                print(f'ended with {process.returncode}: {out.read().strip()[-400:]}', file=sys.stderr)
 
 
 def run(args):
     if not os.access(args.tamis, os.X_OK):
         sys.exit(f'{args.tamis}: no such program; build it (cmake --preset cuda), or give --tamis')
-    short = max(4096, 2 * CONFIG['index_topk'])  # an indexer that never learned may not choose
+    for kind in args.kinds:
+        if kind not in NAMES:
+            sys.exit(f'--kinds {kind}: want some of {", ".join(NAMES)}')
     with open(args.out, 'a', encoding='utf-8') as out:
-        for length in args.lengths:
-            for stages in ([('pretrain', args.steps, length), ('warmup', args.steps, length)],
-                           [('warmup', 1, short), ('sparse', args.steps, length)]):
-                with tempfile.TemporaryDirectory() as folder:
-                    rows = [row for row in train(args, folder, length, stages)
-                            if stages[0][0] == 'pretrain' or row['stage'] == 'sparse']
-                for row in rows:
+        for form in args.forms:
+            # Lengths rise, so the most memory so far is that of the stage. What does not depend on
+            # the form is trained with the first of them.
+            left = [(kind, length) for length in sorted(args.lengths) for kind in args.kinds
+                    if kind == 'sparse' or form == args.forms[0]]
+            while left:
+                for row in train(args, form, left):
+                    left.remove((row['stage'], row['length']))
                     print(json.dumps(row), file=out, flush=True)
-                    print(f"{length:7d} {row['stage']:8s} {row['us_per_token']:9.2f} us a token, "
-                          f"{row['peak_mib']} MiB", flush=True)
+                    print(f"{row['length']:7d} {row['stage']:8s} {form:6s} "
+                          f"{row['us_per_token']:9.2f} us a token, {row['peak_mib']} MiB", flush=True)
+                if left:
+                    print(f'{left[0][1]}: {left[0][0]} ({form}) is left out', file=sys.stderr)
+                    left.pop(0)
 
 
 def plot(args):
@@ -126,12 +148,16 @@ def plot(args):
         rows = [json.loads(line) for line in lines]
     matplotlib.rcParams['svg.hashsalt'] = 'tamis'  # the same bytes for the same data
     figure, axes = plt.subplots(figsize=(7, 4))
-    for stage, style in (('sparse', 'o-'), ('pretrain', 's--'), ('warmup', '^:')):
-        for heads in sorted({r['heads'] for r in rows}, reverse=True):
-            points = sorted((r['length'], r['us_per_token']) for r in rows
-                            if r['stage'] == stage and r['heads'] == heads)
-            if points:
-                axes.plot(*zip(*points), style, label=f'{NAMES[stage]}, {heads} heads')
+    lines = sorted({(r['stage'], r['heads'], r.get('form', 'auto') if r['stage'] == 'sparse' else '')
+                    for r in rows}, key=lambda k: (list(STYLES).index(k[0]), -k[1], k[2]))
+    for stage, heads, form in lines:
+        points = sorted((r['length'], r['us_per_token']) for r in rows
+                        if r['stage'] == stage and r['heads'] == heads
+                        and (stage != 'sparse' or r.get('form', 'auto') == form))
+        label = f'{NAMES[stage]}, {heads} heads'
+        if form not in ('', 'auto'):
+            label += f', {form}'
+        axes.plot(*zip(*points), STYLES[stage], label=label)
     lengths = sorted({r['length'] for r in rows})
     axes.set_xscale('log', base=2)
     axes.set_xticks(lengths)
@@ -156,7 +182,11 @@ def main():
     measure.add_argument('--backend', default='cuda')
     measure.add_argument('--precision', default='bf16')
     measure.add_argument('--heads', type=int, default=128)
-    measure.add_argument('--steps', type=int, default=3)
+    measure.add_argument('--steps', type=int, default=2)
+    measure.add_argument('--kinds', default=list(NAMES), type=lambda text: text.split(','),
+                         help='stages to train: pretrain (dense), warmup, sparse')
+    measure.add_argument('--forms', default=['auto'], type=lambda text: text.split(','),
+                         help='of sparse attention: auto, gather, mask')
     measure.add_argument('--lengths', default=[4096, 8192, 16384, 32768, 65536, 131072],
                          type=lambda text: [int(part) for part in text.split(',')])
     measure.set_defaults(call=run)

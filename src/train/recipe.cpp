@@ -302,6 +302,7 @@ void read_run(Recipe& r, const toml::table& root, const std::string& where) {
   int64_t seed = 0;
   run.get("seed", seed, 0, 9e15);
   r.seed = static_cast<uint64_t>(seed);
+  run.get("save", r.save);
   run.get("save_every", r.save_every, 1, kMost);
   run.get("keep_last", r.keep_last, 1, kMost);
   run.get("keep_every", r.keep_every, 0, kMost);

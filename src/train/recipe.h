@@ -63,6 +63,7 @@ struct Recipe {
   // and clocks from the end of the last of them. Empty: it begins at the beginning.
   std::string branch_from;
   uint64_t seed = 0;
+  bool save = true;  // checkpoints and model folders; else nothing but the logs stays
   int64_t save_every = 100, keep_last = 2,
           keep_every = 0;              // steps; checkpoints besides those of stage ends
   std::vector<SourceSpec> validation;  // held out; empty: no validation

@@ -708,6 +708,7 @@ TrainingState Trainer::state() {
 
 void Trainer::save(bool stage_end) {
   position_.stage_end = stage_end;
+  if (!recipe_.save) return;
   TrainingState s = state();
   if (replicas_->rank() == 0) writer_->start(std::move(s));
 }
@@ -715,8 +716,8 @@ void Trainer::save(bool stage_end) {
 // The model folder first: a kill between the two makes it again.
 void Trainer::end_stage() {
   const Stage& stage = recipe_.stages[static_cast<size_t>(position_.stage)];
-  const std::vector<float> values = weights();
-  if (replicas_->rank() == 0) {
+  const std::vector<float> values = recipe_.save ? weights() : std::vector<float>();
+  if (recipe_.save && replicas_->rank() == 0) {
     ExportOptions o;
     o.folder = recipe_.out + "/" + stage.name;
     o.config_text = config_text_;

@@ -437,6 +437,25 @@ TEST_F(Runs, ValidatesAndLogs) {
 }
 
 // Conversations about the letters, and exercises: a mixture that goes through every stage.
+TEST_F(Runs, WithoutSavingOnlyTheLogsStay) {
+  const std::vector<std::string> settings = {"stage.0.steps=2", "stage.1.steps=2",
+                                             "stage.2.steps=2"};
+  std::vector<std::string> unsaved = settings;
+  unsaved.emplace_back("run.save=false");
+  const std::vector<StepReport> want = run(recipe("saved", settings));
+  const std::vector<StepReport> got = run(recipe("unsaved", unsaved));
+  ASSERT_EQ(got.size(), want.size());
+  for (size_t i = 0; i < got.size(); ++i) {
+    EXPECT_TRUE(got[i].loss == want[i].loss || std::isnan(want[i].loss)) << i;  // none in warm-up
+    EXPECT_EQ(got[i].kl, want[i].kl) << i;
+  }
+  EXPECT_TRUE(std::filesystem::exists(*workshop_ / "saved/sparse"));
+  for (const auto& entry : std::filesystem::directory_iterator(*workshop_ / "unsaved")) {
+    const std::string name = entry.path().filename();
+    EXPECT_TRUE(name == "log.jsonl" || name == "tensorboard") << name;
+  }
+}
+
 TEST_F(Runs, MixturesAndAnswers) {
   DataBuildOptions chats;
   chats.tokenizer = *workshop_ / "tokenizer";
