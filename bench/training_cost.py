@@ -130,13 +130,15 @@ def run(args):
             left = [(kind, length) for length in sorted(args.lengths) for kind in args.kinds
                     if kind == 'sparse' or form == args.forms[0]]
             while left:
+                first = left[0]
                 for row in train(args, form, left):
                     left.remove((row['stage'], row['length']))
                     print(json.dumps(row), file=out, flush=True)
                     print(f"{row['length']:7d} {row['stage']:8s} {form:6s} "
                           f"{row['us_per_token']:9.2f} us a token, {row['peak_mib']} MiB", flush=True)
-                if left:
-                    print(f'{left[0][1]}: {left[0][0]} ({form}) is left out', file=sys.stderr)
+                # What did not fit beside what came before may fit alone.
+                if left and left[0] == first:
+                    print(f'{first[1]}: {first[0]} ({form}) is left out', file=sys.stderr)
                     left.pop(0)
 
 

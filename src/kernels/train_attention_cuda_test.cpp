@@ -9,6 +9,7 @@
 
 #include "kernels/indexer_kl/indexer_kl_impl.h"
 #include "kernels/indexer_select/indexer_select_impl.h"
+#include "kernels/indexer_select/train_problem.h"
 #include "kernels/mla_dense/mla_dense_backward_impl.h"
 #include "kernels/mla_sparse/mla_sparse_backward_impl.h"
 #include "kernels/test_weight.h"
@@ -262,35 +263,6 @@ std::vector<int32_t> selection(int64_t tokens, int64_t k) {
   return indices;
 }
 
-// Where tokens stand if sequences of 1, 8, 27, .. tokens follow each other, and rows of a selection
-// that stay in their sequence.
-struct Ragged {
-  explicit Ragged(int64_t tokens) {
-    for (int64_t side = 1; static_cast<int64_t>(position.size()) < tokens; ++side) {
-      for (int64_t t = 0; t < side * side * side; ++t) {
-        if (static_cast<int64_t>(position.size()) == tokens) break;
-        position.push_back(static_cast<int32_t>(t));
-        longest = std::max(longest, t + 1);
-      }
-    }
-  }
-  // Selections of each sequence alone, as rows of the batch.
-  template <typename Select>
-  std::vector<int32_t> rows(const Select& select) const {
-    std::vector<int32_t> all;
-    for (size_t begin = 0, end = 0; begin < position.size(); begin = end) {
-      for (end = begin + 1; end < position.size() && position[end] > 0;) ++end;
-      for (const int32_t s :
-           select(static_cast<int64_t>(begin), static_cast<int64_t>(end - begin))) {
-        all.push_back(s < 0 ? s : s + static_cast<int32_t>(begin));
-      }
-    }
-    return all;
-  }
-  std::vector<int32_t> position;
-  int64_t longest = 0;
-};
-
 struct SparseResult {
   Floats out, target, dq_latent, dq_pe, dc_kv, dk_pe;
 };
@@ -512,19 +484,6 @@ TEST_F(TrainAttentionCuda, SparseIsTheReference) {
 
 // ---- the indexer
 
-// Quarters: their products and sums are exact, so a product's sign is the reference's, and many are
-// exactly 0.
-Floats quarters(int64_t count, uint32_t seed) {
-  std::mt19937 random(seed);
-  Floats x(static_cast<size_t>(count));
-  for (float& v : x) v = static_cast<float>(static_cast<int>(random() % 9) - 4) / 4;
-  return x;
-}
-
-struct IndexShape {
-  int64_t heads, dim;
-};
-
 struct IndexGradients {
   Floats dq, dw, dk;
   Doubles kl;
@@ -587,15 +546,14 @@ class IndexProblem {
   Floats q, w, k;
 };
 
-constexpr IndexShape kIndexShapes[] = {{4, 128}, {1, 20}, {3, 7}, {64, 32}};
-
 // Through scores in memory (size 40), in tiles, and in tiles over a selection (size -k); factors
-// apart, and rounded to bf16.
+// apart, and rounded to bf16, also by two tiles at once.
 TEST_F(TrainAttentionCuda, WarmUpLossIsTheReference) {
-  for (const bool bf16 : {false, true}) {
-    if (bf16) {
+  for (const char* tiles : {"", "cuda", "cuda_wide"}) {
+    if (*tiles != '\0') {
       product_error = kBf16;
       context().force("matmul", "cuda_bf16");
+      context().force("indexer_kl_tiles", tiles);
     }
     for (const IndexShape& shape : kIndexShapes) {
       for (const int64_t tokens : {1, 63, 64, 65, 150}) {
@@ -644,7 +602,7 @@ TEST_F(TrainAttentionCuda, WarmUpLossIsTheReference) {
 TEST_F(TrainAttentionCuda, SparseLossIsTheReferenceInBlocksOfAnySize) {
   for (const IndexShape& shape : kIndexShapes) {
     for (const int64_t tokens : {1, 63, 65, 150}) {
-      for (const int64_t k : {1, 33, 64}) {
+      for (const int64_t k : {1, 33, 64, 130}) {
         if (skip_case()) continue;
         SCOPED_TRACE("dim " + std::to_string(shape.dim) + " k " + std::to_string(k));
         const IndexProblem p(shape, tokens);
@@ -696,99 +654,23 @@ TEST_F(TrainAttentionCuda, SparseLossIsTheReferenceInBlocksOfAnySize) {
                       a.kl == b.kl);
         }
         check(got);
-        if (shape.heads <= 16) {
-          context().force("indexer_kl_sparse", "cuda_few");
+        for (const char* name : {"cuda_few", "cuda_many"}) {
+          if (name == std::string("cuda_few") && shape.heads > 16) continue;
+          context().force("indexer_kl_sparse", name);
           const IndexGradients few = run(0), once_more = run(0);
           EXPECT_TRUE(same_bits(few.dq, once_more.dq) && same_bits(few.dw, once_more.dw) &&
                       same_bits(few.dk, once_more.dk) && few.kl == once_more.kl);
           check(few);
+          product_error = kBf16;
+          context().force("train_products", "cuda_bf16");
+          check(run(0));
+          product_error = kTwoParts;
+          context().force("train_products", "cuda");
           context().force("scatter_rows", "cuda_atomic");
           check(run(0));
           context().force("scatter_rows", "cuda");
         }
         if (HasFatalFailure()) return;
-      }
-    }
-  }
-}
-
-// Quarters and weights that are powers of two tie often, and no sum of them is rounded.
-TEST_F(TrainAttentionCuda, SelectionIsExact) {
-  for (const IndexShape& shape : kIndexShapes) {
-    for (const int64_t tokens : {1, 63, 64, 65, 300, 1100, 2000, 4200, 9000}) {
-      for (const int64_t k : {1, 33, 64, 400}) {
-        if (tokens > 300 && (shape.heads != 3 || k != 33)) continue;
-        if (skip_case()) continue;
-        IndexProblem p(shape, tokens);
-        for (size_t i = 0; i < p.w.size(); ++i) p.w[i] = i % 3 == 0 ? -0.25f : 0.5f;
-        IndexerSelectTrainArgs a{p.q.data(),  p.w.data(), p.k.data(), tokens,
-                                 shape.heads, shape.dim,  k,          nullptr};
-        std::vector<int32_t> want(static_cast<size_t>(tokens * k));
-        a.indices = want.data();
-        KernelContext host(1, Backend::kReference);
-        if (tokens <= 300) indexer_select_train(host, a);
-        const Device<float> q(context(), p.q), w(context(), p.w), keys(context(), p.k);
-        const Device<int32_t> indices(context(), tokens * k);
-        indexer_select_train(context(), {q.data(), w.data(), keys.data(), tokens, shape.heads,
-                                         shape.dim, k, indices.data()});
-        if (tokens > 300) want = indices.read();  // too long for the reference
-        ASSERT_EQ(indices.read(), want) << shape.dim << " " << tokens << " " << k;
-        const Ragged ragged(tokens);
-        const Device<int32_t> position(context(), ragged.position);
-        const std::vector<int32_t> each = ragged.rows([&](int64_t begin, int64_t count) {
-          IndexerSelectTrainArgs part = a;
-          part.q += begin * shape.heads * shape.dim;
-          part.w += begin * shape.heads;
-          part.keys += begin * shape.dim;
-          part.tokens = count;
-          std::vector<int32_t> rows(static_cast<size_t>(count * k));
-          part.indices = rows.data();
-          indexer_select_train(host, part);
-          return rows;
-        });
-        indexer_select_train(context(), {q.data(),
-                                         w.data(),
-                                         keys.data(),
-                                         tokens,
-                                         shape.heads,
-                                         shape.dim,
-                                         k,
-                                         indices.data(),
-                                         {position.data(), ragged.longest}});
-        ASSERT_EQ(indices.read(), each) << "in several";
-        const int64_t words = selection_words(ragged.longest);
-        const int64_t all = tokens * selection_words_in_all(ragged.longest);
-        std::vector<uint64_t> bits(static_cast<size_t>(all));
-        mask_selection(host, {each.data(),
-                              tokens,
-                              k,
-                              {ragged.position.data(), ragged.longest},
-                              bits.data(),
-                              tokens,
-                              words});
-        bits.resize(static_cast<size_t>(tokens * words));
-        for (const char* name : {"cuda", "cuda_topk"}) {
-          context().force("select_mask", name);
-          const Device<uint64_t> got(context(), all);
-          IndexerSelectTrainArgs there{q.data(),    w.data(),  keys.data(), tokens,
-                                       shape.heads, shape.dim, k,           indices.data()};
-          there.sequences = {position.data(), ragged.longest};
-          select_mask(context(), {there, got.data(), tokens, words});
-          std::vector<uint64_t> read = got.read();
-          for (int64_t t = 0; t < tokens; ++t) {
-            for (int64_t tile = 0; tile < words; ++tile) {
-              if (ragged.position[static_cast<size_t>(t)] % 64 != 0) continue;
-              bool any = false;
-              for (int64_t i = t; i < std::min(tokens, t + 64); ++i) {
-                if (i > t && ragged.position[static_cast<size_t>(i)] % 64 == 0) break;
-                any = any || bits[static_cast<size_t>(tile * tokens + i)] != 0;
-              }
-              EXPECT_EQ(SelectionMask({read.data(), tokens, words}).has_tile(t, tile), any);
-            }
-          }
-          read.resize(bits.size());
-          ASSERT_EQ(read, bits) << name;
-        }
       }
     }
   }

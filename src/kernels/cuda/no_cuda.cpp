@@ -80,6 +80,8 @@ void indexer_kl_dense_cuda(KernelContext&, const IndexerKlDenseArgs<float>&) { r
 bool indexer_kl_flash_supports(const IndexerKlDenseArgs<float>&) { return true; }
 void indexer_kl_dense_flash(KernelContext&, const IndexerKlDenseArgs<float>&) { refuse(); }
 bool indexer_kl_few_supports(const IndexerKlSparseArgs<float>&) { return true; }
+bool indexer_kl_many_supports(const IndexerKlSparseArgs<float>&) { return true; }
+void indexer_kl_sparse_many(KernelContext&, const IndexerKlSparseArgs<float>&) { refuse(); }
 void indexer_kl_sparse_few(KernelContext&, const IndexerKlSparseArgs<float>&) { refuse(); }
 void indexer_kl_sparse_cuda(KernelContext&, const IndexerKlSparseArgs<float>&) { refuse(); }
 void indexer_logits_cuda(KernelContext&, const IndexerLogitsArgs&) { refuse(); }

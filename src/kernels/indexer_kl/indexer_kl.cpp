@@ -98,6 +98,7 @@ constexpr Implementation<IndexerKlDenseArgs<double>> kDenseDouble[] = {
 };
 constexpr Implementation<IndexerKlSparseArgs<float>> kSparseFloat[] = {
     {"cuda_few", indexer_kl_few_supports, indexer_kl_sparse_few},
+    {"cuda_many", indexer_kl_many_supports, indexer_kl_sparse_many},
     {"cuda", [](const IndexerKlSparseArgs<float>&) { return true; }, indexer_kl_sparse_cuda},
     {"simd", [](const IndexerKlSparseArgs<float>&) { return vectors_available(); },
      indexer_kl_sparse_gathered},

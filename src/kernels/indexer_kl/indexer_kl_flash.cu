@@ -2,7 +2,7 @@
 // (kernels/mla_dense/flash_tiles.cuh). A group of query tiles goes through five kernels:
 //
 //   p       the heads' mean probability of a tile, from the rows' log sums that attention left
-//   I       the index scores of a tile
+//   I       the index scores of a tile; with many heads in bf16 both by indexer_kl_wide.cuh
 //   rows    kl of each query, and dI in the place of p
 //   q       a block a head and query tile: the head's scores again, dq and dw
 //   k       a block a key tile: every query tile and head in order, dk
@@ -15,9 +15,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "kernels/indexer_kl/indexer_kl_impl.h"
-#include "kernels/mla_dense/flash_tiles.cuh"
-#include "kernels/mla_dense/mla_dense_backward_impl.h"
+#include "kernels/indexer_kl/indexer_kl_wide.cuh"
 
 namespace tamis {
 namespace flash {
@@ -27,26 +25,6 @@ namespace {
 constexpr int kTileSlot = 0, kScoreSlot = 1, kOutSlot = 2, kSumSlot = 3, kPackSlot = 5;
 constexpr int kIndexSlot = 6, kListSlot = 7;
 constexpr int64_t kMostPairs = 16384;
-constexpr int kValues = kBlock * kBlock;  // of a tile, kEach a thread, value e of thread i at
-constexpr int kEach = kValues / kThreads, kN = kBlock / 8;  // e * kThreads + i
-
-// What the blocks of a group work on, listed in the device's memory: long rows first.
-struct QueryTile {
-  int32_t begin, tokens;  // of the sequence
-  int32_t tile, pair;     // pair: that with key tile 0; those of the next key tiles follow
-};
-struct Pair {
-  int32_t block, key_tile;  // block: of the query tile
-};
-struct KeyTile {
-  int32_t begin, tokens, key_tile;
-  int32_t tile, end, pair;  // the group's query tiles [tile, end); pair: of `tile` and key tile 0
-};
-struct Lists {
-  QueryTile* queries;
-  Pair* pairs;
-  KeyTile* keys;
-};
 
 // Query tiles [tile, tile + tiles) of a sequence, and where their entries lie. A query tile has a
 // pair for each key tile up to itself, a run a key tile for each that its last query tile sees.
@@ -81,72 +59,6 @@ __global__ void __launch_bounds__(kThreads)
     lists.keys[r.key_block + key] = {r.begin, r.tokens, key, r.tile, end, r.pair};
   }
 }
-
-struct Problem {
-  IndexerSequence<float> x;
-  Sequence attention;
-  const float* log_sum;  // [heads, tokens]
-  // Not for kExact: bf16 [heads, tokens, columns].
-  const __nv_bfloat16 *q, *k, *index_q, *index_k;
-  float *p, *score;  // [pairs] tiles
-  SelectionMask mask;
-};
-
-// A tile of a block's sequence.
-struct Rows {
-  int begin, tokens, tile;
-  int64_t pair;  // of a query tile and key tile 0
-
-  __device__ int64_t token(int64_t row) const { return begin + row; }
-  __device__ int64_t left(int t) const { return tokens - int64_t{t} * kBlock; }
-};
-
-__device__ inline Rows rows_of(const Lists& lists, int block) {
-  const QueryTile q = lists.queries[block];
-  return {q.begin, q.tokens, q.tile, q.pair};
-}
-
-// Values of a warp's 16 rows: n 8 * 8 columns, e as mma_bf16 has d.
-using Values = float[kN][4];
-
-__device__ inline float* at_tile(float* tiles, int64_t pair) {
-  return tiles + pair * kValues + threadIdx.x;
-}
-__device__ inline int row_in_tile(int e) {
-  return static_cast<int>(threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4) + e / 2 * 8;
-}
-__device__ inline int column_in_tile(int n, int e) {
-  return n * 8 + static_cast<int>(threadIdx.x % 4) * 2 + e % 2;
-}
-
-// Whether the queries of a block attend to a tile of keys, and the first at or after it that they
-// attend to.
-__device__ inline bool attends(const Problem& b, const Rows& r, int key_tile) {
-  return b.mask.has_tile(r.token(r.tile * kBlock), key_tile);
-}
-__device__ inline int next_of(const Problem& b, const Rows& r, int key_tile) {
-  return next_tile(b.mask, r.token(r.tile * kBlock), key_tile, r.tile + 1);
-}
-
-// Of the thread's two rows of a pair of tiles: bit n * 8 + e % 2 for value [n][e].
-struct Seen {
-  uint64_t keys[2];
-
-  __device__ Seen(const Problem& b, const Rows& r, int key_tile) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int row = r.tile * kBlock + row_in_tile(2 * i);
-      keys[i] = seen_keys(b.mask, r.begin, row, row < r.tokens, key_tile * kBlock) >>
-                column_in_tile(0, 0);
-    }
-  }
-  __device__ bool operator()(int n, int e) const {
-    return (keys[e / 2] >> (n * 8 + e % 2) & 1) != 0;
-  }
-};
-
-// Every tile of `step` counts.
-__device__ inline int itself(int x) { return x; }
 
 // ---- p
 
@@ -478,6 +390,21 @@ Lists lists_of(KernelContext& context, const Group& group) {
   return lists;
 }
 
+// Forced to "cuda_wide", "indexer_kl_tiles" takes two tiles by two for any number of heads.
+bool takes_wide(KernelContext& context, int64_t heads, size_t shared) {
+  constexpr int64_t kMany = 32;
+  return shared <= static_cast<size_t>(most_shared()) &&
+         context.allowed("indexer_kl_tiles", "cuda_wide") &&
+         (heads >= kMany || !context.allowed("indexer_kl_tiles", "cuda"));
+}
+
+void start_wide(KernelContext& context, void (*kernel)(Problem, Lists, int), dim3 grid,
+                size_t shared, const char* name, const Problem& b, const Lists& lists, int blocks) {
+  allow_shared(reinterpret_cast<const void*>(kernel), static_cast<int>(shared), name);
+  kernel<<<grid, kWideThreads, shared, stream_of(context)>>>(b, lists, blocks);
+  check_launch(name);
+}
+
 template <int kQk, int kDim, bool kExact>
 void run(KernelContext& context, const Problem& b, const Group& group) {
   const Lists lists = lists_of(context, group);
@@ -485,10 +412,19 @@ void run(KernelContext& context, const Problem& b, const Group& group) {
   const dim3 pairs(static_cast<unsigned>(group.pairs));
   constexpr size_t kTile = sizeof(Tile<kBlock, kDim, kExact>);
   constexpr int kCount = kStages<kExact>;
-  start(context, kl_probabilities<kQk, kExact>, pairs,
-        2 * kCount * sizeof(Tile<kBlock, kQk, kExact>), "indexer_kl (p)", b, lists);
-  start(context, kl_scores<kDim, kExact>, pairs, (1 + kCount) * kTile, "indexer_kl (scores)", b,
-        lists);
+  constexpr size_t kWideShared = std::max(4 * sizeof(WideTile<kQk>), 3 * sizeof(WideTile<kDim>));
+  if (!kExact && takes_wide(context, b.attention.heads, kWideShared)) {
+    context.note("indexer_kl_tiles", "cuda_wide");
+    start_wide(context, kl_wide_probabilities<kQk>, pairs, 4 * sizeof(WideTile<kQk>),
+               "indexer_kl (p)", b, lists, group.blocks);
+    start_wide(context, kl_wide_scores<kDim>, pairs, 3 * sizeof(WideTile<kDim>),
+               "indexer_kl (scores)", b, lists, group.blocks);
+  } else {
+    start(context, kl_probabilities<kQk, kExact>, pairs,
+          2 * kCount * sizeof(Tile<kBlock, kQk, kExact>), "indexer_kl (p)", b, lists);
+    start(context, kl_scores<kDim, kExact>, pairs, (1 + kCount) * kTile, "indexer_kl (scores)", b,
+          lists);
+  }
   start(context, kl_rows, dim3(blocks), 0, "indexer_kl (rows)", b, lists);
   start(context, kl_queries<kDim, kExact>, dim3(blocks, static_cast<unsigned>(b.x.heads)),
         (1 + kCount) * kTile, "indexer_kl (queries)", b, lists);

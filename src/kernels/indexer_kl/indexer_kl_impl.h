@@ -23,6 +23,9 @@ void indexer_kl_sparse_cuda_by(KernelContext& context, const IndexerKlSparseArgs
 // Up to 16 heads (indexer_kl_few.cu).
 bool indexer_kl_few_supports(const IndexerKlSparseArgs<float>& args);
 void indexer_kl_sparse_few(KernelContext& context, const IndexerKlSparseArgs<float>& args);
+// Up to 64 heads (indexer_kl_many.cu).
+bool indexer_kl_many_supports(const IndexerKlSparseArgs<float>& args);
+void indexer_kl_sparse_many(KernelContext& context, const IndexerKlSparseArgs<float>& args);
 void indexer_kl_dense_blocked(KernelContext& context, const IndexerKlDenseArgs<float>& args);
 void indexer_kl_sparse_gathered(KernelContext& context, const IndexerKlSparseArgs<float>& args);
 

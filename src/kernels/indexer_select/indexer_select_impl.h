@@ -17,6 +17,14 @@ struct TrainScores {
 };
 void indexer_train_scores(KernelContext& context, const IndexerSelectTrainArgs& args,
                           const TrainScores& of, float* out, int64_t stride);
+// The same for up to 64 heads of up to 128 values, on the tensor cores: scores that could decide
+// what is selected are those, the others approximate (indexer_train_filter.cu). Forced to
+// "cuda_filter", the operation "indexer_train_scores" takes them for any number of heads, to "cuda"
+// for none. The keys of all tokens come first, once.
+bool indexer_train_filters(KernelContext& context, const IndexerSelectTrainArgs& args);
+void indexer_train_filter_keys(KernelContext& context, const IndexerSelectTrainArgs& args);
+void indexer_train_filter(KernelContext& context, const IndexerSelectTrainArgs& args,
+                          const TrainScores& of, float* out, int64_t stride);
 // Those of all tokens, as many at a time as fit in scratch memory.
 struct TrainScoreRows {
   const float* scores = nullptr;  // [tokens, stride]; null if every row has at most k keys

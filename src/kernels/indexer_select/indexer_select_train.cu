@@ -1,5 +1,5 @@
-// The scores of as many tokens as fit in 128 MiB of scratch memory (indexer_train_scores.cu), then
-// their top-k, until all are done; then positions become rows.
+// The scores of as many tokens as fit in 128 MiB of scratch memory (indexer_train_scores.cu,
+// indexer_train_filter.cu), then their top-k, until all are done; then positions become rows.
 #include <algorithm>
 
 #include "kernels/cuda/launch.cuh"
@@ -48,12 +48,19 @@ void for_each_scores(KernelContext& context, const IndexerSelectTrainArgs& args,
   const int64_t stride = (longest + 3) / 4 * 4, chunk = std::clamp<int64_t>(kFloats / stride, 1, n);
   const bool scored = longest > args.k;
   float* scores = nullptr;
+  const bool filters = scored && indexer_train_filters(context, args);
+  if (filters) indexer_train_filter_keys(context, args);
   if (scored) {
     scores = static_cast<float*>(device_scratch(context, kScores, chunk * stride * int64_t{4}));
   }
   for (int64_t first = 0; first < n; first += chunk) {
     const int64_t count = std::min(chunk, n - first);
-    if (scored) indexer_train_scores(context, args, {first, count, longest}, scores, stride);
+    const TrainScores of{first, count, longest};
+    if (filters) {
+      indexer_train_filter(context, args, of, scores, stride);
+    } else if (scored) {
+      indexer_train_scores(context, args, of, scores, stride);
+    }
     body({scores, stride, first, count, longest, position + first});
   }
 }
