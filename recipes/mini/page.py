@@ -197,7 +197,7 @@ class Page:
             'Held-out text, conversations and exercises after each stage, 16 sequences of its length: nats a token of the '
             'targets, and how many of these are right.\n', self.validation_table(), '![training loss](mini-loss.svg)\n',
             '## Against the bundled model\n',
-            f'All rows of its card, both models by the same program. {len(rows)} rows, {worse} of them worse than the bundled '
+            f'The rows of its card, its controls apart, that were reached, both models by the same program: {len(rows)} rows, {worse} of them worse than the bundled '
             'model\'s.\n', verdicts, *[x + '\n' for x in self.run['reading']],
             '## Losses\n', self.run['losses'] + '\n', self.text_table(),
             '## Questions\n', self.run['questions'] + '\n', self.question_table(),
