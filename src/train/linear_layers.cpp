@@ -32,6 +32,22 @@ Factor<T> rounded_rows(Pass<T>& p, Fp8Factor<T>& to, bool bf16, Fp8Blocks blocks
   return rounded(p, to, bf16, of);
 }
 
+// A gradient across rows, for that of x, and down columns, for that of W.
+template <typename T>
+Factor<T> rounded_both(Pass<T>& p, bool bf16, const Factor<T>& x, int64_t stride, int64_t rows,
+                       int64_t width, const ExpertRows& experts, Factor<T>& down) {
+  Workspace<T>& work = p.state.work;
+  Fp8RoundArgs<T> of{Fp8Blocks::kBoth, x.values, x.bf16, stride, rows, width};
+  if (experts.offsets != nullptr) {
+    of.offsets = experts.offsets;
+    of.groups = experts.experts;
+  }
+  of.down = sized_if(!bf16, p, work.fp8_down.values, rows * width);
+  of.down_bf16 = sized_if(bf16, p, work.fp8_down.bf16, rows * width);
+  down = {of.down, of.down_bf16};
+  return rounded(p, work.fp8_first, bf16, of);
+}
+
 template <typename T>
 Factor<T> rounded_weight(Pass<T>& p, bool bf16, const T* w, int64_t rows, int64_t cols,
                          const ExpertRows& experts, int64_t stride) {
@@ -84,22 +100,23 @@ void fp8_backward(Pass<T>& p, const ProductBackward<T>& x, const ExpertRows& exp
   Workspace<T>& work = p.state.work;
   const bool bf16 = rounds(p, x.m, {x.rows, x.cols});
   const Factor<T> gradient{x.dy, x.dy_bf16};
+  Factor<T> down;
   if (x.dx != nullptr) {
-    const Factor<T> dy = rounded_rows<T>(p, work.fp8_first, bf16, Fp8Blocks::kAcross, gradient,
-                                         x.dy_stride, x.m, x.rows, experts);
+    const Factor<T> dy = rounded_both(p, bf16, gradient, x.dy_stride, x.m, x.rows, experts, down);
     const Factor<T> w = rounded_weight(p, bf16, x.w, x.rows, x.cols, experts, stride);
     multiply<T>(p,
                 {dy.values, x.rows, 1, w.values, x.cols, 1, x.dx, x.cols, x.m, x.cols, x.rows,
                  x.add_dx, dy.bf16, w.bf16},
                 experts, GroupedOver::kRows, x.rows * x.cols);
+  } else {
+    down = rounded_rows<T>(p, work.fp8_first, bf16, Fp8Blocks::kDown, gradient, x.dy_stride, x.m,
+                           x.rows, experts);
   }
-  const Factor<T> dy = rounded_rows<T>(p, work.fp8_first, bf16, Fp8Blocks::kDown, gradient,
-                                       x.dy_stride, x.m, x.rows, experts);
   const Factor<T> in = rounded_rows<T>(p, work.fp8_second, bf16, Fp8Blocks::kDown, {x.x, x.x_bf16},
                                        x.x_stride, x.m, x.cols, experts);
   multiply<T>(p,
-              {dy.values, 1, x.rows, in.values, x.cols, 1, x.dw, x.cols, x.rows, x.cols, x.m, true,
-               dy.bf16, in.bf16},
+              {down.values, 1, x.rows, in.values, x.cols, 1, x.dw, x.cols, x.rows, x.cols, x.m,
+               true, down.bf16, in.bf16},
               experts, GroupedOver::kInner, stride);
 }
 

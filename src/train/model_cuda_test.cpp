@@ -166,6 +166,29 @@ TEST_F(TrainCuda, Fp8LayersAreProductsOfWhatInferenceQuantises) {
   }
 }
 
+TEST_F(TrainCuda, Fp8GivesTheSameBitsInEveryRun) {
+  const ModelConfig config = tiny_config_with_mtp();
+  const ParameterTable table(config);
+  Floats values(static_cast<size_t>(table.size()));
+  draw_values(table, 7, 0.1, values.data());
+  const MicroBatch batch = tiny_batch({150, 1, 7, 64}, config.vocab_size);
+  context().force("matmul", "cuda_bf16");
+  for (const TrainAttention attention : {TrainAttention::kDense, TrainAttention::kSparse}) {
+    Objective o = objective(attention, true);
+    o.mtp_scale = 0.02;
+    TrainModel<float> model(config, table);
+    const double exact = loss_of(run(model, values, batch, o).result, o);
+    o.fp8 = true;
+    const Run a = run(model, values, batch, o);
+    EXPECT_NE(loss_of(a.result, o), exact);
+    EXPECT_NEAR(loss_of(a.result, o), exact, 0.02 * exact);
+    o.recompute = true;
+    const Run b = run(model, values, batch, o);
+    EXPECT_EQ(loss_of(b.result, o), loss_of(a.result, o));
+    EXPECT_EQ(b.gradients, a.gradients);
+  }
+}
+
 // Losses of an sft stage: most tokens have no target, one whole sequence has none.
 TEST_F(TrainCuda, AnswersAloneAreLearnedAsOnTheCpu) {
   const ModelConfig config = tiny_config();

@@ -68,7 +68,7 @@ struct Workspace {
   // What only feeds products is kept in bf16 where they round it; see rounds().
   Buffer<uint16_t> normed_bf16, act_bf16, dgate_up_bf16, ddown_bf16, final_normed_bf16,
       dlogits_bf16;
-  Fp8Factor<T> fp8_first, fp8_second;  // of the product at work
+  Fp8Factor<T> fp8_first, fp8_second, fp8_down;  // of the product at work
 };
 
 // cos and sin of positions 0, 1, .., made once for the frequencies of a configuration.

@@ -158,9 +158,7 @@ Trainer::Trainer(Recipe recipe, KernelContext& context, std::unique_ptr<Group> o
           "train: precision fp8 does not divide heads and MLPs, whose blocks would be cut; want "
           "tensor_parallel = 1, or precision f32");
     }
-    if (context_.device() != nullptr) {
-      throw UsageError("train: precision fp8 trains on CPUs alone; want --backend cpu, or bf16");
-    }
+    if (context_.device() != nullptr) context_.force("matmul", "cuda_bf16");
   }
   if (recipe_.mode == "fast") {
     if (context_.device() == nullptr) {

@@ -62,6 +62,15 @@ void round_rows_in_blocks(const Fp8RoundArgs<T>& a, int64_t x, int64_t y, int64_
 
 template <typename T>
 void reference(KernelContext& context, const Fp8RoundArgs<T>& a) {
+  if (a.blocks == Fp8Blocks::kBoth) {
+    Fp8RoundArgs<T> one = a;
+    one.blocks = Fp8Blocks::kAcross;
+    reference(context, one);
+    one.blocks = Fp8Blocks::kDown;
+    one.y = a.down;
+    one.y_bf16 = a.down_bf16;
+    return reference(context, one);
+  }
   if (a.blocks == Fp8Blocks::kAcross) {
     return context.pool().run(
         a.rows, [&](int64_t r, int) { round_rows_in_blocks(a, 0, 0, r, r + 1, 1, kFp8Block); });

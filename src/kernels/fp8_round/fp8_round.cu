@@ -7,60 +7,24 @@
 #include <algorithm>
 
 #include "base/error.h"
-#include "kernels/cuda/convert.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
-#include "kernels/fp8_round/fp8_round_impl.h"
+#include "kernels/fp8_round/fp8_blocks.cuh"
 
 namespace tamis {
 namespace {
 
-constexpr int kThreads = 256, kEach = 4, kBlock = 128;
+using namespace fp8;
+
 constexpr int kAcrossDown = 16, kColumns = kAcrossDown * kEach;  // kDown: threads and columns
 constexpr int kRowsDown = kThreads / kAcrossDown;
-constexpr int kRowsSquare = kThreads / (kBlock / kEach);
 
 using Args = Fp8RoundArgs<float>;
 
-__device__ inline float scale_of(float largest, bool weight) {
-  if (weight) return ceil_power_of_two(fmaxf(largest, kLeastWeight) / kFp8Largest);
-  return fmaxf(ceil_power_of_two(largest * (1.0f / kFp8Largest)), kLeastFp8Scale);
-}
+__device__ inline Source source_of(const Args& a) { return {a.x, a.x_bf16, a.x_stride, a.width}; }
 
-// Where four neighbours may be moved at once.
-template <bool kBf16>
-__device__ inline bool on_words(const void* p, int64_t stride, int64_t width) {
-  constexpr uintptr_t kWord = kBf16 ? sizeof(uint2) : sizeof(float4);
-  return width % kEach == 0 && stride % kEach == 0 && reinterpret_cast<uintptr_t>(p) % kWord == 0;
-}
-
-// Four values of a row from column c on, zeros past its width.
-template <bool kBf16>
-__device__ inline float4 load(const Args& a, bool words, int64_t row, int64_t c) {
-  if (c >= a.width) return make_float4(0, 0, 0, 0);
-  const int64_t at = row * a.x_stride + c;
-  if (words) {
-    if constexpr (kBf16) {
-      const uint2 v = *reinterpret_cast<const uint2*>(a.x_bf16 + at);
-      return make_float4(__uint_as_float(v.x << 16), __uint_as_float(v.x & 0xFFFF0000u),
-                         __uint_as_float(v.y << 16), __uint_as_float(v.y & 0xFFFF0000u));
-    } else {
-      return *reinterpret_cast<const float4*>(a.x + at);
-    }
-  }
-  const auto one = [&](int e) -> float {
-    if (c + e >= a.width) return 0;
-    return kBf16 ? bf16_bits_to_float(a.x_bf16[at + e]) : a.x[at + e];
-  };
-  return make_float4(one(0), one(1), one(2), one(3));
-}
-
-__device__ inline float largest_of(const float4& v) {
-  return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
-}
-
-__device__ inline float rounded(float x, float scale, float inverse) {
-  return e4m3_bits_to_float(float_to_e4m3_bits(x * inverse)) * scale;
+__device__ inline float rounded(float x, float scale) {
+  return e4m3_bits_to_float(code_of(x, 1 / scale)) * scale;
 }
 
 // The same four, rounded by their scales.
@@ -68,10 +32,8 @@ template <bool kBf16>
 __device__ inline void store(const Args& a, bool words, int64_t row, int64_t c, const float4& v,
                              const float4& scale) {
   if (c >= a.width) return;
-  // Scales are powers of two: dividing is multiplying, exactly.
-  const float4 y =
-      make_float4(rounded(v.x, scale.x, 1 / scale.x), rounded(v.y, scale.y, 1 / scale.y),
-                  rounded(v.z, scale.z, 1 / scale.z), rounded(v.w, scale.w, 1 / scale.w));
+  const float4 y = make_float4(rounded(v.x, scale.x), rounded(v.y, scale.y), rounded(v.z, scale.z),
+                               rounded(v.w, scale.w));
   const int64_t at = row * a.width + c;
   if (words) {
     if constexpr (kBf16) {
@@ -102,8 +64,6 @@ struct Words {
         to(on_words<kTo>(kTo ? static_cast<const void*>(a.y_bf16) : a.y, a.width, a.width)) {}
 };
 
-__device__ inline float4 all(float x) { return make_float4(x, x, x, x); }
-
 template <bool kFrom, bool kTo>
 __global__ void __launch_bounds__(kThreads) round_across_kernel(const Args a) {
   const Words<kFrom, kTo> words(a);
@@ -113,11 +73,8 @@ __global__ void __launch_bounds__(kThreads) round_across_kernel(const Args a) {
   for (int64_t i = int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32; i < blocks;
        i += warps) {
     const int64_t row = i / across, c = i % across * kBlock + lane * kEach;
-    const float4 v = load<kFrom>(a, words.from, row, c);
-    float largest = largest_of(v);
-    for (int offset = 16; offset > 0; offset /= 2) {
-      largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, offset));
-    }
+    const float4 v = load<kFrom>(source_of(a), words.from, row, c);
+    const float largest = warp_largest(largest_of(v));
     store<kTo>(a, words.to, row, c, v, all(scale_of(largest, false)));
   }
 }
@@ -125,35 +82,11 @@ __global__ void __launch_bounds__(kThreads) round_across_kernel(const Args a) {
 // The rows of block `index`, counted group by group. Every lane of a warp calls it. False past the
 // last.
 __device__ inline bool find_rows(const Args& a, int64_t index, int64_t& first, int64_t& last) {
-  if (a.offsets == nullptr) {
-    first = index * kBlock;
-    last = min(first + kBlock, a.rows);
-    return first < a.rows;
-  }
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  int64_t before = 0;
-  for (int64_t g0 = 0; g0 < a.groups; g0 += 32) {
-    const int64_t g = g0 + lane;
-    const int64_t begin = g < a.groups ? a.offsets[g] : 0,
-                  end = g < a.groups ? a.offsets[g + 1] : 0;
-    const int64_t own = (end - begin + kBlock - 1) / kBlock;
-    int64_t upto = own;  // blocks of the groups up to this one
-    for (int offset = 1; offset < 32; offset *= 2) {
-      const int64_t other = __shfl_up_sync(0xFFFFFFFFu, upto, offset);
-      if (lane >= offset) upto += other;
-    }
-    upto += before;
-    const unsigned here = __ballot_sync(0xFFFFFFFFu, index < upto);
-    if (here != 0) {
-      const int source = __ffs(static_cast<int>(here)) - 1;
-      const int64_t mine = begin + (index - (upto - own)) * kBlock;
-      first = __shfl_sync(0xFFFFFFFFu, mine, source);
-      last = __shfl_sync(0xFFFFFFFFu, min(mine + kBlock, end), source);
-      return true;
-    }
-    before = __shfl_sync(0xFFFFFFFFu, upto, 31);
-  }
-  return false;
+  GroupPart part{};
+  if (!find_part(a.offsets, a.groups, a.rows, kBlock, index, part)) return false;
+  first = part.begin + part.part * kBlock;
+  last = min(first + kBlock, part.end);
+  return true;
 }
 
 // blockIdx.x counts blocks of rows, blockIdx.y columns.
@@ -170,24 +103,53 @@ __global__ void __launch_bounds__(kThreads) round_down_kernel(const Args a) {
 #pragma unroll
   for (int i = 0; i < kBlock / kRowsDown; ++i) {
     const int64_t row = first + y + i * kRowsDown;
-    v[i] = row < last ? load<kFrom>(a, words.from, row, c) : all(0);
-    top = make_float4(fmaxf(top.x, fabsf(v[i].x)), fmaxf(top.y, fabsf(v[i].y)),
-                      fmaxf(top.z, fabsf(v[i].z)), fmaxf(top.w, fabsf(v[i].w)));
+    v[i] = row < last ? load<kFrom>(source_of(a), words.from, row, c) : all(0);
+    top = largest_each(top, v[i]);
   }
   part[y][x] = top;
   __syncthreads();
 #pragma unroll
-  for (int i = 0; i < kRowsDown; ++i) {
-    const float4 other = part[i][x];
-    top = make_float4(fmaxf(top.x, other.x), fmaxf(top.y, other.y), fmaxf(top.z, other.z),
-                      fmaxf(top.w, other.w));
-  }
-  const float4 scale = make_float4(scale_of(top.x, false), scale_of(top.y, false),
-                                   scale_of(top.z, false), scale_of(top.w, false));
+  for (int i = 0; i < kRowsDown; ++i) top = largest_each(top, part[i][x]);
+  const float4 scale = scales_of(top);
 #pragma unroll
   for (int i = 0; i < kBlock / kRowsDown; ++i) {
     const int64_t row = first + y + i * kRowsDown;
     if (row < last) store<kTo>(a, words.to, row, c, v[i], scale);
+  }
+}
+
+// Both kinds from one tile of 128 x 128: a warp has whole rows of it, kRowsAtOnce apart. blockIdx.x
+// counts blocks of rows, blockIdx.y of columns.
+template <bool kFrom, bool kTo>
+__global__ void __launch_bounds__(kThreads) round_both_kernel(const Args a) {
+  __shared__ float4 part[kRowsAtOnce][kBlock / kEach];
+  int64_t first = 0, last = 0;
+  if (!find_rows(a, blockIdx.x, first, last)) return;
+  const Words<kFrom, kTo> words(a);
+  const int x = static_cast<int>(threadIdx.x) % 32, y = static_cast<int>(threadIdx.x) / 32;
+  const int64_t c = int64_t{blockIdx.y} * kBlock + x * kEach;
+  float4 v[kBlock / kRowsAtOnce], top = all(0);
+#pragma unroll
+  for (int i = 0; i < kBlock / kRowsAtOnce; ++i) {
+    const int64_t row = first + y + i * kRowsAtOnce;
+    v[i] = row < last ? load<kFrom>(source_of(a), words.from, row, c) : all(0);
+    top = largest_each(top, v[i]);
+  }
+  part[y][x] = top;
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kRowsAtOnce; ++i) top = largest_each(top, part[i][x]);
+  const float4 down = scales_of(top);
+  Args other = a;
+  other.y = a.down;
+  other.y_bf16 = a.down_bf16;
+#pragma unroll
+  for (int i = 0; i < kBlock / kRowsAtOnce; ++i) {
+    const int64_t row = first + y + i * kRowsAtOnce;
+    const float largest = warp_largest(largest_of(v[i]));
+    if (row >= last) continue;
+    store<kTo>(a, words.to, row, c, v[i], all(scale_of(largest, false)));
+    store<kTo>(other, words.to, row, c, v[i], down);
   }
 }
 
@@ -205,18 +167,18 @@ __global__ void __launch_bounds__(kThreads) round_square_kernel(Args a) {
   const int y = static_cast<int>(threadIdx.x) / (kBlock / kEach);
   const int64_t c = int64_t{blockIdx.x} * kBlock + x * kEach;
   const int64_t first = int64_t{blockIdx.y} * kBlock + y;
-  float4 v[kBlock / kRowsSquare];
+  float4 v[kBlock / kRowsAtOnce];
   float largest = 0;
 #pragma unroll
-  for (int i = 0; i < kBlock / kRowsSquare; ++i) {
-    const int64_t row = first + i * kRowsSquare;
-    v[i] = row < a.rows ? load<false>(a, words.from, row, c) : all(0);
+  for (int i = 0; i < kBlock / kRowsAtOnce; ++i) {
+    const int64_t row = first + i * kRowsAtOnce;
+    v[i] = row < a.rows ? load<false>(source_of(a), words.from, row, c) : all(0);
     largest = fmaxf(largest, largest_of(v[i]));
   }
   const float scale = scale_of(block_max<kThreads>(largest), true);
 #pragma unroll
-  for (int i = 0; i < kBlock / kRowsSquare; ++i) {
-    const int64_t row = first + i * kRowsSquare;
+  for (int i = 0; i < kBlock / kRowsAtOnce; ++i) {
+    const int64_t row = first + i * kRowsAtOnce;
     if (row < a.rows) store<kTo>(a, words.to, row, c, v[i], all(scale));
   }
 }
@@ -233,8 +195,11 @@ void launch(KernelContext& context, const Args& a) {
   } else {
     // Each group may end with part of a block.
     const int64_t down = tiles(a.rows, kBlock) + (a.offsets == nullptr ? 0 : a.groups);
-    const dim3 grid(static_cast<unsigned>(down), static_cast<unsigned>(tiles(a.width, kColumns)));
-    round_down_kernel<kFrom, kTo><<<grid, kThreads, 0, stream_of(context)>>>(a);
+    const bool both = a.blocks == Fp8Blocks::kBoth;
+    const dim3 grid(static_cast<unsigned>(down),
+                    static_cast<unsigned>(tiles(a.width, both ? kBlock : kColumns)));
+    const auto kernel = both ? round_both_kernel<kFrom, kTo> : round_down_kernel<kFrom, kTo>;
+    kernel<<<grid, kThreads, 0, stream_of(context)>>>(a);
   }
   check_launch("fp8_round");
 }

@@ -20,6 +20,7 @@ namespace tamis {
 enum class Fp8Blocks : uint8_t {
   kAcross,  // 1x128: along rows
   kDown,    // 128x1: along columns, for products over the rows
+  kBoth,    // the two of them, each to an array of its own
   kSquare,  // 128x128, a weight's
 };
 
@@ -30,13 +31,17 @@ struct Fp8RoundArgs {
   const T* x = nullptr;              // [rows, width], x_stride apart
   const uint16_t* x_bf16 = nullptr;  // or these values, if not null; not of kSquare
   int64_t x_stride = 0, rows = 0, width = 0;
-  // kDown: blocks begin with each group of rows offsets[g] .. offsets[g+1], ascending from 0 to
-  // `rows`; null: one group. kSquare: as many matrices [rows, width] of x, group_stride apart.
+  // kDown, kBoth: blocks down begin with each group of rows offsets[g] .. offsets[g+1], ascending
+  // from 0 to `rows`; null: one group. kSquare: as many matrices [rows, width] of x, group_stride
+  // apart.
   const int64_t* offsets = nullptr;
   int64_t groups = 1, group_stride = 0;
   // [rows, width], or of kSquare [groups, rows, width], side by side: one of the two.
   T* y = nullptr;
   uint16_t* y_bf16 = nullptr;
+  // kBoth: what kDown makes; y is what kAcross makes.
+  T* down = nullptr;
+  uint16_t* down_bf16 = nullptr;
 };
 template <typename T>
 void fp8_round(KernelContext& context, const Fp8RoundArgs<T>& args);

@@ -16,7 +16,7 @@ class Fp8RoundCuda : public CudaTest {
  protected:
   struct Shape {
     int64_t rows, width, gap = 0;
-    std::vector<int64_t> offsets = {};  // kDown
+    std::vector<int64_t> offsets = {};  // kDown, kBoth
     int64_t matrices = 1;               // kSquare
   };
 
@@ -56,8 +56,9 @@ class Fp8RoundCuda : public CudaTest {
     std::vector<uint16_t> x16;
     for (const float v : x) x16.push_back(float_to_bf16(v));
     const int64_t n = s.matrices * s.rows * s.width;
-    std::vector<float> want(static_cast<size_t>(n), 7);
-    std::vector<uint16_t> want16(static_cast<size_t>(n), 7);
+    const bool both = blocks == Fp8Blocks::kBoth;
+    std::vector<float> want(static_cast<size_t>(n), 7), down = want;
+    std::vector<uint16_t> want16(static_cast<size_t>(n), 7), down16 = want16;
     Fp8RoundArgs<float> a{blocks, x.data(), from ? x16.data() : nullptr, stride, s.rows, s.width};
     if (!s.offsets.empty()) {
       a.offsets = s.offsets.data();
@@ -69,20 +70,27 @@ class Fp8RoundCuda : public CudaTest {
     }
     a.y = to ? nullptr : want.data();
     a.y_bf16 = to ? want16.data() : nullptr;
+    a.down = both && !to ? down.data() : nullptr;
+    a.down_bf16 = both && to ? down16.data() : nullptr;
     fp8_round<float>(reference(), a);
     Device<float> gx(context(), x), gy(context(), n);
-    Device<uint16_t> gx16(context(), x16), gy16(context(), n);
+    Device<float> gdown(context(), n);
+    Device<uint16_t> gx16(context(), x16), gy16(context(), n), gdown16(context(), n);
     Device<int64_t> offsets(context(), s.offsets.empty() ? std::vector<int64_t>{0} : s.offsets);
     a.x = gx.data();
     a.x_bf16 = from ? gx16.data() : nullptr;
     if (!s.offsets.empty()) a.offsets = offsets.data();
     a.y = to ? nullptr : gy.data();
     a.y_bf16 = to ? gy16.data() : nullptr;
+    a.down = both && !to ? gdown.data() : nullptr;
+    a.down_bf16 = both && to ? gdown16.data() : nullptr;
     fp8_round<float>(context(), a);
     if (to) {
       expect_same<uint16_t>(gy16.read(), want16, bf16_to_float);
+      if (both) expect_same<uint16_t>(gdown16.read(), down16, bf16_to_float);
     } else {
       expect_same<float>(gy.read(), want, as_is);
+      if (both) expect_same<float>(gdown.read(), down, as_is);
     }
   }
 
@@ -107,7 +115,7 @@ TEST_F(Fp8RoundCuda, AcrossRows) {
   }
 }
 
-TEST_F(Fp8RoundCuda, DownColumnsOfGroups) {
+TEST_F(Fp8RoundCuda, DownColumnsOfGroupsAndBoth) {
   std::vector<int64_t> many = {0};
   for (int64_t g = 0; g < 70; ++g) many.push_back(many.back() + g % 9 * 31);
   for (const Shape& s : {Shape{1, 1},
@@ -118,6 +126,7 @@ TEST_F(Fp8RoundCuda, DownColumnsOfGroups) {
                          {many.back(), 20, 0, many},
                          {5, 7, 3, {0, 5, 5}}}) {
     ASSERT_NO_FATAL_FAILURE(expect_all(Fp8Blocks::kDown, s));
+    ASSERT_NO_FATAL_FAILURE(expect_all(Fp8Blocks::kBoth, s));
   }
 }
 
