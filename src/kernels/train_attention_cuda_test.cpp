@@ -473,9 +473,42 @@ TEST_F(TrainAttentionCuda, SparseIsTheReference) {
         const SparseResult many = p.run(context(), 0);
         expect_sparse(p, many, want);
         for (const int64_t size : {0, -1}) EXPECT_TRUE(same_bits(p.run(context(), size), many));
+        context().force("scatter_slots", "cuda");
+        EXPECT_TRUE(same_bits(p.run(context(), 0), many));
+        context().force("scatter_slots", "cuda_listed");
+        sparse_by("cuda_many");
+        const SparseResult both = p.run(context(), 0);
+        expect_sparse(p, both, want);
+        for (const int64_t size : {0, -1}) EXPECT_TRUE(same_bits(p.run(context(), size), both));
         context().force("scatter_rows", "cuda_atomic");
         expect_sparse(p, p.run(context(), 0), want);
         context().force("scatter_rows", "cuda");
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+// Several tiles of rows and of columns, and factors rounded to bf16 in steps of their own. Small
+// queries, so that what rounding does to a weight stays small against it.
+TEST_F(TrainAttentionCuda, SparseOfManyHeadsIsTheReference) {
+  for (const SparseShape& shape : {SparseShape{20, 200, 24, 290}, SparseShape{130, 24, 8, 140}}) {
+    for (const bool bf16 : {false, true}) {
+      for (const bool several : {false, true}) {
+        if (skip_case()) continue;
+        SCOPED_TRACE(std::to_string(shape.heads) + (bf16 ? " in bf16" : "") +
+                     (several ? " in several" : ""));
+        SparseProblem p(shape, shape.k + 21, several);
+        for (float& v : p.q_latent) v /= 16;
+        for (float& v : p.q_pe) v /= 16;
+        product_error = bf16 ? kBf16 : kTwoParts;
+        context().force("train_products", bf16 ? "cuda_bf16" : "cuda");
+        for (const char* op : {"mla_sparse_train", "mla_sparse_target", "mla_sparse_backward"}) {
+          context().force(op, "cuda_many");
+        }
+        const SparseResult got = p.run(context(), 0);
+        expect_sparse(p, got, SparseWant(p));
+        EXPECT_TRUE(same_bits(p.run(context(), -1), got));
         if (HasFatalFailure()) return;
       }
     }

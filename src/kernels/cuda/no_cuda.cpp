@@ -113,6 +113,8 @@ void mla_sparse_backward_cuda(KernelContext&, const MlaSparseBackwardArgs<float>
 void mla_sparse_target_cuda(KernelContext&, const MlaSparseTargetArgs<float>&) { refuse(); }
 void mla_sparse_train_cuda(KernelContext&, const MlaSparseTrainArgs&) { refuse(); }
 void mla_sparse_backward_few(KernelContext&, const MlaSparseBackwardArgs<float>&) { refuse(); }
+void mla_sparse_train_many(KernelContext&, const MlaSparseTrainArgs&) { refuse(); }
+void mla_sparse_target_many(KernelContext&, const MlaSparseTargetArgs<float>&) { refuse(); }
 void mla_sparse_backward_many(KernelContext&, const MlaSparseBackwardArgs<float>&) { refuse(); }
 void mla_sparse_target_few(KernelContext&, const MlaSparseTargetArgs<float>&) { refuse(); }
 void mla_sparse_train_few(KernelContext&, const MlaSparseTrainArgs&) { refuse(); }

@@ -199,20 +199,43 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// Where the positions of a token's row lie in it: the first slot of every eight positions that has
+// one, [tokens][eights]; `slots` null: they are searched for.
+struct Slots {
+  uint16_t* slots = nullptr;
+  int64_t eights = 0;
+};
+constexpr int64_t kMostSlots = int64_t{1} << 27;
+
 // Bit b of a position's marks: token b of its sequence (of the block, if that is all) selected it.
 __global__ void __launch_bounds__(kThreads)
-    mark_kernel(const ScatterRows x, int64_t words, uint32_t* marks) {
+    mark_kernel(const ScatterRows x, int64_t words, uint32_t* marks, const Slots table) {
   const int64_t t = blockIdx.x;
   const int32_t* position = x.sequences.position;
   const int64_t bit = position == nullptr ? t : position[x.first + t];
+  const int64_t begin = position == nullptr ? 0 : x.first + t - bit;  // of the positions
+  const int32_t* row = x.indices + t * x.k;
   for (int64_t i = threadIdx.x; i < x.k; i += kThreads) {
-    const int64_t s = x.indices[t * x.k + i];
-    if (s >= 0) atomicOr(marks + s * words + bit / 32, 1u << (bit % 32));  // bits have no order
+    const int64_t s = row[i];
+    if (s < 0) continue;
+    atomicOr(marks + s * words + bit / 32, 1u << (bit % 32));  // bits have no order
+    const int64_t eight = (s - begin) / 8;
+    if (table.slots != nullptr && (i == 0 || (row[i - 1] - begin) / 8 != eight)) {
+      table.slots[t * table.eights + eight] = static_cast<uint16_t>(i);
+    }
   }
 }
 
-__device__ int64_t slot_of(const int32_t* row, int64_t k, int32_t position) {
-  int64_t low = 0, high = k;  // the first entry that is `position`, more, or -1
+// The slot of `position`, which the row has, number `at` of its sequence.
+__device__ int64_t slot_of(const ScatterRows& x, const Slots& table, int64_t t, int32_t position,
+                           int64_t at) {
+  const int32_t* row = x.indices + t * x.k;
+  if (table.slots != nullptr) {
+    int64_t slot = table.slots[t * table.eights + at / 8];
+    while (row[slot] < position) ++slot;
+    return slot;
+  }
+  int64_t low = 0, high = x.k;  // the first entry that is `position`, more, or -1
   while (low < high) {
     const int64_t mid = (low + high) / 2;
     if (row[mid] >= 0 && row[mid] < position) {
@@ -225,7 +248,7 @@ __device__ int64_t slot_of(const int32_t* row, int64_t k, int32_t position) {
 }
 
 __global__ void __launch_bounds__(kThreads)
-    scatter_kernel(const ScatterRows x, int64_t words, const uint32_t* marks) {
+    scatter_kernel(const ScatterRows x, int64_t words, const uint32_t* marks, const Slots table) {
   constexpr int kColumns = 4;
   const int64_t s = blockIdx.x, column0 = static_cast<int64_t>(blockIdx.y) * kColumns * kThreads;
   __shared__ int64_t pairs[32];
@@ -247,7 +270,8 @@ __global__ void __launch_bounds__(kThreads)
     if (threadIdx.x < 32 && (bits >> threadIdx.x & 1) != 0) {
       const int64_t t = begin + word * 32 + threadIdx.x;
       const int at = __popc(bits & ((1u << threadIdx.x) - 1));
-      pairs[at] = t * x.k + slot_of(x.indices + t * x.k, x.k, static_cast<int32_t>(s));
+      pairs[at] =
+          t * x.k + slot_of(x, table, t, static_cast<int32_t>(s), position == nullptr ? s : at_s);
     }
     __syncthreads();
     const int count = __popc(bits);
@@ -333,7 +357,10 @@ bool adds_atomically(const KernelContext& context) {
   return !context.allowed("scatter_rows", "cuda");
 }
 
-void scatter_rows(KernelContext& context, const ScatterRows& x) {
+void scatter_rows(KernelContext& context, const ScatterRows& rows) {
+  ScatterRows x = rows;
+  // A position has a bit for each token of its sequence, or of the call where those are fewer.
+  if (x.tokens <= x.sequences.longest) x.sequences = {};
   if (adds_atomically(context)) {
     context.note("scatter_rows", "cuda_atomic");
     const dim3 grid(static_cast<unsigned>(x.tokens), static_cast<unsigned>((x.k + 31) / 32));
@@ -343,14 +370,20 @@ void scatter_rows(KernelContext& context, const ScatterRows& x) {
   const bool one = x.sequences.position == nullptr;
   const int64_t words = ((one ? x.tokens : x.sequences.longest) + 31) / 32;
   const int64_t bytes = x.positions * words * 4;
-  auto* marks = static_cast<uint32_t*>(device_scratch(context, 7, bytes));
+  Slots table;
+  table.eights = ((one ? x.positions : x.sequences.longest) + 7) / 8;
+  const bool listed = x.k <= UINT16_MAX && x.tokens * table.eights <= kMostSlots &&
+                      context.allowed("scatter_slots", "cuda_listed");
+  auto* marks = static_cast<uint32_t*>(
+      device_scratch(context, 7, bytes + (listed ? x.tokens * table.eights * 2 : 0)));
+  if (listed) table.slots = reinterpret_cast<uint16_t*>(marks + bytes / 4);
   context.device()->fill(marks, 0, bytes);
-  mark_kernel<<<static_cast<unsigned>(x.tokens), kThreads, 0, stream_of(context)>>>(x, words,
-                                                                                    marks);
+  mark_kernel<<<static_cast<unsigned>(x.tokens), kThreads, 0, stream_of(context)>>>(x, words, marks,
+                                                                                    table);
   check_launch("mark_rows");
   const dim3 grid(static_cast<unsigned>(x.positions),
                   static_cast<unsigned>((x.width + 1023) / 1024));
-  scatter_kernel<<<grid, kThreads, 0, stream_of(context)>>>(x, words, marks);
+  scatter_kernel<<<grid, kThreads, 0, stream_of(context)>>>(x, words, marks, table);
   check_launch("scatter_rows");
 }
 

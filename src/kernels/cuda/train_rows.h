@@ -67,7 +67,9 @@ struct ScatterRows {
   TokenSequences sequences;
   int64_t first = 0;
 };
-// Forced to "cuda_atomic", the operation "scatter_rows" adds by atomics, in no order.
+// Forced to "cuda_atomic", the operation "scatter_rows" adds by atomics, in no order. Forced to
+// "cuda", "scatter_slots" searches the rows of indices for a position, as where a list of it would
+// be large.
 void scatter_rows(KernelContext& context, const ScatterRows& s);
 bool adds_atomically(const KernelContext& context);
 

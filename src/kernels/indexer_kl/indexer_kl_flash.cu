@@ -23,7 +23,7 @@ namespace {
 
 // Of device_scratch; attention has 2 to 5.
 constexpr int kTileSlot = 0, kScoreSlot = 1, kOutSlot = 2, kSumSlot = 3, kPackSlot = 5;
-constexpr int kIndexSlot = 6, kListSlot = 7;
+constexpr int kIndexSlot = 6, kListSlot = 7, kKeySlot = 4;
 constexpr int64_t kMostPairs = 16384;
 
 // Query tiles [tile, tile + tiles) of a sequence, and where their entries lie. A query tile has a
@@ -305,7 +305,10 @@ __global__ void __launch_bounds__(kThreads) kl_keys(const Problem b, const Lists
   auto* steps = reinterpret_cast<Step*>(&k + 1);
   auto* d_scores = reinterpret_cast<float*>(steps + kStages<kExact>);  // [2][kValues]
   const KeyTile s = lists.keys[blockIdx.x];
-  const int key_tile = s.key_tile, end_tile = s.end, heads = static_cast<int>(b.x.heads);
+  // A block has its part of the heads.
+  const int key_tile = s.key_tile, end_tile = s.end, all_heads = static_cast<int>(b.x.heads);
+  const auto part = static_cast<int>(blockIdx.y), parts = static_cast<int>(gridDim.y);
+  const int head0 = all_heads * part / parts, heads = all_heads * (part + 1) / parts - head0;
   const Rows r{s.begin, s.tokens, key_tile, s.pair};
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   Index<kDim, kExact>::keys(b, r, key_tile, k);
@@ -313,13 +316,13 @@ __global__ void __launch_bounds__(kThreads) kl_keys(const Problem b, const Lists
   const int first = max(key_tile, s.tile);  // query tile that sees the keys
   int started = 0, multiplied = 0;          // query tiles so far: of d_scores they take turns
   const auto start = [&](int i, int step) {
-    const int t = first + i / heads, head = i % heads;
+    const int t = first + i / heads, head = head0 + i % heads;
     Index<kDim, kExact>::queries(b, r, t, head, steps[step].q);
     for (int row = static_cast<int>(threadIdx.x); row < kBlock; row += kThreads) {
       const bool here = row < r.left(t);
-      steps[step].w[row] = here ? b.x.w[r.token(t * kBlock + row) * heads + head] : 0;
+      steps[step].w[row] = here ? b.x.w[r.token(t * kBlock + row) * all_heads + head] : 0;
     }
-    if (head > 0) return;
+    if (head > head0) return;
     const int64_t pair = pair_of(s.pair, s.tile, t - s.tile) + key_tile;
     float* to = d_scores + started++ % 2 * kValues;
     for (int v = static_cast<int>(threadIdx.x) * 4; v < kValues; v += kThreads * 4) {
@@ -357,7 +360,8 @@ __global__ void __launch_bounds__(kThreads) kl_keys(const Problem b, const Lists
   for (int i = 0; i < 2; ++i) {
     const int row = key_tile * kBlock + row_in_tile(2 * i);
     if (row >= s.tokens) continue;
-    float* to = b.x.dk + r.token(row) * b.x.dim;
+    float* to =
+        (parts > 1 ? b.dk_parts + part * b.x.tokens * b.x.dim : b.x.dk) + r.token(row) * b.x.dim;
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
 #pragma unroll
@@ -369,7 +373,21 @@ __global__ void __launch_bounds__(kThreads) kl_keys(const Problem b, const Lists
   }
 }
 
+// dk from those of parts of the heads, in order.
+__global__ void __launch_bounds__(kThreads)
+    kl_add_parts(const float* x, int parts, int64_t values, float* to) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= values) return;
+  float sum = x[i];
+  for (int p = 1; p < parts; ++p) sum += x[p * values + i];
+  to[i] = sum;
+}
+
 // ---- launches
+
+// In how many parts kl_keys takes the heads: a long sequence's first keys meet all of its queries,
+// and would be waited for.
+int64_t key_parts(int64_t heads) { return heads >= 32 ? 4 : 1; }
 
 // The lists of a group, written on the device.
 Lists lists_of(KernelContext& context, const Group& group) {
@@ -428,7 +446,8 @@ void run(KernelContext& context, const Problem& b, const Group& group) {
   start(context, kl_rows, dim3(blocks), 0, "indexer_kl (rows)", b, lists);
   start(context, kl_queries<kDim, kExact>, dim3(blocks, static_cast<unsigned>(b.x.heads)),
         (1 + kCount) * kTile, "indexer_kl (queries)", b, lists);
-  start(context, kl_keys<kDim, kExact>, dim3(static_cast<unsigned>(group.key_blocks)),
+  start(context, kl_keys<kDim, kExact>,
+        dim3(static_cast<unsigned>(group.key_blocks), static_cast<unsigned>(key_parts(b.x.heads))),
         kTile + kCount * (kTile + kBlock * sizeof(float)) + 2 * kValues * sizeof(float),
         "indexer_kl (keys)", b, lists);
 }
@@ -497,8 +516,17 @@ void run_all(KernelContext& context, const IndexerKlDenseArgs<float>& a, Problem
     b.index_k = packed<kDim>(context, {a.indexer.k, dim, dim, nullptr, 0, in.tokens, 1, nullptr},
                              to + in.tokens * heads * kDim);
   }
+  const int64_t parts = key_parts(a.indexer.heads), values = in.tokens * a.indexer.dim;
+  if (parts > 1) {
+    b.dk_parts =
+        static_cast<float*>(device_scratch(context, kKeySlot, parts * values * int64_t{4}));
+  }
   in_groups_of_tiles(a.begins, in.tokens,
                      [&](const Group& g) { run<kQk, kDim, kExact>(context, b, g); });
+  if (parts > 1) {
+    start(context, kl_add_parts, dim3(blocks_of(values, kThreads)), 0, "indexer_kl (dk)",
+          static_cast<const float*>(b.dk_parts), static_cast<int>(parts), values, a.indexer.dk);
+  }
 }
 
 template <int kQk, bool kExact>

@@ -80,6 +80,7 @@ using Products = float[2][2][4];
 template <int kParts>
 __device__ inline void products(const Tile& q, const Tile& keys, int width, int head, int key,
                                 Products& s) {
+#pragma unroll 4
   for (int c = 0; c < width; c += 16) {
     const Factor<kParts> a = left<kParts>(q, head, c);
 #pragma unroll
@@ -100,12 +101,13 @@ __global__ void __launch_bounds__(kThreads, kParts == 1 ? 2 : 1) kl_many_kernel(
   float* part = space.floats(kMost / 16 * kKeys);  // of scores, or of dw: [2][kMost]
   float* score = space.floats(static_cast<int>(m.a.count));
   float* w = space.floats(kMost);
+  auto* set = reinterpret_cast<int32_t*>(space.floats(static_cast<int>(m.a.count)));
 
   const IndexerSequence<float>& x = m.a.indexer;
   const int64_t t = m.first + blockIdx.x, k = m.a.count;
   const float* p = m.a.p + t * k;
-  const int32_t* set = m.a.indices + t * k;
-  const int n = entries(set, k), heads = static_cast<int>(x.heads), dim = static_cast<int>(x.dim);
+  const int n = entries(m.a.indices + t * k, k), heads = static_cast<int>(x.heads),
+            dim = static_cast<int>(x.dim);
   const auto thread = static_cast<int>(threadIdx.x);
   const int warp = thread / 32, lane = thread % 32;
   for (int i = thread; i < kMost * m.width; i += kThreads) {
@@ -113,6 +115,8 @@ __global__ void __launch_bounds__(kThreads, kParts == 1 ? 2 : 1) kl_many_kernel(
     put<kParts>(q, h, c, h < heads && c < dim ? x.q[(t * heads + h) * dim + c] : 0.0f);
   }
   for (int h = thread; h < kMost; h += kThreads) w[h] = h < heads ? x.w[t * heads + h] : 0;
+  // Copies of keys do not wait for reads of memory.
+  for (int i = thread; i < k; i += kThreads) set[i] = m.a.indices[t * k + i];
   __syncthreads();
 
   const int own_h = warp / 2 * 16, own_k = warp % 2 * 32;  // of products
@@ -251,7 +255,7 @@ __global__ void __launch_bounds__(kThreads, kParts == 1 ? 2 : 1) kl_many_kernel(
 int shared_bytes(const Many& m, int parts) {
   return tile_bytes(kMost, m.width, parts) + 2 * tile_bytes(kKeys, m.width, parts) +
          tile_bytes(kMost, kKeys, parts) +
-         (kMost / 16 * kKeys + (static_cast<int>(m.a.count) + 3) / 4 * 4 + kMost) * 4;
+         (kMost / 16 * kKeys + 2 * ((static_cast<int>(m.a.count) + 3) / 4 * 4) + kMost) * 4;
 }
 
 Many sizes_of(const Args& a) {
@@ -303,7 +307,7 @@ bool indexer_kl_many_supports(const Args& a) {
 void indexer_kl_sparse_many(KernelContext& context, const Args& args) {
   if (args.indexer.tokens == 0) return;
   context.device()->fill(args.indexer.dk, 0, args.indexer.tokens * args.indexer.dim * 4);
-  context.allowed("train_products", "cuda") ? run<2>(context, args) : run<1>(context, args);
+  exact(context) ? run<2>(context, args) : run<1>(context, args);
 }
 
 }  // namespace tamis

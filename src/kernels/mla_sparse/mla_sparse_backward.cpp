@@ -70,6 +70,9 @@ constexpr Implementation<MlaSparseBackwardArgs<double>> kDouble[] = {
 constexpr Implementation<MlaSparseTargetArgs<float>> kTargetFloat[] = {
     {"cuda_few", [](const MlaSparseTargetArgs<float>& a) { return mla_sparse_few_supports(a.in); },
      mla_sparse_target_few},
+    {"cuda_many",
+     [](const MlaSparseTargetArgs<float>& a) { return mla_sparse_many_supports(a.in); },
+     mla_sparse_target_many},
     {"cuda", [](const MlaSparseTargetArgs<float>&) { return true; }, mla_sparse_target_cuda},
     {"simd", [](const MlaSparseTargetArgs<float>&) { return vectors_available(); },
      mla_sparse_target_gathered},

@@ -18,7 +18,9 @@ void mla_sparse_train_cuda(KernelContext& context, const MlaSparseTrainArgs& arg
 bool mla_sparse_few_supports(const MlaSparseBackwardArgs<float>& args);
 bool mla_sparse_many_supports(const MlaSparseBackwardArgs<float>& args);
 void mla_sparse_backward_few(KernelContext& context, const MlaSparseBackwardArgs<float>& args);
-// Any number of heads, made for many (mla_sparse_many.cu).
+// Up to 4,096 heads, made for many (mla_sparse_many.cu).
+void mla_sparse_train_many(KernelContext& context, const MlaSparseTrainArgs& args);
+void mla_sparse_target_many(KernelContext& context, const MlaSparseTargetArgs<float>& args);
 void mla_sparse_backward_many(KernelContext& context, const MlaSparseBackwardArgs<float>& args);
 void mla_sparse_train_few(KernelContext& context, const MlaSparseTrainArgs& args);
 void mla_sparse_target_few(KernelContext& context, const MlaSparseTargetArgs<float>& args);

@@ -30,6 +30,8 @@ void serve(KernelContext& context, const MlaSparseTrainArgs& args) {
 constexpr Implementation<MlaSparseTrainArgs> kList[] = {
     {"cuda_few", [](const MlaSparseTrainArgs& a) { return mla_sparse_few_supports(a.in); },
      mla_sparse_train_few},
+    {"cuda_many", [](const MlaSparseTrainArgs& a) { return mla_sparse_many_supports(a.in); },
+     mla_sparse_train_many},
     {"cuda", [](const MlaSparseTrainArgs&) { return true; }, mla_sparse_train_cuda},
     {"reference", [](const MlaSparseTrainArgs&) { return true; }, serve},
 };
