@@ -1,7 +1,7 @@
-// embedding_backward on CUDA. The tokens are sorted by id, stably, by one block (radix, 8 bits a
-// pass); then a block for each kChunk of them adds its rows in the order of the tokens, and what
-// runs of equal ids have in several chunks is added in their order. No atomics: a row's bits depend
-// on the ids alone. Bound by memory, and by latency while sorting.
+// embedding_backward on CUDA. The tokens are sorted by id, stably, by blocks of kSorted of them
+// (radix, 8 bits a pass); then a block for each kChunk of them adds its rows in the order of the
+// tokens, and what runs of equal ids have in several chunks is added in their order. No atomics: a
+// row's bits depend on the ids alone. Bound by memory, and by latency while sorting.
 #include <algorithm>
 
 #include "kernels/cuda/launch.cuh"
@@ -12,9 +12,10 @@ namespace {
 
 constexpr int kSlot = 0;  // of device_scratch
 constexpr int kSortWarps = 32;
-constexpr int kDigits = 256;  // of a pass
-constexpr int kChunk = 64;    // sorted tokens of a block
-constexpr int kAhead = 8;     // rows, and steps of a sort, that are read at a time
+constexpr int kDigits = 256;       // of a pass
+constexpr int64_t kSorted = 4096;  // tokens that a block sorts
+constexpr int kChunk = 64;         // sorted tokens of a block
+constexpr int kAhead = 8;          // rows, and steps of a sort, that are read at a time
 
 // One stable pass: order [n] holds places of ids, sorted by the digits below `shift`.
 struct SortPass {
@@ -25,12 +26,14 @@ struct SortPass {
   int32_t* to;
 };
 
-// Calls with_row(token, row) for the warp's share of the values; own [kDigits] counts.
+// Calls body(token, row) for the warp's share of the block's values; own [kDigits] counts.
 template <typename Body>
 __device__ inline void walk(const SortPass& s, int32_t* own, const Body& body) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int64_t each = (s.n + kSortWarps * 32 - 1) / (kSortWarps * 32) * 32;
-  const int64_t first = threadIdx.x / 32 * each, last = min(first + each, s.n);
+  constexpr int64_t kEach = kSorted / kSortWarps;
+  static_assert(kEach % 32 == 0);
+  const int64_t first = blockIdx.x * kSorted + threadIdx.x / 32 * kEach;
+  const int64_t last = min(first + kEach, s.n);
   for (int64_t base = first; base < last; base += 32 * kAhead) {
     int32_t token[kAhead];
     int digit[kAhead];
@@ -59,37 +62,64 @@ __device__ inline void walk(const SortPass& s, int32_t* own, const Body& body) {
   }
 }
 
-__global__ void __launch_bounds__(kSortWarps * 32) sort_ids_kernel(const SortPass s) {
-  __shared__ int32_t table[kSortWarps][kDigits];
-  __shared__ int32_t total[kDigits];
+using Table = int32_t[kSortWarps][kDigits];
+
+// table [warps, digits] = the block's values of each digit.
+__device__ inline void count_digits(const SortPass& s, Table& table) {
   for (int i = static_cast<int>(threadIdx.x); i < kSortWarps * kDigits; i += kSortWarps * 32) {
     table[i / kDigits][i % kDigits] = 0;
   }
   __syncthreads();
   walk(s, table[threadIdx.x / 32], [](int32_t, int32_t) {});
   __syncthreads();
-  // Where each warp's values of a digit begin among those of the digit.
+}
+
+// blocks [blocks, digits] = those of each block.
+__global__ void __launch_bounds__(kSortWarps * 32)
+    count_digits_kernel(const SortPass s, int32_t* blocks) {
+  __shared__ Table table;
+  count_digits(s, table);
   for (int d = static_cast<int>(threadIdx.x); d < kDigits; d += kSortWarps * 32) {
     int32_t sum = 0;
+    for (const auto& row : table) sum += row[d];
+    blocks[blockIdx.x * kDigits + d] = sum;
+  }
+}
+
+// blocks -> where each block's values of a digit begin. A thread a digit.
+__global__ void __launch_bounds__(kDigits) start_digits_kernel(int32_t* blocks, int count) {
+  __shared__ int32_t before[kDigits];
+  const auto d = static_cast<int>(threadIdx.x);
+  int32_t sum = 0;
+#pragma unroll 8
+  for (int b = 0; b < count; ++b) sum += blocks[b * kDigits + d];
+  before[d] = sum;
+  __syncthreads();
+  for (int offset = 1; offset < kDigits; offset *= 2) {
+    const int32_t other = d >= offset ? before[d - offset] : 0;
+    __syncthreads();
+    before[d] += other;
+    __syncthreads();
+  }
+  int32_t start = before[d] - sum;
+  for (int b = 0; b < count; ++b) {
+    const int32_t own = blocks[b * kDigits + d];
+    blocks[b * kDigits + d] = start;
+    start += own;
+  }
+}
+
+__global__ void __launch_bounds__(kSortWarps * 32)
+    sort_ids_kernel(const SortPass s, const int32_t* blocks) {
+  __shared__ Table table;
+  count_digits(s, table);
+  for (int d = static_cast<int>(threadIdx.x); d < kDigits; d += kSortWarps * 32) {
+    int32_t start = blocks[blockIdx.x * kDigits + d];
     for (auto& row : table) {
       const int32_t own = row[d];
-      row[d] = sum;
-      sum += own;
+      row[d] = start;
+      start += own;
     }
-    total[d] = sum;
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    int32_t sum = 0;
-    for (int32_t& t : total) {
-      const int32_t own = t;
-      t = sum;
-      sum += own;
-    }
-  }
-  __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < kSortWarps * kDigits; i += kSortWarps * 32) {
-    table[i / kDigits][i % kDigits] += total[i % kDigits];
   }
   __syncthreads();
   walk(s, table[threadIdx.x / 32], [&](int32_t token, int32_t row) { s.to[row] = token; });
@@ -179,18 +209,25 @@ void embedding_backward_cuda(KernelContext& context, const EmbeddingBackwardArgs
   const int64_t each = (a.tokens * static_cast<int64_t>(sizeof(int32_t)) + 255) / 256 * 256;
   const int64_t chunks = (a.tokens + kChunk - 1) / kChunk;
   const int64_t parts = chunks * 2 * a.width * static_cast<int64_t>(sizeof(float));
-  auto* space = static_cast<std::byte*>(device_scratch(context, kSlot, 2 * each + parts));
+  const auto sorts = static_cast<unsigned>((a.tokens + kSorted - 1) / kSorted);
+  const auto counts = int64_t{sorts} * kDigits * static_cast<int64_t>(sizeof(int32_t));
+  auto* space = static_cast<std::byte*>(device_scratch(context, kSlot, 2 * each + counts + parts));
+  auto* digits = reinterpret_cast<int32_t*>(space + 2 * each);
   int32_t* order = nullptr;
   int passes = 4;  // all 32 bits of an id
   while (a.vocabulary > 0 && passes > 1 && (a.vocabulary - 1) >> (8 * (passes - 1)) == 0) --passes;
   for (int pass = 0; pass < passes; ++pass) {
     auto* to = reinterpret_cast<int32_t*>(space + pass % 2 * each);
     const SortPass s{a.ids, order, a.tokens, 8 * pass, to};
-    sort_ids_kernel<<<1, kSortWarps * 32, 0, stream_of(context)>>>(s);
+    count_digits_kernel<<<sorts, kSortWarps * 32, 0, stream_of(context)>>>(s, digits);
+    check_launch("embedding_backward (digits)");
+    start_digits_kernel<<<1, kDigits, 0, stream_of(context)>>>(digits, static_cast<int>(sorts));
+    check_launch("embedding_backward (starts)");
+    sort_ids_kernel<<<sorts, kSortWarps * 32, 0, stream_of(context)>>>(s, digits);
     check_launch("embedding_backward (sort)");
     order = to;
   }
-  const Runs runs{a, order, reinterpret_cast<float*>(space + 2 * each)};
+  const Runs runs{a, order, reinterpret_cast<float*>(space + 2 * each + counts)};
   const auto blocks = static_cast<unsigned>(chunks);
   add_chunks_kernel<<<blocks, kRowThreads, 0, stream_of(context)>>>(runs);
   check_launch("embedding_backward");

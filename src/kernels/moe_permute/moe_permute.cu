@@ -5,7 +5,9 @@
 // with the same expert find each other (match_any), a lane's place is the warp's count so far plus
 // the lower lanes of its group. Pass 1 counts [warp, expert]; then counts become starts,
 // expert-major; pass 2 walks again and writes rows. Bound by latency (pairs / 1024 steps, twice),
-// the copy by memory: a warp reads a token's row once and writes it num_chosen times.
+// the copy by memory: a warp reads a token's row once and writes it num_chosen times. Many pairs
+// are sorted by many blocks, each its own run of them, in three launches: the counts of each block,
+// where they start, and the sort.
 //
 // Combine: one thread a column of a token, or four of them. Bound by memory.
 #include <algorithm>
@@ -24,6 +26,8 @@ constexpr int kMaxWarps = 32;
 constexpr int kAhead = 8;  // steps whose ids are read at a time
 constexpr unsigned kAll = 0xFFFFFFFFu;
 constexpr int64_t kCountBytes = 96 * 1024;  // the largest table [warps + 1, experts]
+constexpr int64_t kBlockPairs = 4096, kManyPairs = 1 << 15;
+constexpr int kBlockSlot = 0;  // of device_scratch: [blocks, experts]
 
 struct Sort {
   const int32_t* ids;  // [pairs]
@@ -60,15 +64,18 @@ __device__ void walk(const Sort& s, int32_t* count, Use use) {
   }
 }
 
-// count [warps, experts] -> where each warp's pairs of each expert start; offsets.
-__device__ void starts(const Sort& s, int32_t* count, int32_t* total) {
+// total [experts] = the block's pairs of each expert, by count [warps, experts].
+__device__ void add_warps(const Sort& s, const int32_t* count, int32_t* total) {
   const int64_t warps = blockDim.x / 32;
   for (int64_t e = threadIdx.x; e < s.experts; e += blockDim.x) {
     int32_t sum = 0;
     for (int64_t w = 0; w < warps; ++w) sum += count[w * s.experts + e];
     total[e] = sum;
   }
-  __syncthreads();
+}
+
+// total [experts], of all pairs -> where each expert's start, and offsets.
+__device__ void add_experts_before(const Sort& s, int32_t* total) {
   if (threadIdx.x < 32) {  // a running sum over the experts, 32 at a time
     int32_t before = 0;
     for (int64_t first = 0; first < s.experts; first += 32) {
@@ -87,7 +94,11 @@ __device__ void starts(const Sort& s, int32_t* count, int32_t* total) {
     }
     if (threadIdx.x == 0) s.offsets[s.experts] = before;
   }
-  __syncthreads();
+}
+
+// count [warps, experts] -> where each warp's pairs of each expert start, from those of the block.
+__device__ void starts(const Sort& s, int32_t* count, const int32_t* total) {
+  const int64_t warps = blockDim.x / 32;
   for (int64_t e = threadIdx.x; e < s.experts; e += blockDim.x) {
     int32_t start = total[e];
     for (int64_t w = 0; w < warps; ++w) {
@@ -99,16 +110,110 @@ __device__ void starts(const Sort& s, int32_t* count, int32_t* total) {
   __syncthreads();
 }
 
-__global__ void __launch_bounds__(kMaxWarps * 32) sort_kernel(const Sort s) {
-  extern __shared__ int32_t table[];
-  const int64_t warps = blockDim.x / 32;
+// Counts the block's pairs in table [warps, experts]; returns the warp's row of it.
+__device__ int32_t* count_pairs(const Sort& s, int32_t* table) {
   int32_t* own = table + threadIdx.x / 32 * s.experts;
-  for (int64_t i = threadIdx.x; i < warps * s.experts; i += blockDim.x) table[i] = 0;
+  for (int64_t i = threadIdx.x; i < blockDim.x / 32 * s.experts; i += blockDim.x) table[i] = 0;
   __syncthreads();
   walk(s, own, [](int64_t, int32_t) {});
   __syncthreads();
-  starts(s, table, table + warps * s.experts);
+  return own;
+}
+
+__global__ void __launch_bounds__(kMaxWarps * 32) sort_kernel(const Sort s) {
+  extern __shared__ int32_t table[];
+  int32_t* own = count_pairs(s, table);
+  int32_t* total = table + blockDim.x / 32 * s.experts;
+  add_warps(s, table, total);
+  __syncthreads();
+  add_experts_before(s, total);
+  __syncthreads();
+  starts(s, table, total);
   walk(s, own, [&](int64_t pair, int32_t row) { s.row_of[pair] = row; });
+}
+
+// The run of pairs of this block.
+__device__ Sort block_of(const Sort& s) {
+  const int64_t first = blockIdx.x * kBlockPairs;
+  return {s.ids + first, min(kBlockPairs, s.pairs - first), s.experts, s.row_of + first, s.offsets};
+}
+
+// blocks [blocks, experts] = the pairs of each block.
+__global__ void __launch_bounds__(kMaxWarps * 32) count_pairs_kernel(const Sort s, int32_t* blocks) {
+  extern __shared__ int32_t table[];
+  const Sort run = block_of(s);
+  count_pairs(run, table);
+  add_warps(run, table, blocks + blockIdx.x * s.experts);
+}
+
+// blocks -> how many pairs of the expert earlier blocks have; offsets. A warp an expert.
+__global__ void __launch_bounds__(kMaxWarps * 32)
+    block_starts_kernel(const Sort s, int32_t* blocks, int count) {
+  extern __shared__ int32_t table[];
+  const auto lane = static_cast<int>(threadIdx.x % 32);
+  for (int64_t e = threadIdx.x / 32; e < s.experts; e += kMaxWarps) {
+    int32_t before = 0;
+    for (int first = 0; first < count; first += 32) {
+      const bool there = first + lane < count;
+      int32_t* at = blocks + (first + lane) * s.experts + e;
+      const int32_t own = there ? *at : 0;
+      int32_t sum = own;
+      for (int offset = 1; offset < 32; offset *= 2) {
+        const int32_t other = __shfl_up_sync(kAll, sum, static_cast<unsigned>(offset));
+        if (lane >= offset) sum += other;
+      }
+      if (there) *at = before + sum - own;
+      before += __shfl_sync(kAll, sum, 31);
+    }
+    if (lane == 0) table[e] = before;
+  }
+  __syncthreads();
+  add_experts_before(s, table);
+}
+
+__global__ void __launch_bounds__(kMaxWarps * 32)
+    sort_blocks_kernel(const Sort s, const int32_t* blocks) {
+  extern __shared__ int32_t table[];
+  const Sort run = block_of(s);
+  int32_t* own = count_pairs(run, table);
+  int32_t* total = table + blockDim.x / 32 * s.experts;
+  for (int64_t e = threadIdx.x; e < s.experts; e += blockDim.x) {
+    total[e] = static_cast<int32_t>(s.offsets[e]) + blocks[blockIdx.x * s.experts + e];
+  }
+  __syncthreads();
+  starts(run, table, total);
+  walk(run, own, [&](int64_t pair, int32_t row) { run.row_of[pair] = row; });
+}
+
+void sort_pairs(KernelContext& context, const Sort& sort) {
+  const int64_t column = sort.experts * static_cast<int64_t>(sizeof(int32_t));
+  const bool many = sort.pairs >= kManyPairs;
+  int64_t warps = many ? kMaxWarps : std::clamp<int64_t>((sort.pairs + 31) / 32, 1, kMaxWarps);
+  if (column > 0) warps = std::clamp<int64_t>(kCountBytes / column - 1, 1, warps);
+  const auto bytes = static_cast<int>((warps + 1) * column);
+  const auto threads = static_cast<unsigned>(warps * 32);
+  const auto shared = static_cast<size_t>(bytes);
+  const auto allow = [&](auto kernel) {
+    if (bytes > 48 * 1024) {
+      allow_shared(reinterpret_cast<const void*>(kernel), bytes, "moe_permute");
+    }
+  };
+  if (!many) {
+    allow(sort_kernel);
+    sort_kernel<<<1, threads, shared, stream_of(context)>>>(sort);
+    return check_launch("moe_permute (sort)");
+  }
+  const auto count = static_cast<unsigned>((sort.pairs + kBlockPairs - 1) / kBlockPairs);
+  auto* blocks = static_cast<int32_t*>(device_scratch(context, kBlockSlot, count * column));
+  allow(count_pairs_kernel);
+  allow(sort_blocks_kernel);
+  count_pairs_kernel<<<count, threads, shared, stream_of(context)>>>(sort, blocks);
+  check_launch("moe_permute (counts)");
+  block_starts_kernel<<<1, kMaxWarps * 32, static_cast<size_t>(column), stream_of(context)>>>(
+      sort, blocks, static_cast<int>(count));
+  check_launch("moe_permute (starts)");
+  sort_blocks_kernel<<<count, threads, shared, stream_of(context)>>>(sort, blocks);
+  check_launch("moe_permute (sort)");
 }
 
 // kWide: eight columns of a lane at a time, in whole 16 bytes.
@@ -172,18 +277,7 @@ bool moe_permute_cuda_supports(const MoePermuteArgs& a) {
 
 void moe_permute_cuda(KernelContext& context, const MoePermuteArgs& a) {
   const int64_t pairs = a.tokens * a.num_chosen;
-  const int64_t column = a.experts * static_cast<int64_t>(sizeof(int32_t));
-  int64_t warps = std::clamp<int64_t>((pairs + 31) / 32, 1, kMaxWarps);
-  if (column > 0) warps = std::clamp<int64_t>(kCountBytes / column - 1, 1, warps);
-  const int64_t bytes = (warps + 1) * column;
-  if (bytes > 48 * 1024) {
-    allow_shared(reinterpret_cast<const void*>(sort_kernel), static_cast<int>(bytes),
-                 "moe_permute");
-  }
-  const Sort sort{a.ids, pairs, a.experts, a.row_of, a.offsets};
-  sort_kernel<<<1, static_cast<unsigned>(warps * 32), static_cast<size_t>(bytes),
-                stream_of(context)>>>(sort);
-  check_launch("moe_permute (sort)");
+  sort_pairs(context, {a.ids, pairs, a.experts, a.row_of, a.offsets});
   if (pairs > 0 && (a.rows != nullptr || a.rows_bf16 != nullptr)) copy_rows(context, a);
 }
 

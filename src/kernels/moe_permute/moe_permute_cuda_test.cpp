@@ -59,5 +59,27 @@ TEST_F(MoePermuteCuda, SortsStablyAndCombinesAsTheReference) {
   }
 }
 
+// Many pairs are sorted by several blocks, the last of which is not full.
+TEST_F(MoePermuteCuda, SortsManyPairsStably) {
+  for (const int64_t experts : {1, 5, 16, 300, 5000}) {
+    for (const int64_t tokens : {8192, 9001, 40000}) {
+      if (skip_case()) continue;
+      const int64_t chosen = 4, pairs = tokens * chosen;
+      std::vector<int32_t> ids = random_ids(pairs, experts, 1);
+      for (size_t i = 5000; i < 9500; ++i) ids[i] = 0;  // all of one block's are one expert's
+      std::vector<int32_t> row_of(ids.size());
+      std::vector<int64_t> offsets(static_cast<size_t>(experts + 1));
+      moe_permute(reference(), {ids.data(), tokens, chosen, experts, nullptr, 0, row_of.data(),
+                                offsets.data(), nullptr});
+      Device<int32_t> d_ids(context(), ids), d_row_of(context(), pairs);
+      Device<int64_t> d_offsets(context(), experts + 1);
+      moe_permute(context(), {d_ids.data(), tokens, chosen, experts, nullptr, 0, d_row_of.data(),
+                              d_offsets.data(), nullptr});
+      ASSERT_EQ(d_row_of.read(), row_of) << experts << " " << tokens;
+      ASSERT_EQ(d_offsets.read(), offsets);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace tamis
