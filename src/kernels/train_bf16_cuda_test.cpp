@@ -36,6 +36,38 @@ TEST_F(TrainBf16Cuda, RmsNorm) {
       rms_norm(context(), {gx.data(), width, nullptr, gw.data(), rows, width, 1e-6F, gy.data(),
                            width, false, bits.data()});
       ASSERT_EQ(bits.read(), rounded(gy.read())) << width << " " << rows;
+      Device<uint16_t> alone(context(), rows * width);
+      rms_norm(context(), {gx.data(), width, nullptr, gw.data(), rows, width, 1e-6F, nullptr, width,
+                           false, alone.data()});
+      ASSERT_EQ(alone.read(), bits.read()) << width << " " << rows;
+    }
+  }
+}
+
+TEST_F(TrainBf16Cuda, RmsNormGradient) {
+  for (const int64_t width : {1, 33, 128, 256, 500, 520}) {
+    if (skip_case()) continue;
+    const int64_t rows = 203, stride = width + 3;
+    const Floats x = random_floats(rows * width, 1), w = random_floats(width, 2);
+    const Floats dy = random_floats(rows * width, 3), dx = random_floats(rows * stride, 4);
+    Device<float> gx(context(), x), gw(context(), w), gdy(context(), dy), gdx(context(), dx);
+    Device<float> dw(context(), Floats(width)), dw2(context(), Floats(width));
+    Device<uint16_t> bits(context(), rounded(dx)), alone(context(), ones(rows * stride));
+    RmsNormBackwardArgs<float> a{gx.data(), width,      gw.data(), gdy.data(), rows,  width,
+                                 1e-6F,     gdx.data(), stride,    dw.data(),  false, bits.data()};
+    rms_norm_backward(context(), a);
+    ASSERT_EQ(bits.read(), rounded(gdx.read())) << width;
+    a.overwrite = true;
+    a.dx_bf16 = nullptr;
+    rms_norm_backward(context(), a);
+    a.dx = nullptr;
+    a.dx_bf16 = alone.data();
+    a.dw = dw2.data();
+    rms_norm_backward(context(), a);
+    const Bits want = rounded(gdx.read()), got = alone.read();
+    for (int64_t i = 0; i < rows * stride; ++i) {
+      const auto at = static_cast<size_t>(i);
+      ASSERT_EQ(got[at], i % stride < width ? want[at] : 0xFFFF) << width << " " << i;
     }
   }
 }
@@ -59,6 +91,23 @@ TEST_F(TrainBf16Cuda, ManyRowsNormAsFewDo) {
       }
       ASSERT_EQ(y.read(), z.read()) << width;
       ASSERT_EQ(all.read(), parts.read()) << width;
+    }
+  }
+}
+
+TEST_F(TrainBf16Cuda, Values) {
+  for (const int64_t n : {0, 1, 7, 8, 2048, 70001}) {
+    for (const int64_t from : {0, 1}) {
+      const Floats x = random_floats(n + from, 1);
+      Device<float> gx(context(), x);
+      Device<uint16_t> y(context(), ones(n + from));
+      round_values(context(), gx.data() + from, n, y.data() + from);
+      Bits want = rounded(x);
+      if (from > 0) want[0] = 0xFFFF;
+      ASSERT_EQ(y.read(), want) << n;
+      Bits on_cpu = ones(n + from);
+      round_values(reference(), x.data() + from, n, on_cpu.data() + from);
+      ASSERT_EQ(on_cpu, want) << n;
     }
   }
 }

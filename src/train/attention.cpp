@@ -2,7 +2,9 @@
 // indexer.cpp).
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
+#include "kernels/mla_dense/mla_bf16.h"
 #include "train/exchange.h"
 #include "train/linear_layers.h"
 
@@ -49,19 +51,51 @@ void turn_forward(KernelContext& context, const RopeTurnArgs<float>& a) {
 }
 void turn_forward(KernelContext& context, const RopeTurnArgs<double>& a) { rope_turn(context, a); }
 
-// h = norm(x) of layer l in work.normed, and rounded in work.normed_bf16 where products want that.
+// What layer l attends to where that is rounded.
+template <typename T>
+MlaBf16Sequence bf16_sequence(const Pass<T>& p, int64_t l) {
+  const ModelConfig& m = p.config;
+  const LayerState<T>& a = p.layer(l);
+  return {a.q_bf16.data(), a.kv_bf16.data(), p.tokens(), m.num_heads,
+          m.nope,          m.rope,           m.v_head,   static_cast<float>(m.softmax_scale())};
+}
+
+// Whether layer l keeps what its attention reads and writes in bf16 alone: products round it, and
+// no indexer looks at it.
+template <typename T>
+bool rounds_attention(const Pass<T>& p, int64_t l) {
+  const ModelConfig& m = p.config;
+  const bool own = p.layer_config(l).indexer == IndexerKind::kOwn;
+  if (own && (p.sparse() || p.objective.train_indexer || p.measures())) return false;
+  return p.groups.tensor == nullptr && !p.objective.fp8 &&
+         rounds(p, p.tokens(),
+                {m.hidden_size, m.q_lora, m.kv_lora, m.kv_lora + m.rope, m.num_heads * m.qk_head(),
+                 m.num_heads * (m.nope + m.v_head), m.num_heads * m.v_head}) &&
+         mla_takes_bf16(p.kernels, bf16_sequence(p, l));
+}
+
+// Where the rounded h goes: the layer's own, which is kept, or one for all.
+template <typename T>
+Buffer<uint16_t>& normed_place(const Pass<T>& p, int64_t l) {
+  return rounds_attention(p, l) && keeps_rounded(p) ? p.layer(l).normed_bf16
+                                                    : p.state.work.normed_bf16;
+}
+
+// h = norm(x) of layer l in work.normed, or rounded in work.normed_bf16 where products want that;
+// in both for an indexer.
 template <typename T>
 void norm_input(Pass<T>& p, int64_t l) {
   const int64_t n = p.tokens(), d = p.config.hidden_size;
   Workspace<T>& work = p.state.work;
   ForwardOps<T>::rms_norm(p.kernels, p.layer(l).x.data(), d, p.w + p.slots(l).input_norm, n, d,
-                          static_cast<T>(p.config.norm_eps), sized(p, work.normed, n * d),
-                          sized_if(rounds(p, n, {d}), p, work.normed_bf16, n * d));
+                          static_cast<T>(p.config.norm_eps),
+                          sized_if(!rounds_attention(p, l), p, work.normed, n * d),
+                          sized_if(rounds(p, n, {d}), p, normed_place(p, l), n * d));
 }
 
 template <typename T>
-const uint16_t* normed_bf16(const Pass<T>& p) {
-  return rounds(p, p.tokens(), {p.config.hidden_size}) ? p.state.work.normed_bf16.data() : nullptr;
+const uint16_t* normed_bf16(const Pass<T>& p, int64_t l) {
+  return rounds(p, p.tokens(), {p.config.hidden_size}) ? normed_place(p, l).data() : nullptr;
 }
 
 template <typename T>
@@ -81,7 +115,7 @@ void down_projections(Pass<T>& p, int64_t l) {
   LayerState<T>& a = p.layer(l);
   const int64_t n = p.tokens(), width = m.kv_lora + m.rope;
   const T* h = p.state.work.normed.data();
-  const uint16_t* h16 = normed_bf16(p);
+  const uint16_t* h16 = normed_bf16(p, l);
   const Product<T> down[] = {
       {h, m.hidden_size, n, p.w + s.q_a, m.q_lora, m.hidden_size, sized(p, a.q_a, n * m.q_lora),
        h16},
@@ -89,7 +123,14 @@ void down_projections(Pass<T>& p, int64_t l) {
   linear_forward<T>(p, down);
 }
 
-// q, c_kv and k_pe from those.
+// The angles of every head's queries.
+template <typename T>
+TurnedColumns<T> turned_queries(const Pass<T>& p) {
+  const ModelConfig& m = p.config;
+  return {p.state.cos.data(), p.state.sin.data(), m.qk_head(), m.nope, m.rope / 2};
+}
+
+// q, c_kv and k_pe from those; k_pe not if attention turns and rounds it.
 template <typename T>
 void queries_and_latents(Pass<T>& p, int64_t l) {
   using F = ForwardOps<T>;
@@ -98,21 +139,25 @@ void queries_and_latents(Pass<T>& p, int64_t l) {
   LayerState<T>& a = p.layer(l);
   const int64_t n = p.tokens(), width = m.kv_lora + m.rope, qk = m.qk_head();
   const auto eps = static_cast<T>(m.lora_norm_eps);
+  const bool rounded = rounds_attention(p, l);
   F::rms_norm(p.kernels, a.q_a.data(), m.q_lora, p.w + s.q_a_norm, n, m.q_lora, eps,
-              sized(p, a.q_lora, n * m.q_lora),
+              sized_if(!rounded, p, a.q_lora, n * m.q_lora),
               sized_if(rounds(p, n, {m.q_lora}), p, a.q_lora_bf16, n * m.q_lora));
   F::rms_norm(p.kernels, a.kv_a.data(), width, p.w + s.kv_a_norm, n, m.kv_lora, eps,
-              sized(p, a.c_kv, n * m.kv_lora),
+              sized_if(!rounded, p, a.c_kv, n * m.kv_lora),
               sized_if(rounds(p, n, {m.kv_lora}), p, a.c_kv_bf16, n * m.kv_lora));
-  const Product<T> up{a.q_lora.data(),
-                      m.q_lora,
-                      n,
-                      p.w + s.q_b,
-                      m.num_heads * qk,
-                      m.q_lora,
-                      sized(p, a.q, n * m.num_heads * qk),
-                      q_lora_bf16(p, a)};
+  Product<T> up{a.q_lora.data(),
+                m.q_lora,
+                n,
+                p.w + s.q_b,
+                m.num_heads * qk,
+                m.q_lora,
+                sized_if(!rounded, p, a.q, n * m.num_heads * qk),
+                q_lora_bf16(p, a),
+                sized_if(rounded, p, a.q_bf16, n * m.num_heads * qk)};
+  if (rounded) up.turned = turned_queries(p);
   linear_forward(p, up);
+  if (rounded) return;
   turn_forward(p.kernels, turn(p, a.q.data() + m.nope, m.num_heads * qk, qk, m.num_heads,
                                RopeLayout::kInterleaved, false));
   copy_columns<T>(p.kernels, {a.kv_a.data() + m.kv_lora, width, n, m.rope,
@@ -136,7 +181,7 @@ void index_forward(Pass<T>& p, int64_t l) {
   Workspace<T>& work = p.state.work;
   const int64_t n = p.tokens(), width = m.index_heads * m.index_dim;
   const T* h = work.normed.data();
-  const uint16_t* h16 = normed_bf16(p);
+  const uint16_t* h16 = normed_bf16(p, l);
   const Product<T> list[] = {{a.q_lora.data(), m.q_lora, n, p.w + s.wq_b, width, m.q_lora,
                               sized(p, work.index_q, n * width), q_lora_bf16(p, a)},
                              {h, m.hidden_size, n, p.w + s.wk, m.index_dim, m.hidden_size,
@@ -174,7 +219,7 @@ void index_backward(Pass<T>& p, int64_t l) {
                           static_cast<T>(1e-6F), dk, p.grad + s.k_norm_w, p.grad + s.k_norm_b});
   scale_values(p.kernels, dw, work.d_index_w.size(), static_cast<T>(index_scale(m)));
   const T* h = work.normed.data();
-  const uint16_t* h16 = normed_bf16(p);
+  const uint16_t* h16 = normed_bf16(p, l);
   const ProductBackward<T> list[] = {
       {dq, width, a.q_lora.data(), m.q_lora, n, p.w + s.wq_b, width, m.q_lora, nullptr, false,
        p.grad + s.wq_b, nullptr, q_lora_bf16(p, a)},
@@ -345,9 +390,16 @@ void expand(Pass<T>& p, int64_t l) {
   const ModelConfig& m = p.config;
   LayerState<T>& a = p.layer(l);
   const int64_t n = p.tokens(), kv = m.num_heads * (m.nope + m.v_head);
-  const Product<T> up{
-      a.c_kv.data(),          m.kv_lora,      n, p.w + p.slots(l).kv_b, kv, m.kv_lora,
-      sized(p, a.kv, n * kv), c_kv_bf16(p, a)};
+  const bool rounded = rounds_attention(p, l);
+  const Product<T> up{a.c_kv.data(),
+                      m.kv_lora,
+                      n,
+                      p.w + p.slots(l).kv_b,
+                      kv,
+                      m.kv_lora,
+                      sized_if(!rounded, p, a.kv, n * kv),
+                      c_kv_bf16(p, a),
+                      sized_if(rounded, p, a.kv_bf16, n * kv)};
   linear_forward(p, up);
 }
 
@@ -408,6 +460,15 @@ void attend_dense(Pass<T>& p, int64_t l) {
   LayerState<T>& a = p.layer(l);
   const int64_t n = p.tokens();
   expand(p, l);
+  if constexpr (std::is_same_v<T, float>) {
+    if (rounds_attention(p, l)) {
+      return mla_train_bf16(
+          p.kernels,
+          {bf16_sequence(p, l), p.batch.begins, a.kv_a.data() + m.kv_lora, m.kv_lora + m.rope,
+           p.state.cos.data(), p.state.sin.data(), sized(p, a.k_pe_bf16, n * m.rope),
+           sized(p, a.o_bf16, n * m.num_heads * m.v_head), sized(p, a.log_sum, n * m.num_heads)});
+    }
+  }
   ForwardOps<T>::attend_dense(p.kernels, dense_sequence(p, l, 0, n), p.batch.begins, mask_of(p, l),
                               sized(p, a.o, n * m.num_heads * m.v_head),
                               sized(p, a.log_sum, n * m.num_heads));
@@ -473,14 +534,26 @@ void attend_dense_backward(Pass<T>& p, int64_t l) {
   LayerState<T>& a = p.layer(l);
   Workspace<T>& work = p.state.work;
   const int64_t n = p.tokens(), kv = m.num_heads * (m.nope + m.v_head);
-  sized(p, work.dkv, n * kv);
-  mla_dense_backward<T>(p.kernels, {dense_sequence(p, l, 0, n), work.d_o.data(), work.dq.data(),
-                                    work.dkv.data(), work.dk_pe.data(), p.batch.begins,
-                                    p.layer(l).o.data(), p.layer(l).log_sum.data(), mask_of(p, l)});
+  const bool rounded = rounds_attention(p, l);
+  T* dkv = sized_if(!rounded, p, work.dkv, n * kv);
+  uint16_t* dkv16 = sized_if(rounded, p, work.dkv_bf16, n * kv);
+  if constexpr (std::is_same_v<T, float>) {
+    const int64_t width = m.kv_lora + m.rope;
+    if (rounded) {
+      mla_backward_bf16(p.kernels, {bf16_sequence(p, l), p.batch.begins, a.k_pe_bf16.data(),
+                                    a.o_bf16.data(), work.d_o_bf16.data(), a.log_sum.data(),
+                                    p.state.cos.data(), p.state.sin.data(), work.dq_bf16.data(),
+                                    dkv16, work.dkv_a_bf16.data() + m.kv_lora, width});
+    }
+  }
+  if (!rounded) {
+    mla_dense_backward<T>(p.kernels, {dense_sequence(p, l, 0, n), work.d_o.data(), work.dq.data(),
+                                      dkv, work.dk_pe.data(), p.batch.begins, a.o.data(),
+                                      a.log_sum.data(), mask_of(p, l)});
+  }
   const int64_t kv_b = p.slots(l).kv_b;
-  linear_backward<T>(p,
-                     {work.dkv.data(), kv, a.c_kv.data(), m.kv_lora, n, p.w + kv_b, kv, m.kv_lora,
-                      work.dc_kv.data(), false, p.grad + kv_b, nullptr, c_kv_bf16(p, a)});
+  linear_backward<T>(p, {dkv, kv, a.c_kv.data(), m.kv_lora, n, p.w + kv_b, kv, m.kv_lora,
+                         work.dc_kv.data(), false, p.grad + kv_b, dkv16, c_kv_bf16(p, a)});
 }
 
 template <typename T>
@@ -533,6 +606,40 @@ void recompute_expanded(Pass<T>& p, int64_t l) {
   }
 }
 
+// From dq, dc_kv and dk_pe: dnormed, and the gradients of the matrices and norms before them. Where
+// attention is rounded, dk_pe is in its place already.
+template <typename T>
+void latents_backward(Pass<T>& p, int64_t l) {
+  const ModelConfig& m = p.config;
+  const LayerSlots& s = p.slots(l);
+  LayerState<T>& a = p.layer(l);
+  Workspace<T>& work = p.state.work;
+  const int64_t n = p.tokens(), d = m.hidden_size, width = m.kv_lora + m.rope;
+  const bool rounded = rounds_attention(p, l);
+  const auto eps = static_cast<T>(m.lora_norm_eps);
+  T* dq_a = sized_if(!rounded, p, work.dq_a, n * m.q_lora);
+  T* dkv_a = sized_if(!rounded, p, work.dkv_a, n * width);
+  uint16_t* dq_a16 = sized_if(rounded, p, work.dq_a_bf16, n * m.q_lora);
+  uint16_t* dkv_a16 = rounded ? work.dkv_a_bf16.data() : nullptr;
+  rms_norm_backward<T>(
+      p.kernels, {a.q_a.data(), m.q_lora, p.w + s.q_a_norm, work.dq_lora.data(), n, m.q_lora, eps,
+                  dq_a, m.q_lora, p.grad + s.q_a_norm, true, dq_a16});
+  rms_norm_backward<T>(
+      p.kernels, {a.kv_a.data(), width, p.w + s.kv_a_norm, work.dc_kv.data(), n, m.kv_lora, eps,
+                  dkv_a, width, p.grad + s.kv_a_norm, true, dkv_a16});
+  if (!rounded) {
+    copy_columns<T>(p.kernels, {work.dk_pe.data(), m.rope, n, m.rope, dkv_a + m.kv_lora, width});
+  }
+  if (!rounded || !keeps_rounded(p)) norm_input(p, l);
+  const T* h = work.normed.data();
+  const uint16_t* h16 = normed_bf16(p, l);
+  T* dh = sized(p, work.dnormed, n * d);
+  linear_backward<T>(p, {dq_a, m.q_lora, h, d, n, p.w + s.q_a, m.q_lora, d, dh, false,
+                         p.grad + s.q_a, dq_a16, h16});
+  linear_backward<T>(
+      p, {dkv_a, width, h, d, n, p.w + s.kv_a, width, d, dh, true, p.grad + s.kv_a, dkv_a16, h16});
+}
+
 }  // namespace
 
 template <typename T>
@@ -556,10 +663,19 @@ void attention_forward(Pass<T>& p, int64_t l) {
   if (own && p.objective.train_indexer) learn_indexer(p, l);
   if (own && p.measures()) measure_indexer(p, l);
   p.trade_expanded(l);
-  const Product<T> out{a.o.data(), v, n, p.w + p.slots(l).o, d, v, sized(p, a.x_mid, n * d)};
+  Product<T> out{a.o.data(),
+                 v,
+                 n,
+                 p.w + p.slots(l).o,
+                 d,
+                 v,
+                 sized(p, a.x_mid, n * d),
+                 rounds_attention(p, l) ? a.o_bf16.data() : nullptr};
+  const bool adds = p.groups.tensor == nullptr && !p.objective.fp8 && rounds(p, n, {d, v});
+  if (adds) out.add = a.x.data();
   linear_forward(p, out);
   add_over_tensor_group(p, a.x_mid.data(), n * d);
-  add_values(p.kernels, a.x.data(), n * d, a.x_mid.data());
+  if (!adds) add_values(p.kernels, a.x.data(), n * d, a.x_mid.data());
 }
 
 template <typename T>
@@ -570,48 +686,38 @@ void attention_backward(Pass<T>& p, int64_t l, T* dx) {
   Workspace<T>& work = p.state.work;
   const int64_t n = p.tokens(), d = m.hidden_size, qk = m.qk_head(), width = m.kv_lora + m.rope;
   const int64_t v = m.num_heads * m.v_head, q = m.num_heads * qk;
-  linear_backward<T>(p, {dx, d, a.o.data(), v, n, p.w + s.o, d, v, sized(p, work.d_o, n * v), false,
-                         p.grad + s.o});
+  const bool rounded = rounds_attention(p, l);
+  linear_backward<T>(
+      p, {dx, d, a.o.data(), v, n, p.w + s.o, d, v, sized_if(!rounded, p, work.d_o, n * v), false,
+          p.grad + s.o, dx_bf16(p), rounded ? a.o_bf16.data() : nullptr,
+          sized_if(rounded, p, work.d_o_bf16, n * v)});
   p.trade_expanded(l);
   if (p.objective.recompute) recompute_expanded(p, l);
-  sized(p, work.dq, n * q);
+  T* dq = sized_if(!rounded, p, work.dq, n * q);
+  uint16_t* dq16 = sized_if(rounded, p, work.dq_bf16, n * q);
   sized(p, work.dc_kv, n * m.kv_lora);
-  sized(p, work.dk_pe, n * m.rope);
+  sized_if(!rounded, p, work.dk_pe, n * m.rope);
+  sized_if(rounded, p, work.dkv_a_bf16, n * width);
   if (a.indices.empty()) {
     attend_dense_backward(p, l);
   } else {
     attend_sparse_backward(p, l);
   }
   add_over_tensor_group(p, work.dc_kv.data(), n * m.kv_lora);
-  add_over_tensor_group(p, work.dk_pe.data(), n * m.rope);
-  rope_turn(p.kernels,
-            turn(p, work.dq.data() + m.nope, q, qk, m.num_heads, RopeLayout::kInterleaved, true));
-  rope_turn(p.kernels, turn(p, work.dk_pe.data(), m.rope, 0, 1, RopeLayout::kInterleaved, true));
+  if (!rounded) {
+    add_over_tensor_group(p, work.dk_pe.data(), n * m.rope);
+    rope_turn(p.kernels, turn(p, dq + m.nope, q, qk, m.num_heads, RopeLayout::kInterleaved, true));
+    rope_turn(p.kernels, turn(p, work.dk_pe.data(), m.rope, 0, 1, RopeLayout::kInterleaved, true));
+  }
   linear_backward<T>(
-      p, {work.dq.data(), q, a.q_lora.data(), m.q_lora, n, p.w + s.q_b, q, m.q_lora,
-          sized(p, work.dq_lora, n * m.q_lora), false, p.grad + s.q_b, nullptr, q_lora_bf16(p, a)});
+      p, {dq, q, a.q_lora.data(), m.q_lora, n, p.w + s.q_b, q, m.q_lora,
+          sized(p, work.dq_lora, n * m.q_lora), false, p.grad + s.q_b, dq16, q_lora_bf16(p, a)});
   add_over_tensor_group(p, work.dq_lora.data(), n * m.q_lora);
   p.trade_expanded(l);
-  const auto eps = static_cast<T>(m.lora_norm_eps);
-  rms_norm_backward<T>(
-      p.kernels, {a.q_a.data(), m.q_lora, p.w + s.q_a_norm, work.dq_lora.data(), n, m.q_lora, eps,
-                  sized(p, work.dq_a, n * m.q_lora), m.q_lora, p.grad + s.q_a_norm, true});
-  rms_norm_backward<T>(
-      p.kernels, {a.kv_a.data(), width, p.w + s.kv_a_norm, work.dc_kv.data(), n, m.kv_lora, eps,
-                  sized(p, work.dkv_a, n * width), width, p.grad + s.kv_a_norm, true});
-  copy_columns<T>(p.kernels,
-                  {work.dk_pe.data(), m.rope, n, m.rope, work.dkv_a.data() + m.kv_lora, width});
-  const auto norm_eps = static_cast<T>(m.norm_eps);
-  norm_input(p, l);
-  const T* h = work.normed.data();
-  const uint16_t* h16 = normed_bf16(p);
-  T* dh = sized(p, work.dnormed, n * d);
-  linear_backward<T>(p, {work.dq_a.data(), m.q_lora, h, d, n, p.w + s.q_a, m.q_lora, d, dh, false,
-                         p.grad + s.q_a, nullptr, h16});
-  linear_backward<T>(p, {work.dkv_a.data(), width, h, d, n, p.w + s.kv_a, width, d, dh, true,
-                         p.grad + s.kv_a, nullptr, h16});
-  rms_norm_backward<T>(p.kernels, {a.x.data(), d, p.w + s.input_norm, dh, n, d, norm_eps, dx, d,
-                                   p.grad + s.input_norm});
+  latents_backward(p, l);
+  rms_norm_backward<T>(p.kernels, {a.x.data(), d, p.w + s.input_norm, work.dnormed.data(), n, d,
+                                   static_cast<T>(m.norm_eps), dx, d, p.grad + s.input_norm, false,
+                                   sized_dx_bf16(p)});
 }
 
 template void attention_forward(Pass<float>&, int64_t);

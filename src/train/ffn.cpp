@@ -23,6 +23,19 @@ int64_t mlp_width(const Pass<T>& p, int64_t l) {
                       : p.config.intermediate;
 }
 
+// Whether the product at the end of the MLP adds the stream that its rows belong to.
+template <typename T>
+bool adds_stream(const Pass<T>& p, int64_t l) {
+  return mlp_width(p, l) > 0 && p.groups.tensor == nullptr && !p.objective.fp8 &&
+         rounds(p, p.tokens(), {p.config.hidden_size, mlp_width(p, l)});
+}
+
+// Where SwiGLU's rounded output goes: one that is kept, or one for all layers.
+template <typename T>
+Buffer<uint16_t>& act_place(const Pass<T>& p, Buffer<uint16_t>& kept) {
+  return keeps_rounded(p) ? kept : p.state.work.act_bf16;
+}
+
 // y [tokens, hidden] of the dense MLP or the shared expert, from g = work.normed.
 template <typename T>
 void mlp_forward(Pass<T>& p, int64_t l, T* y) {
@@ -38,9 +51,10 @@ void mlp_forward(Pass<T>& p, int64_t l, T* y) {
       linear_of(g, n, p.w + s.up, width, d, sized(p, a.up, n * width), g16)};
   linear_forward<T>(p, list);
   T* act = sized_if(!rounded, p, work.act, n * width);
-  uint16_t* act16 = sized_if(rounded, p, work.act_bf16, n * width);
+  uint16_t* act16 = sized_if(rounded, p, act_place(p, a.act_bf16), n * width);
   ForwardOps<T>::swiglu(p.kernels, a.gate.data(), a.up.data(), n * width, act, act16);
-  const Product<T> down = linear_of<T>(act, n, p.w + s.down, d, width, y, act16);
+  Product<T> down = linear_of<T>(act, n, p.w + s.down, d, width, y, act16);
+  if (adds_stream(p, l)) down.add = a.x_mid.data();
   linear_forward(p, down);
 }
 
@@ -74,7 +88,7 @@ GateAndUp<T> gradients_apart(Pass<T>& p, SwigluBackwardArgs<T> of, bool bf16) {
   return {of.dgate, of.dup, of.dgate_bf16, of.dup_bf16};
 }
 
-// From dy: the gradients of the three matrices; dg = or += that of g.
+// From dy, the gradient of the stream: those of the three matrices; dg = or += that of g.
 template <typename T>
 void mlp_backward(Pass<T>& p, int64_t l, const T* dy, T* dg, bool add) {
   LayerState<T>& a = p.layer(l);
@@ -83,10 +97,13 @@ void mlp_backward(Pass<T>& p, int64_t l, const T* dy, T* dg, bool add) {
   const int64_t n = p.tokens(), d = p.config.hidden_size, width = mlp_width(p, l);
   const bool rounded = rounds(p, n, {d, width});
   T* act = sized_if(!rounded, p, work.act, n * width);
-  uint16_t* act16 = sized_if(rounded, p, work.act_bf16, n * width);
-  ForwardOps<T>::swiglu(p.kernels, a.gate.data(), a.up.data(), n * width, act, act16);
-  linear_backward<T>(p, {dy, d, act, width, n, p.w + s.down, d, width,
-                         sized(p, work.dact, n * width), false, p.grad + s.down, nullptr, act16});
+  uint16_t* act16 = sized_if(rounded, p, act_place(p, a.act_bf16), n * width);
+  if (!rounded || !keeps_rounded(p)) {
+    ForwardOps<T>::swiglu(p.kernels, a.gate.data(), a.up.data(), n * width, act, act16);
+  }
+  linear_backward<T>(
+      p, {dy, d, act, width, n, p.w + s.down, d, width, sized(p, work.dact, n * width), false,
+          p.grad + s.down, dx_bf16(p), act16});
   const T* g = work.normed.data();
   const uint16_t* g16 = rounded ? work.normed_bf16.data() : nullptr;
   const SwigluBackwardArgs<T> back{a.gate.data(), a.up.data(), work.dact.data(), n, width};
@@ -206,7 +223,7 @@ void experts_forward(Pass<T>& p, int64_t l) {
   const MlpSlots& s = p.slots(l).experts[0];
   const bool rounded = rounds_expert_rows(p);  // then there is one source
   T *act = sized_if(!rounded, p, p.state.work.act, all * width), *x = a.expert_rows.data();
-  uint16_t* act16 = sized_if(rounded, p, p.state.work.act_bf16, all * width);
+  uint16_t* act16 = sized_if(rounded, p, act_place(p, a.expert_act_bf16), all * width);
   const uint16_t* x16 = rounded ? a.expert_rows_bf16.data() : nullptr;
   T *gate = sized(p, a.expert_gate, all * width), *up = sized(p, a.expert_up, all * width);
   T* y = sized(p, alone ? a.expert_down : p.state.work.exchanged, all * d);
@@ -261,7 +278,7 @@ void experts_backward(Pass<T>& p, int64_t l) {
   const bool rounded = rounds_expert_rows(p);
   const int64_t values = all * width;
   T *act = sized_if(!rounded, p, work.act, values), *dact = sized(p, work.dact, values);
-  uint16_t* act16 = sized_if(rounded, p, work.act_bf16, values);
+  uint16_t* act16 = sized_if(rounded, p, act_place(p, a.expert_act_bf16), values);
   const uint16_t* x16 = rounded ? a.expert_rows_bf16.data() : nullptr;
   const uint16_t* ddown16 = rounded ? work.ddown_bf16.data() : nullptr;
   const T *x = a.expert_rows.data(), *ddown = work.ddown.data();
@@ -272,7 +289,9 @@ void experts_backward(Pass<T>& p, int64_t l) {
     ddown = received;
     drows = sized(p, work.ddown, all * d);
   }
-  ForwardOps<T>::swiglu(p.kernels, a.expert_gate.data(), a.expert_up.data(), values, act, act16);
+  if (!rounded || !keeps_rounded(p)) {
+    ForwardOps<T>::swiglu(p.kernels, a.expert_gate.data(), a.expert_up.data(), values, act, act16);
+  }
   expert_backward<T>(p, l, {ddown, act, s.down, d, width, dact, false, ddown16, act16});
   const SwigluBackwardArgs<T> back{a.expert_gate.data(), a.expert_up.data(), dact, all, width};
   if (rounded && !p.objective.fp8) {
@@ -313,10 +332,12 @@ void router_backward(Pass<T>& p, int64_t l, T* dg) {
 template <typename T>
 void norm_input(Pass<T>& p, int64_t l) {
   const int64_t n = p.tokens(), d = p.config.hidden_size;
-  ForwardOps<T>::rms_norm(p.kernels, p.layer(l).x_mid.data(), d,
-                          p.w + p.slots(l).post_attention_norm, n, d,
-                          static_cast<T>(p.config.norm_eps), sized(p, p.state.work.normed, n * d),
-                          sized_if(rounds(p, n, {d}), p, p.state.work.normed_bf16, n * d));
+  // Nothing but products that round it reads it then.
+  const bool alone = !is_moe(p, l) && !p.objective.fp8 && rounds(p, n, {d, mlp_width(p, l)});
+  ForwardOps<T>::rms_norm(
+      p.kernels, p.layer(l).x_mid.data(), d, p.w + p.slots(l).post_attention_norm, n, d,
+      static_cast<T>(p.config.norm_eps), sized_if(!alone, p, p.state.work.normed, n * d),
+      sized_if(rounds(p, n, {d}), p, p.state.work.normed_bf16, n * d));
 }
 
 }  // namespace
@@ -342,7 +363,7 @@ void ffn_forward(Pass<T>& p, int64_t l, T* out) {
                     p.tokens(), p.config.experts_per_token, p.config.hidden_size, out});
   }
   add_over_tensor_group(p, out, values);
-  add_values(p.kernels, a.x_mid.data(), values, out);
+  if (!adds_stream(p, l)) add_values(p.kernels, a.x_mid.data(), values, out);
 }
 
 template <typename T>
@@ -373,8 +394,9 @@ void ffn_backward(Pass<T>& p, int64_t l, T* dx) {
   add_over_tensor_group(p, dg, n * d);
   if (is_moe(p, l)) router_backward(p, l, dg);
   const int64_t norm = p.slots(l).post_attention_norm;
-  rms_norm_backward<T>(p.kernels, {a.x_mid.data(), d, p.w + norm, dg, n, d,
-                                   static_cast<T>(m.norm_eps), dx, d, p.grad + norm});
+  rms_norm_backward<T>(p.kernels,
+                       {a.x_mid.data(), d, p.w + norm, dg, n, d, static_cast<T>(m.norm_eps), dx, d,
+                        p.grad + norm, false, sized_dx_bf16(p)});
 }
 
 template void ffn_forward(Pass<float>&, int64_t, float*);

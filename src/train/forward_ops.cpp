@@ -26,8 +26,8 @@ void ForwardOps<float>::products(KernelContext& context, std::span<const Product
   if (context.backend() == Backend::kCuda) {
     std::vector<MatmulArgs<float>> args;
     for (const Product<float>& p : list) {
-      args.push_back(
-          {p.x, p.x_stride, 1, p.w, 1, p.cols, p.y, p.rows, p.m, p.rows, p.cols, false, p.x_bf16});
+      args.push_back({p.x, p.x_stride, 1, p.w, 1, p.cols, p.y, p.rows, p.m, p.rows, p.cols, false,
+                      p.x_bf16, p.w_bf16, p.y_bf16, p.turned, p.add});
     }
     return matmuls<float>(context, args);
   }
@@ -105,12 +105,12 @@ void ForwardOps<float>::expert_products(KernelContext& context, const ExpertRows
   if (context.backend() == Backend::kCuda) {  // offsets are there
     std::vector<GroupedMatmulArgs<float>> args;
     for (const ExpertProduct<float>& p : list) {
-      args.push_back(
-          {{p.x, p.cols, 1, p.w, 1, p.cols, p.y, p.rows, rows.all, p.rows, p.cols, false, p.x_bf16},
-           GroupedOver::kRows,
-           p.w_stride,
-           rows.offsets,
-           rows.experts});
+      args.push_back({{p.x, p.cols, 1, p.w, 1, p.cols, p.y, p.rows, rows.all, p.rows, p.cols, false,
+                       p.x_bf16, p.w_bf16},
+                      GroupedOver::kRows,
+                      p.w_stride,
+                      rows.offsets,
+                      rows.experts});
     }
     return grouped_matmuls<float>(context, args);
   }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/context.h"
+#include "kernels/matmul/matmul.h"
 #include "kernels/mla_dense/mla_dense_backward.h"
 #include "kernels/mla_sparse/mla_sparse_backward.h"
 #include "kernels/rope/rope.h"
@@ -24,6 +25,11 @@ struct Product {
   int64_t rows = 0, cols = 0;
   T* y = nullptr;                    // [m, rows], rows side by side
   const uint16_t* x_bf16 = nullptr;  // x rounded to bf16, by x_stride: matmul.h, a_bf16
+  // As c_bf16, turned and add of matmul.h, where reads_bf16() holds.
+  uint16_t* y_bf16 = nullptr;
+  TurnedColumns<T> turned = {};
+  const T* add = nullptr;            // [m, rows]
+  const uint16_t* w_bf16 = nullptr;  // w rounded, or null
 };
 
 // The rows of a layer's experts: expert e has offsets[e] .. offsets[e+1] of `all`.
@@ -39,13 +45,13 @@ struct ExpertProduct {
   const T* w = nullptr;
   int64_t w_stride = 0, rows = 0, cols = 0;
   T* y = nullptr;  // [all, rows]
-  const uint16_t* x_bf16 = nullptr;
+  const uint16_t *x_bf16 = nullptr, *w_bf16 = nullptr;
 };
 
 template <typename T>
 struct ForwardOps {
   static void products(KernelContext& context, std::span<const Product<T>> list);
-  // x [rows, width], x_stride apart -> y [rows, width], and rounded to bf16 if y_bf16 is not null.
+  // x [rows, width], x_stride apart -> y [rows, width] unless null, and rounded if y_bf16 is not.
   // Here and below bf16 is for reads_bf16() of matmul.h alone; double has none.
   static void rms_norm(KernelContext& context, const T* x, int64_t x_stride, const T* w,
                        int64_t rows, int64_t width, T eps, T* y, uint16_t* y_bf16 = nullptr);

@@ -120,24 +120,34 @@ void fp8_backward(Pass<T>& p, const ProductBackward<T>& x, const ExpertRows& exp
               experts, GroupedOver::kInner, stride);
 }
 
+// The list with weights rounded.
+template <typename T, typename X>
+std::vector<X> with_weights(const Pass<T>& p, std::span<const X> list) {
+  std::vector<X> own(list.begin(), list.end());
+  for (X& x : own) x.w_bf16 = rounded_weights(p, x.w);
+  return own;
+}
+
 }  // namespace
 
 template <typename T>
 void linear_forward(Pass<T>& p, std::span<const Product<T>> list) {
-  if (!p.objective.fp8) return ForwardOps<T>::products(p.kernels, list);
+  if (!p.objective.fp8) return ForwardOps<T>::products(p.kernels, with_weights(p, list));
   fp8_forward(p, list, {}, 0);
 }
 
 template <typename T>
 void linear_backward(Pass<T>& p, std::span<const ProductBackward<T>> list) {
-  if (!p.objective.fp8) return products_backward<T>(p.kernels, list);
+  if (!p.objective.fp8) return products_backward<T>(p.kernels, with_weights(p, list));
   for (const ProductBackward<T>& x : list) fp8_backward(p, x, {}, 0);
 }
 
 template <typename T>
 void expert_linear_forward(Pass<T>& p, const ExpertRows& rows,
                            std::span<const ExpertProduct<T>> list) {
-  if (!p.objective.fp8) return ForwardOps<T>::expert_products(p.kernels, rows, list);
+  if (!p.objective.fp8) {
+    return ForwardOps<T>::expert_products(p.kernels, rows, with_weights(p, list));
+  }
   std::vector<Product<T>> products;
   for (const ExpertProduct<T>& x : list) {
     products.push_back({x.x, x.cols, rows.all, x.w, x.rows, x.cols, x.y, x.x_bf16});
@@ -153,18 +163,19 @@ void expert_linear_backward(Pass<T>& p, const ExpertRows& rows, const ExpertProd
                             e.add_dx, e.dw, e.dy_bf16, e.x_bf16},
                            rows, e.w_stride);
   }
-  const GroupedMatmulArgs<T> list[] = {{{e.dy, e.rows, 1, e.w, e.cols, 1, e.dx, e.cols, rows.all,
-                                         e.cols, e.rows, e.add_dx, e.dy_bf16},
-                                        GroupedOver::kRows,
-                                        e.w_stride,
-                                        rows.offsets,
-                                        rows.experts},
-                                       {{e.dy, 1, e.rows, e.x, e.cols, 1, e.dw, e.cols, e.rows,
-                                         e.cols, rows.all, true, e.dy_bf16, e.x_bf16},
-                                        GroupedOver::kInner,
-                                        e.w_stride,
-                                        rows.offsets,
-                                        rows.experts}};
+  const GroupedMatmulArgs<T> list[] = {
+      {{e.dy, e.rows, 1, e.w, e.cols, 1, e.dx, e.cols, rows.all, e.cols, e.rows, e.add_dx,
+        e.dy_bf16, rounded_weights(p, e.w)},
+       GroupedOver::kRows,
+       e.w_stride,
+       rows.offsets,
+       rows.experts},
+      {{e.dy, 1, e.rows, e.x, e.cols, 1, e.dw, e.cols, e.rows, e.cols, rows.all, true, e.dy_bf16,
+        e.x_bf16},
+       GroupedOver::kInner,
+       e.w_stride,
+       rows.offsets,
+       rows.experts}};
   grouped_matmuls<T>(p.kernels, list);
 }
 

@@ -1,6 +1,8 @@
 #include "train/model.h"
 
 #include <algorithm>
+#include <numeric>
+#include <type_traits>
 
 #include "base/error.h"
 #include "kernels/ops.h"
@@ -83,6 +85,22 @@ void place_batch(Pass<T>& p) {
   sized(p, s.expert_offsets, layers * (p.config.num_experts + 1));
 }
 
+namespace {
+
+// Value i to sum i % 8, then those in order: the device waits, and one sum is slow.
+double sum_of(const std::vector<double>& x) {
+  constexpr size_t kSums = 8;
+  double sums[kSums] = {};
+  const size_t whole = x.size() / kSums * kSums;
+  for (size_t i = 0; i < whole; i += kSums) {
+    for (size_t j = 0; j < kSums; ++j) sums[j] += x[i + j];
+  }
+  for (size_t i = whole; i < x.size(); ++i) sums[i - whole] += x[i];
+  return std::accumulate(std::begin(sums), std::end(sums), 0.0);
+}
+
+}  // namespace
+
 template <typename T>
 void collect_layers(Pass<T>& p, int64_t first, int64_t last) {
   const TrainState<T>& s = p.state;
@@ -91,7 +109,7 @@ void collect_layers(Pass<T>& p, int64_t first, int64_t last) {
     const auto at = static_cast<size_t>(l);
     if (p.objective.train_indexer) {
       p.result.kl_rows[at] = fetched(p, s.kl.data() + l * n, n);
-      for (const double kl : p.result.kl_rows[at]) p.result.kl[at] += kl;
+      p.result.kl[at] += sum_of(p.result.kl_rows[at]);
     }
     if (p.layer_config(l).ffn != FfnKind::kMoe) continue;
     const std::vector<int64_t> offsets =
@@ -108,9 +126,7 @@ void collect_layers(Pass<T>& p, int64_t first, int64_t last) {
 
 template <typename T>
 double sum_of_losses(Pass<T>& p) {
-  double sum = 0;
-  for (const double loss : fetched(p, p.state.losses.data(), p.tokens())) sum += loss;
-  return sum;
+  return sum_of(fetched(p, p.state.losses.data(), p.tokens()));
 }
 
 namespace {
@@ -147,9 +163,9 @@ void head(Pass<T>& p, MtpState<T>* mtp, T* dx) {
   head_forward_backward(p, p.table.norm(), p.objective.lm_scale, dy);
   for (const int32_t target : p.batch.targets) p.result.targets += target >= 0 ? 1 : 0;
   if (mtp != nullptr) mtp_forward_backward(p, *mtp, dy);
-  rms_norm_backward<T>(p.kernels,
-                       {work.final_x.data(), d, p.w + p.table.norm(), dy, n, d,
-                        static_cast<T>(p.config.norm_eps), dx, d, p.grad + p.table.norm()});
+  rms_norm_backward<T>(p.kernels, {work.final_x.data(), d, p.w + p.table.norm(), dy, n, d,
+                                   static_cast<T>(p.config.norm_eps), dx, d,
+                                   p.grad + p.table.norm(), false, sized_dx_bf16(p)});
 }
 
 template <typename T>
@@ -207,13 +223,14 @@ void head_forward_backward(Pass<T>& p, int64_t norm, double scale, T* d_normed) 
     const bool rounded = rounds(p, count, {d, vocab});
     const uint16_t* y_bf16 = rounded ? work.final_normed_bf16.data() + at : nullptr;
     uint16_t* dlogits = sized_if(rounded, p, work.dlogits_bf16, count * vocab);
-    const Product<T> product{y + at, d, count, p.w + p.table.head(), vocab, d, logits, y_bf16};
+    Product<T> product{y + at, d, count, p.w + p.table.head(), vocab, d, logits, y_bf16};
+    product.w_bf16 = rounded_weights(p, product.w);
     ForwardOps<T>::products(p.kernels, {&product, 1});
     cross_entropy_backward<T>(p.kernels, {logits, p.state.targets.data() + begin, count, vocab,
                                           scale, losses + begin, dlogits});
     products_backward<T>(
         p.kernels, {logits, vocab, y + at, d, count, p.w + p.table.head(), vocab, d, d_normed + at,
-                    false, p.grad + p.table.head(), dlogits, y_bf16});
+                    false, p.grad + p.table.head(), dlogits, y_bf16, nullptr, product.w_bf16});
   }
 }
 
@@ -257,6 +274,13 @@ StepResult TrainModel<T>::run(KernelContext& context, const Values& values, cons
   result.load.assign(layers, std::vector<int64_t>(static_cast<size_t>(config_.num_experts)));
   Pass<T> p{context, config_,   table_,  values.weights, values.gradients,
             batch,   objective, *state_, result,         {experts_, tensor_}};
+  if constexpr (std::is_same_v<T, float>) {
+    if (rounds(p, batch.tokens(), {config_.hidden_size}) && !objective.fp8) {
+      uint16_t* rounded = sized(p, state_->w_bf16, table_.size());
+      round_values(context, values.weights, table_.size(), rounded);
+      p.w_bf16 = rounded;
+    }
+  }
   for (LayerState<T>& layer : state_->layers) {
     layer.indices.clear();
     layer.selected.clear();
@@ -295,13 +319,15 @@ int64_t TrainModel<T>::activation_bytes() const {
   int64_t total = 0;
   const auto add = [&](auto&... buffers) { total += (bytes_of(buffers) + ...); };
   const auto add_expanded = [&](const ExpandedState<T>& e) {
-    add(e.q_lora, e.q, e.c_kv, e.k_pe, e.kv, e.q_latent, e.q_lora_bf16, e.c_kv_bf16);
+    add(e.q_lora, e.q, e.c_kv, e.k_pe, e.kv, e.q_latent, e.q_lora_bf16, e.c_kv_bf16, e.q_bf16,
+        e.kv_bf16);
   };
   const auto add_layer = [&](const LayerState<T>& a) {
     add_expanded(a);
     add(a.x, a.q_a, a.kv_a, a.o_latent, a.indices, a.selected, a.o, a.log_sum, a.x_mid, a.gate,
         a.up, a.router, a.expert_weights, a.expert_rows, a.expert_gate, a.expert_up, a.expert_down,
-        a.expert_ids, a.expert_row_of, a.expert_rows_bf16);
+        a.expert_ids, a.expert_row_of, a.expert_rows_bf16, a.o_bf16, a.k_pe_bf16, a.normed_bf16,
+        a.act_bf16, a.expert_act_bf16);
   };
   for (const LayerState<T>& a : state_->layers) add_layer(a);
   add_expanded(state_->expanded);

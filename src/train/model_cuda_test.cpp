@@ -1,5 +1,6 @@
 // Whole models on a GPU: losses and gradients against double in plain loops, and the same bits in
 // every run.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -141,6 +142,8 @@ TEST_F(TrainCuda, Bf16IsTheDoubleModelButForItsFactors) {
   for (const char* key : {"num_attention_heads", "num_key_value_heads"}) set(key, 2);
   for (const char* key : {"n_group", "topk_group"}) set(key, 1);
   set("qk_nope_head_dim", 32);
+  set("qk_rope_head_dim", 8);
+  set("index_head_dim", 8);
   set("v_head_dim", 32);
   set("intermediate_size", 72);
   set("vocab_size", 80);
@@ -153,6 +156,14 @@ TEST_F(TrainCuda, Bf16IsTheDoubleModelButForItsFactors) {
   // Two factors, each off by half a unit.
   expect_is_double(config, {150, 1, 7, 64}, objective(TrainAttention::kDense, false), values,
                    kUnitBf16);
+  const std::vector<std::string> ran = context().explain();
+  EXPECT_NE(std::find(ran.begin(), ran.end(), "mla_backward_bf16: cuda_flash"), ran.end());
+  const MicroBatch batch = tiny_batch({150, 1, 7, 64}, config.vocab_size);
+  Objective o = objective(TrainAttention::kDense, false);
+  TrainModel<float> model(config, table);
+  const Floats kept = run(model, values, batch, o).gradients;
+  o.recompute = true;
+  EXPECT_EQ(run(model, values, batch, o).gradients, kept);
 }
 
 // The products alone: which block a value falls into is decided before them, on the same values.

@@ -96,8 +96,9 @@ void mtp_forward_backward(Pass<T>& p, MtpState<T>& mtp, T* d_normed) {
   head_forward_backward(q, norm, p.objective.mtp_scale, dy);
   p.result.mtp_targets += mtp_targets(p.batch);
   T* dx = zeroed(q, work.dx, n * d);
-  rms_norm_backward<T>(q.kernels, {work.final_x.data(), d, p.w + norm, dy, n, d,
-                                   static_cast<T>(p.config.norm_eps), dx, d, p.grad + norm});
+  rms_norm_backward<T>(
+      q.kernels, {work.final_x.data(), d, p.w + norm, dy, n, d, static_cast<T>(p.config.norm_eps),
+                  dx, d, p.grad + norm, false, sized_dx_bf16(q)});
   ffn_backward(q, l, dx);
   attention_backward(q, l, dx);
   join_backward(q, dx, mtp, d_normed);

@@ -19,6 +19,7 @@ struct ExpandedState {
   Buffer<T> q_lora, q, c_kv, k_pe;          // q and k_pe after RoPE
   Buffer<uint16_t> q_lora_bf16, c_kv_bf16;  // the same rounded, where products want that
   Buffer<T> kv;                             // dense and masked: keys and values of every head
+  Buffer<uint16_t> q_bf16, kv_bf16;         // in their place, see rounds_attention()
   Buffer<T> q_latent;                       // sparse, gathered
 };
 
@@ -34,16 +35,19 @@ struct LayerState : ExpandedState<T> {
   Buffer<T> x;  // [tokens, hidden]: the residual stream that enters the layer
   // Attention, names of the paper.
   Buffer<T> q_a, kv_a;
-  Buffer<T> o_latent;         // gathered
-  Buffer<int32_t> indices;    // gathered: [tokens, topk], see for_each_selection
-  Buffer<uint64_t> selected;  // masked: the bits of a SelectionMask
-  Buffer<T> o;                // [tokens, heads, v_head]
+  Buffer<T> o_latent;                  // gathered
+  Buffer<int32_t> indices;             // gathered: [tokens, topk], see for_each_selection
+  Buffer<uint64_t> selected;           // masked: the bits of a SelectionMask
+  Buffer<T> o;                         // [tokens, heads, v_head]
+  Buffer<uint16_t> o_bf16, k_pe_bf16;  // in the place of o and k_pe, see rounds_attention()
   Buffer<T> log_sum;  // expanded: [heads, tokens], as mla_dense_train has it; gathered: transposed
   Buffer<T> x_mid;    // the stream between the half-blocks
   // FFN: of the dense MLP or the shared expert, then of the routed ones.
   Buffer<T> gate, up;
   Buffer<T> router, expert_weights, expert_rows, expert_gate, expert_up, expert_down;
   Buffer<uint16_t> expert_rows_bf16;  // in the place of expert_rows, see rounds()
+  // What attention's norm and SwiGLU of the MLP and of the experts wrote, see keeps_rounded().
+  Buffer<uint16_t> normed_bf16, act_bf16, expert_act_bf16;
   Buffer<int32_t> expert_ids, expert_row_of;
   SourceRows sources;  // with a group of experts
 };
@@ -67,7 +71,8 @@ struct Workspace {
   Buffer<T> final_x, final_normed, logits;
   // What only feeds products is kept in bf16 where they round it; see rounds().
   Buffer<uint16_t> normed_bf16, act_bf16, dgate_up_bf16, ddown_bf16, final_normed_bf16,
-      dlogits_bf16;
+      dlogits_bf16, d_o_bf16, dq_bf16, dkv_bf16, dq_a_bf16, dkv_a_bf16;
+  Buffer<uint16_t> dx_bf16;  // of the gradient of the stream at work, besides it
   Fp8Factor<T> fp8_first, fp8_second, fp8_down;  // of the product at work
 };
 
@@ -88,6 +93,7 @@ struct TrainState {
   Buffer<T> cos, sin;                      // [tokens, rope / 2]
   Buffer<int32_t> ids, targets, position;  // of the batch; positions count within a sequence
   RopeRows<T> rope;
+  Buffer<uint16_t> w_bf16;  // see Pass
   // What the pass tells, read when all of it is on its way. Rows of layers count that of
   // multi-token prediction.
   Buffer<double> losses;           // [tokens]
@@ -126,6 +132,7 @@ struct Pass {
   TrainState<T>& state;
   StepResult& result;
   PassGroups groups;
+  const uint16_t* w_bf16 = nullptr;  // all weights rounded, where products want that
 
   int64_t tokens() const { return batch.tokens(); }
   bool sparse() const { return objective.attention == TrainAttention::kSparse; }
@@ -187,10 +194,40 @@ bool rounds(const Pass<T>& p, int64_t rows, std::initializer_list<int64_t> width
   return reads_bf16(p.kernels, rows, widths);
 }
 
+// Whether what norms and SwiGLU round for products is kept for the backward pass, which else makes
+// it again.
+template <typename T>
+bool keeps_rounded(const Pass<T>& p) {
+  return p.objective.train_model && !p.objective.recompute;
+}
+
+// Weights of the table rounded, or null.
+template <typename T>
+const uint16_t* rounded_weights(const Pass<T>& p, const T* w) {
+  return p.w_bf16 == nullptr ? nullptr : p.w_bf16 + (w - p.w);
+}
+
 // n values of a buffer if `wanted`, else null.
 template <typename T, typename V>
 V* sized_if(bool wanted, Pass<T>& p, Buffer<V>& buffer, int64_t n) {
   return wanted ? sized(p, buffer, n) : nullptr;
+}
+
+// Whether products want the gradient of the stream rounded. FP8 rounds the float32 one.
+template <typename T>
+bool wants_dx_bf16(const Pass<T>& p) {
+  return !p.objective.fp8 && rounds(p, p.tokens(), {p.config.hidden_size});
+}
+// Where it goes then; else null.
+template <typename T>
+uint16_t* sized_dx_bf16(Pass<T>& p) {
+  const int64_t n = p.tokens(), d = p.config.hidden_size;
+  return sized_if(wants_dx_bf16(p), p, p.state.work.dx_bf16, n * d);
+}
+// What the last operation that wrote the gradient of the stream put there.
+template <typename T>
+const uint16_t* dx_bf16(const Pass<T>& p) {
+  return wants_dx_bf16(p) ? p.state.work.dx_bf16.data() : nullptr;
 }
 
 // y = x W^T forward: dx = or += dy W, dw += dy^T x.
@@ -206,6 +243,8 @@ struct ProductBackward {
   bool add_dx = false;
   T* dw = nullptr;
   const uint16_t *dy_bf16 = nullptr, *x_bf16 = nullptr;  // rounded, by the same strides
+  uint16_t* dx_bf16 = nullptr;                           // dx rounded, in its place
+  const uint16_t* w_bf16 = nullptr;                      // w rounded, or null
 };
 
 // Products whose dx and dw do not overlap.
@@ -213,9 +252,9 @@ template <typename T>
 void products_backward(KernelContext& context, std::span<const ProductBackward<T>> list) {
   std::vector<MatmulArgs<T>> args;
   for (const ProductBackward<T>& p : list) {
-    if (p.dx != nullptr) {
+    if (p.dx != nullptr || p.dx_bf16 != nullptr) {
       args.push_back({p.dy, p.dy_stride, 1, p.w, p.cols, 1, p.dx, p.cols, p.m, p.cols, p.rows,
-                      p.add_dx, p.dy_bf16});
+                      p.add_dx, p.dy_bf16, p.w_bf16, p.dx_bf16});
     }
     args.push_back({p.dy, 1, p.dy_stride, p.x, p.x_stride, 1, p.dw, p.cols, p.rows, p.cols, p.m,
                     true, p.dy_bf16, p.x_bf16});
@@ -235,8 +274,8 @@ void mtp_forward_backward(Pass<T>& p, MtpState<T>& mtp, T* d_normed);
 // The pass over the module's batch within that of the model.
 template <typename T>
 Pass<T> mtp_pass(Pass<T>& p, MtpState<T>& mtp) {
-  return {p.kernels, p.config,    p.table,   p.w,      p.grad,
-          mtp.batch, p.objective, mtp.state, p.result, p.groups};
+  return {p.kernels,   p.config,  p.table,  p.w,      p.grad,  mtp.batch,
+          p.objective, mtp.state, p.result, p.groups, p.w_bf16};
 }
 
 // Puts p.batch into p.state: ids, targets, and cos and sin of positions, each sequence from 0; and
@@ -252,7 +291,7 @@ void collect_layers(Pass<T>& p, int64_t first, int64_t last);
 // p.state.losses: the gradient of final_normed into d_normed, of the head's matrix added.
 template <typename T>
 void head_forward_backward(Pass<T>& p, int64_t norm, double scale, T* d_normed);
-// The sum of p.state.losses, tokens in order.
+// The sum of p.state.losses.
 template <typename T>
 double sum_of_losses(Pass<T>& p);
 

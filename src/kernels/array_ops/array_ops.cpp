@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "kernels/array_ops/array_ops_impl.h"
+#include "tensor/convert.h"
 
 namespace tamis {
 namespace {
@@ -30,6 +31,11 @@ void scale_values(KernelContext& context, T* x, int64_t n, T factor) {
     if (on_device<T>(context)) return scale_values_cuda(context, x, n, factor);
   }
   for (int64_t i = 0; i < n; ++i) x[i] *= factor;
+}
+
+void round_values(KernelContext& context, const float* x, int64_t n, uint16_t* y) {
+  if (on_device<float>(context)) return round_values_cuda(context, x, n, y);
+  std::transform(x, x + n, y, float_to_bf16);
 }
 
 template <typename T>

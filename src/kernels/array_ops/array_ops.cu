@@ -3,8 +3,10 @@
 #include <algorithm>
 
 #include "kernels/array_ops/array_ops_impl.h"
+#include "kernels/cuda/convert.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/order.cuh"
+#include "kernels/cuda/ptx.cuh"
 
 namespace tamis {
 namespace {
@@ -34,6 +36,21 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads) scale_values_kernel(float* x, int64_t n, float factor) {
   for (int64_t i = first_index(); i < n; i += index_step()) x[i] *= factor;
+}
+
+// Eight values a thread where `wide`, on 16 bytes.
+__global__ void __launch_bounds__(kThreads)
+    round_values_kernel(const float* x, int64_t n, bool wide, uint16_t* y) {
+  const int64_t i = first_index() * 8;
+  if (wide && i + 8 <= n) {
+    const float4 low = *reinterpret_cast<const float4*>(x + i);
+    const float4 high = *reinterpret_cast<const float4*>(x + i + 4);
+    *reinterpret_cast<uint4*>(y + i) =
+        make_uint4(ptx::pack_bf16(low.x, low.y), ptx::pack_bf16(low.z, low.w),
+                   ptx::pack_bf16(high.x, high.y), ptx::pack_bf16(high.z, high.w));
+    return;
+  }
+  for (int64_t j = i; j < min(i + 8, n); ++j) y[j] = float_to_bf16_bits(x[j]);
 }
 
 __global__ void __launch_bounds__(kThreads) copy_columns_kernel(const CopyColumnsArgs<float> a) {
@@ -125,6 +142,15 @@ void scale_values_cuda(KernelContext& context, float* x, int64_t n, float factor
   if (n == 0) return;
   scale_values_kernel<<<blocks_for(n), kThreads, 0, stream_of(context)>>>(x, n, factor);
   check_launch("scale_values");
+}
+
+void round_values_cuda(KernelContext& context, const float* x, int64_t n, uint16_t* y) {
+  if (n == 0) return;
+  const bool wide =
+      (reinterpret_cast<uintptr_t>(x) | reinterpret_cast<uintptr_t>(y)) % sizeof(uint4) == 0;
+  const auto blocks = static_cast<unsigned>((n + kThreads * 8 - 1) / (kThreads * 8));
+  round_values_kernel<<<blocks, kThreads, 0, stream_of(context)>>>(x, n, wide, y);
+  check_launch("round_values");
 }
 
 void copy_columns_cuda(KernelContext& context, const CopyColumnsArgs<float>& a) {

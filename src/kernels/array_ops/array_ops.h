@@ -16,6 +16,9 @@ void add_values(KernelContext& context, const T* x, int64_t n, T* y);
 template <typename T>
 void scale_values(KernelContext& context, T* x, int64_t n, T factor);
 
+// y = x rounded to bf16, n values.
+void round_values(KernelContext& context, const float* x, int64_t n, uint16_t* y);
+
 // `width` columns of every row.
 template <typename T>
 struct CopyColumnsArgs {

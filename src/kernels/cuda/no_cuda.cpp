@@ -22,6 +22,7 @@
 #include "kernels/layer_norm/layer_norm_impl.h"
 #include "kernels/linear/linear_impl.h"
 #include "kernels/matmul/matmul_impl.h"
+#include "kernels/mla_dense/mla_bf16_impl.h"
 #include "kernels/mla_dense/mla_dense_backward_impl.h"
 #include "kernels/mla_dense/mla_dense_impl.h"
 #include "kernels/mla_sparse/mla_sparse_backward_impl.h"
@@ -100,6 +101,9 @@ void select_mask_cuda(KernelContext&, const SelectMaskArgs&) { refuse(); }
 void mask_selection_cuda(KernelContext&, const MaskSelectionArgs&) { refuse(); }
 double measure_cuda(KernelContext&, const CudaWorkload&) { refuse(); }
 CudaPeak measure_cuda_peak(KernelContext&) { refuse(); }
+bool mla_bf16_flash_supports(const MlaBf16Sequence&) { return true; }
+void mla_backward_bf16_flash(KernelContext&, const MlaBackwardBf16Args&) { refuse(); }
+void mla_train_bf16_flash(KernelContext&, const MlaTrainBf16Args&) { refuse(); }
 void mla_dense_backward_cuda(KernelContext&, const MlaDenseBackwardArgs<float>&) { refuse(); }
 void mla_dense_backward_flash(KernelContext&, const MlaDenseBackwardArgs<float>&) { refuse(); }
 bool mla_flash_supports(const MlaSequence<float>&) { return true; }
@@ -142,6 +146,7 @@ void token_ops_cuda(KernelContext&, int64_t, std::span<const TokenStep>) { refus
 bool token_products_cuda(KernelContext&, const TokenProductsArgs&) { refuse(); }
 bool token_products_cuda_supports(int64_t, const TokenProductsArgs&) { return false; }
 void rope_cuda(KernelContext&, const RopeArgs&) { refuse(); }
+void round_values_cuda(KernelContext&, const float*, int64_t, uint16_t*) { refuse(); }
 void round_rows_cuda(KernelContext&, const RoundRowsArgs&) { refuse(); }
 void sample_tokens_cuda(KernelContext&, const SampleTokensArgs&) { refuse(); }
 void scale_values_cuda(KernelContext&, float*, int64_t, float) { refuse(); }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/error.h"
 #include "kernels/matmul/matmul_impl.h"
 #include "kernels/simd/targets.h"
 
@@ -42,6 +43,12 @@ void matmuls_reference(KernelContext& context, const std::span<const MatmulArgs<
 
 template <>
 void matmuls<float>(KernelContext& context, std::span<const MatmulArgs<float>> args) {
+  for (const MatmulArgs<float>& p : args) {
+    if (p.c_bf16 == nullptr && p.add == nullptr) continue;
+    if (!reads_bf16(context, p.m, {p.n}) || p.accumulate) {
+      throw UsageError("matmul: c_bf16 and add are for new products of rounded factors");
+    }
+  }
   dispatch<Batch<float>>(context, "matmul", kFloat, args);
 }
 

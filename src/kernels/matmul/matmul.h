@@ -16,6 +16,14 @@
 
 namespace tamis {
 
+// Pairs of columns turned by the angles of their row, interleaved as in rope.h: of every `width`
+// columns, columns first + 2i and first + 2i + 1 by angle i < half.
+template <typename T>
+struct TurnedColumns {
+  const T *cos = nullptr, *sin = nullptr;  // [m, half]; null: nothing is turned
+  int64_t width = 0, first = 0, half = 0;  // width and first in fours, half even
+};
+
 template <typename T>
 struct MatmulArgs {
   const T* a = nullptr;  // [m, inner]
@@ -29,6 +37,11 @@ struct MatmulArgs {
   // The same factors rounded to bf16, by the same strides, where the caller has them. Read by
   // "cuda_bf16" alone, which rounds what is not given, and then does not read a or b.
   const uint16_t *a_bf16 = nullptr, *b_bf16 = nullptr;
+  // For those that reads_bf16() holds of, and not for groups. C rounded to bf16, by c_row, and then
+  // c is not written and nothing accumulated:
+  uint16_t* c_bf16 = nullptr;
+  TurnedColumns<T> turned = {};  // of it, before it is rounded
+  const T* add = nullptr;        // [m, n], by c_row: C = add + A B
 };
 
 // Independent products in one parallel loop: no C may be (part of) another's A, B or C.

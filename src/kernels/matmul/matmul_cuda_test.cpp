@@ -85,6 +85,21 @@ class MatmulCuda : public CudaTest {
     }
   }
 
+  void check_bf16(const Shape& s) {
+    if (skip_case()) return;
+    Floats a = random_floats(s.m * s.inner + 1, 1), b = random_floats(s.inner * s.n + 1, 2);
+    for (float& x : a) x = round_to_bf16(x);
+    for (float& x : b) x = round_to_bf16(x);
+    const Floats c = random_floats(s.m * (s.n + kGap) + 1, 3);
+    Device<float> da(context(), a), db(context(), b), dc(context(), c), again(context(), c);
+    matmul(context(), args_of(s, da.data(), db.data(), dc.data()));
+    matmul(context(), args_of(s, da.data(), db.data(), again.data()));
+    const Floats got = dc.read();
+    Floats unused;
+    expect_product(args_of(s, a.data(), b.data(), unused.data()), c, got, 2);
+    ASSERT_EQ(std::memcmp(again.read().data(), got.data(), 4 * got.size()), 0);
+  }
+
   void groups_are_their_products(int64_t n, int64_t k, bool bf16) {
     const std::vector<std::vector<int64_t>> all = {
         {0, 0, 0}, {0, 5, 5, 300}, {0, 128, 256, 257, 257}, {0, 2000}, {0, 3, 1100, 1100, 2501}};
@@ -169,22 +184,66 @@ TEST_F(MatmulCuda, Bf16IsTheProductOfRoundedFactors) {
   for (const int64_t m : {64, 65, 128, 300}) {
     for (const int64_t n : {64, 66, 129, 256}) {
       for (const int64_t inner : {1, 15, 16, 17, 100, 700, 3000}) {
-        const Shape s{m, n, inner, n_shapes % 2 != 0, n_shapes / 2 % 2 != 0, n_shapes % 3 == 0};
+        check_bf16({m, n, inner, n_shapes % 2 != 0, n_shapes / 2 % 2 != 0, n_shapes % 3 == 0});
         ++n_shapes;
-        if (skip_case()) continue;
-        Floats a = random_floats(m * inner + 1, 1), b = random_floats(inner * n + 1, 2);
-        for (float& x : a) x = round_to_bf16(x);
-        for (float& x : b) x = round_to_bf16(x);
-        const Floats c = random_floats(m * (n + kGap) + 1, 3);
-        Device<float> da(context(), a), db(context(), b), dc(context(), c), again(context(), c);
-        matmul(context(), args_of(s, da.data(), db.data(), dc.data()));
-        matmul(context(), args_of(s, da.data(), db.data(), again.data()));
-        const Floats got = dc.read();
-        Floats unused;
-        expect_product(args_of(s, a.data(), b.data(), unused.data()), c, got, 2);
-        ASSERT_EQ(std::memcmp(again.read().data(), got.data(), 4 * got.size()), 0);
       }
     }
+  }
+}
+
+// C rounded, turned and rounded, and what is added to: the bits of doing so to a product in
+// float32.
+TEST_F(MatmulCuda, Bf16ProductsAreWrittenAsAsked) {
+  context().force("matmul", "cuda_bf16");
+  struct Case {
+    int64_t m, n, inner, width, first, half;
+  };
+  for (const Case& c : {Case{64, 64, 64, 64, 32, 16}, Case{70, 144, 72, 48, 40, 4},
+                        Case{300, 768, 256, 192, 128, 32}, Case{1000, 256, 520, 128, 0, 10},
+                        Case{8200, 192, 128, 96, 64, 16}}) {
+    if (skip_case()) continue;
+    const Floats a = random_floats(c.m * c.inner, 1), b = random_floats(c.n * c.inner, 2);
+    const Floats cos = random_floats(c.m * c.half, 3), sin = random_floats(c.m * c.half, 4);
+    const Floats add = random_floats(c.m * c.n, 5);
+    Device<float> da(context(), a), db(context(), b), dc(context(), c.m * c.n);
+    Device<float> dcos(context(), cos), dsin(context(), sin), dadd(context(), add);
+    Device<uint16_t> bits(context(), c.m * c.n), turned(context(), c.m * c.n);
+    Device<float> sum(context(), c.m * c.n);
+    MatmulArgs<float> p{da.data(), c.inner, 1,   db.data(), 1,      c.inner,
+                        dc.data(), c.n,     c.m, c.n,       c.inner};
+    matmul(context(), p);
+    p.c = sum.data();
+    p.add = dadd.data();
+    matmul(context(), p);
+    p.c = nullptr;
+    p.add = nullptr;
+    p.c_bf16 = bits.data();
+    matmul(context(), p);
+    p.c_bf16 = turned.data();
+    p.turned = {dcos.data(), dsin.data(), c.width, c.first, c.half};
+    matmul(context(), p);
+    Floats want = dc.read();
+    const std::vector<uint16_t> got = bits.read(), got_turned = turned.read();
+    const Floats got_sum = sum.read();
+    for (int64_t i = 0; i < c.m * c.n; ++i) {
+      const auto at = static_cast<size_t>(i);
+      ASSERT_EQ(got[at], float_to_bf16(want[at])) << i;
+      ASSERT_EQ(got_sum[at], add[at] + want[at]) << i;
+    }
+    for (int64_t row = 0; row < c.m; ++row) {
+      for (int64_t head = 0; head < c.n; head += c.width) {
+        for (int64_t i = 0; i < c.half; ++i) {
+          float* x = &want[static_cast<size_t>(row * c.n + head + c.first + 2 * i)];
+          const auto angle = static_cast<size_t>(row * c.half + i);
+          const float first = x[0] * cos[angle] - x[1] * sin[angle];
+          x[1] = x[1] * cos[angle] + x[0] * sin[angle];
+          x[0] = first;
+        }
+      }
+    }
+    for (size_t i = 0; i < want.size(); ++i) ASSERT_EQ(got_turned[i], float_to_bf16(want[i])) << i;
+    p.accumulate = true;
+    EXPECT_THROW(matmul(context(), p), UsageError);
   }
 }
 

@@ -7,8 +7,8 @@
 // 64 inner indices at a time, in the layout that they have: what lies side by side along the inner
 // index is read with ldmatrix, what lies side by side along rows of A or columns of B with its
 // transposing form. Chunks of a row are exchanged (chunk ^ row % 8), so that neither meets a bank
-// twice. A tile of C goes through shared memory to whole lines of memory. Bound by the tensor cores
-// for long inner lengths, by writing C for short ones.
+// twice. A tile of C goes through shared memory to whole lines of memory. Bound by L2 and, for
+// short inner lengths, by writing C.
 #include <algorithm>
 #include <vector>
 
@@ -16,6 +16,7 @@
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/matmul/matmul_parts.cuh"
+#include "kernels/rope/rope_pair.cuh"
 
 namespace tamis {
 namespace tiled {
@@ -46,26 +47,40 @@ struct Packings {
   int count = 0;
 };
 
-// A thread a chunk; blockIdx.y is the factor. Past a row's width are zeros.
+// A thread a chunk, kAhead of them at a time; blockIdx.y is the factor. Past a row's width are
+// zeros.
 __global__ void __launch_bounds__(kThreads) pack_kernel(const __grid_constant__ Packings packings) {
+  constexpr int kAhead = 4;
   const Packing& p = packings.list[blockIdx.y];
   const auto rows = static_cast<uint32_t>(p.rows);
-  for (uint32_t i = blockIdx.x * kThreads + threadIdx.x; i < p.all; i += gridDim.x * kThreads) {
-    const uint32_t line = i / p.chunks, column = i % p.chunks * kChunk;
-    const float* x = p.from + line / rows * p.from_group + line % rows * p.from_row + column;
-    float v[kChunk];
-    if (p.wide) {
-      const float4 low = *reinterpret_cast<const float4*>(x);
-      const float4 high = *reinterpret_cast<const float4*>(x + 4);
-      v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w;
-      v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
-    } else {
+  const uint32_t step = gridDim.x * kThreads;
+  for (uint32_t first = blockIdx.x * kThreads + threadIdx.x; first < p.all;
+       first += kAhead * step) {
+    float v[kAhead][kChunk];
 #pragma unroll
-      for (int e = 0; e < kChunk; ++e) v[e] = column + e < p.width ? x[e] : 0.0f;
+    for (int j = 0; j < kAhead; ++j) {
+      const uint32_t i = first + j * step;
+      if (i >= p.all) break;
+      const uint32_t line = i / p.chunks, column = i % p.chunks * kChunk;
+      const float* x = p.from + line / rows * p.from_group + line % rows * p.from_row + column;
+      if (p.wide) {
+        const float4 low = *reinterpret_cast<const float4*>(x);
+        const float4 high = *reinterpret_cast<const float4*>(x + 4);
+        v[j][0] = low.x, v[j][1] = low.y, v[j][2] = low.z, v[j][3] = low.w;
+        v[j][4] = high.x, v[j][5] = high.y, v[j][6] = high.z, v[j][7] = high.w;
+      } else {
+#pragma unroll
+        for (int e = 0; e < kChunk; ++e) v[j][e] = column + e < p.width ? x[e] : 0.0f;
+      }
     }
-    reinterpret_cast<uint4*>(p.to)[i] =
-        make_uint4(ptx::pack_bf16(v[0], v[1]), ptx::pack_bf16(v[2], v[3]),
-                   ptx::pack_bf16(v[4], v[5]), ptx::pack_bf16(v[6], v[7]));
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      const uint32_t i = first + j * step;
+      if (i >= p.all) break;
+      reinterpret_cast<uint4*>(p.to)[i] =
+          make_uint4(ptx::pack_bf16(v[j][0], v[j][1]), ptx::pack_bf16(v[j][2], v[j][3]),
+                     ptx::pack_bf16(v[j][4], v[j][5]), ptx::pack_bf16(v[j][6], v[j][7]));
+    }
   }
 }
 
@@ -119,33 +134,93 @@ struct Stage {
 template <int kN>
 constexpr int kOutPitch = kN / 2 + 8;
 
-// A warp's part of C, [rows, columns] from shared memory to its place.
-template <int kRows, int kColumns>
-__device__ inline void write_part(const MatmulArgs<float>& p, const float* from, int pitch,
-                                  int64_t row, int64_t col) {
-  constexpr int kLanes = kColumns / 4;  // of a row
-  const int lane = static_cast<int>(threadIdx.x) % 32, at = lane % kLanes * 4;
-  if (col + at >= p.n) return;
-  const bool quads = col + at + 4 <= p.n && p.c_row % 4 == 0 &&
-                     reinterpret_cast<uintptr_t>(p.c + col) % sizeof(float4) == 0;
-#pragma unroll 4
-  for (int i = lane / kLanes; i < kRows; i += 32 / kLanes) {
-    if (row + i >= p.m) return;
-    float* c = p.c + (row + i) * p.c_row + col + at;
-    float4 v = *reinterpret_cast<const float4*>(from + i * pitch + at);
-    if (quads) {
-      if (p.accumulate) {
-        const float4 old = *reinterpret_cast<const float4*>(c);
+// Where four neighbours from column `col` on of rows of C go. p may be a piece of `whole`, which
+// has the rest of what is asked for and stays in constant memory.
+struct Four {
+  float* c;
+  const float* start;  // what is added to, or null
+  uint16_t* bits;      // null: c
+  int64_t stride;
+  const float *cos, *sin;  // of row 0's first pair; null: not turned
+  int64_t half;
+  int left;    // columns from `col` on
+  bool whole;  // they are written at once
+
+  __device__ Four(const MatmulArgs<float>& p, const MatmulArgs<float>& all, int64_t col)
+      : c(p.c + col),
+        start(p.accumulate         ? p.c + col
+              : all.add != nullptr ? all.add + col
+                                   : nullptr),
+        bits(all.c_bf16 != nullptr ? all.c_bf16 + col : nullptr),
+        stride(p.c_row),
+        cos(nullptr),
+        sin(nullptr),
+        half(all.turned.half),
+        left(static_cast<int>(min(p.n - col, int64_t{4}))) {
+    const auto at = bits != nullptr
+                        ? reinterpret_cast<uintptr_t>(bits) * 2
+                        : reinterpret_cast<uintptr_t>(c) | reinterpret_cast<uintptr_t>(start);
+    whole = left == 4 && stride % 4 == 0 && at % sizeof(float4) == 0;
+    const TurnedColumns<float>& turned = all.turned;
+    if (turned.cos == nullptr) return;
+    const int64_t in_head = static_cast<uint32_t>(col) % static_cast<uint32_t>(turned.width);
+    const int64_t pair = (in_head - turned.first) / 2;
+    if (in_head < turned.first || pair >= half) return;
+    cos = turned.cos + pair;
+    sin = turned.sin + pair;
+  }
+
+  __device__ void write(int64_t row, float4 v) const {
+    if (bits != nullptr) {
+      if (cos != nullptr) {
+        const int64_t of = row * half;
+        const RopePair low = rotated({v.x, v.y}, cos[of], sin[of]);
+        const RopePair high = rotated({v.z, v.w}, cos[of + 1], sin[of + 1]);
+        v = make_float4(low.first, low.second, high.first, high.second);
+      }
+      const uint2 pairs = make_uint2(ptx::pack_bf16(v.x, v.y), ptx::pack_bf16(v.z, v.w));
+      uint16_t* to = bits + row * stride;
+      if (whole) {
+        *reinterpret_cast<uint2*>(to) = pairs;
+        return;
+      }
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const uint32_t pair = e < 2 ? pairs.x : pairs.y;
+        if (e < left) to[e] = static_cast<uint16_t>(pair >> (e % 2 * 16));
+      }
+      return;
+    }
+    float* to = c + row * stride;
+    const float* from = start + row * stride;
+    if (whole) {
+      if (start != nullptr) {
+        const float4 old = *reinterpret_cast<const float4*>(from);
         v = make_float4(old.x + v.x, old.y + v.y, old.z + v.z, old.w + v.w);
       }
-      *reinterpret_cast<float4*>(c) = v;
-      continue;
+      *reinterpret_cast<float4*>(to) = v;
+      return;
     }
     const float values[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      if (col + at + e < p.n) c[e] = p.accumulate ? c[e] + values[e] : values[e];
+      if (e < left) to[e] = start != nullptr ? from[e] + values[e] : values[e];
     }
+  }
+};
+
+// A warp's part of C, [rows, columns] from shared memory to its place.
+template <int kRows, int kColumns>
+__device__ inline void write_part(const MatmulArgs<float>& p, const MatmulArgs<float>& all,
+                                  const float* from, int pitch, int64_t row, int64_t col) {
+  constexpr int kLanes = kColumns / 4;  // of a row
+  const int lane = static_cast<int>(threadIdx.x) % 32, at = lane % kLanes * 4;
+  if (col + at >= p.n) return;
+  const Four four(p, all, col + at);
+#pragma unroll 4
+  for (int i = lane / kLanes; i < kRows; i += 32 / kLanes) {
+    if (row + i >= p.m) return;
+    four.write(row + i, *reinterpret_cast<const float4*>(from + i * pitch + at));
   }
 }
 
@@ -219,7 +294,8 @@ __global__ void __launch_bounds__(kPackedThreads, 2)
     }
   }
   __syncwarp();
-  write_part<kM / 2, kN / 2>(p, part, kOutPitch<kN>, w.row + row, w.col + col);
+  write_part<kM / 2, kN / 2>(p, products.list[w.product].args.all, part, kOutPitch<kN>, w.row + row,
+                             w.col + col);
 }
 
 template <bool kA, bool kB, int kM, int kN>
@@ -314,7 +390,7 @@ class Rounded {
                                          wide};
       most = std::max(most, all);
     }
-    constexpr int64_t kMostBlocks = 1 << 14;  // a thread goes on with later chunks
+    constexpr int64_t kMostBlocks = 1 << 12;  // a thread goes on with later chunks
     const dim3 grid(static_cast<unsigned>(std::min(kMostBlocks, tiles(most, kThreads))),
                     static_cast<unsigned>(packings.count));
     if (most > 0) {
@@ -370,8 +446,8 @@ void round_and_multiply(KernelContext& context, std::vector<GroupedMatmulArgs<fl
     }
   }
   for (int bits = 0; bits < 16; ++bits) {
-    launch_kind(context, list,
-                {(bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0, (bits & 8) != 0});
+    const Bf16Kind kind{(bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0, (bits & 8) != 0};
+    launch_kind(context, list, kind);
   }
 }
 

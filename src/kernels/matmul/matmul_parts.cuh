@@ -44,6 +44,7 @@ __host__ __device__ inline int64_t tiles(int64_t n, int64_t tile) { return (n + 
 struct Work {
   MatmulArgs<float> p;
   int64_t row, col;  // of its tile
+  int product;       // of the list
 };
 
 // Finds piece or tile `index` among the groups, each of which has ceil(rows / size) of them. False
@@ -65,6 +66,7 @@ template <int kM, int kN>
 __device__ inline bool find_work(const Products& products, Work& w) {
   int i = 0;
   while (i + 1 < products.count && products.list[i + 1].first <= blockIdx.x) ++i;
+  w.product = i;
   const Product& product = products.list[i];
   const GroupedMatmulArgs<float>& a = product.args;
   int64_t index = blockIdx.x - product.first;
@@ -158,6 +160,7 @@ inline void cut(Product& product, int64_t tile_count) {
   const MatmulArgs<float>& p = product.args.all;
   const bool grouped = product.args.groups > 0;
   if (grouped && product.args.over == GroupedOver::kRows) return;
+  if (p.c_bf16 != nullptr || p.add != nullptr) return;  // written by tiles alone
   if (grouped) {
     product.chunk = kGroupChunk;
     product.pieces = tiles(p.inner, kGroupChunk) + product.args.groups;

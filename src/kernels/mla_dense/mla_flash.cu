@@ -13,13 +13,18 @@
 // whose blocks own 64 queries (dq). No atomics: dk_pe is a sum over heads, in order, of each head's
 // part. Bound by the tensor cores and the exponentials.
 //
+// Arrays that are rounded already (mla_bf16.h) are read where they are, and what is written is
+// rounded, and turned by RoPE, on the way.
+//
 // With a mask (kernels/selection_mask.h) a tile of keys that no query of a tile attends to is not
 // read. Without one the bits are those of the positions.
 #include <algorithm>
 #include <vector>
 
-#include "kernels/mla_dense/flash_tiles.cuh"
+#include "kernels/mla_dense/flash_rows.cuh"
+#include "kernels/mla_dense/mla_bf16_impl.h"
 #include "kernels/mla_dense/mla_dense_backward_impl.h"
+#include "kernels/rope/rope_pair.cuh"
 
 namespace tamis {
 namespace flash {
@@ -40,7 +45,7 @@ struct Tiles {
 
 // Sequences whose tiles are listed from `block` on.
 struct Runs {
-  static constexpr int kMost = 256;
+  static constexpr int kMost = 512;
   struct Run {
     int32_t begin, tokens, block;
   } list[kMost];
@@ -68,10 +73,15 @@ __device__ inline Place place_of(const Sequence& all, const Tiles& tiles) {
           (t.tokens + kBlock - 1) / kBlock};
 }
 
-// q, keys, v and d_out in bf16 [heads, tokens, kQk or kV], zeros past their columns; not for
-// kExact.
+// q, keys, v and d_out; not for kExact.
 struct Packed {
-  const __nv_bfloat16 *q, *k, *v, *d_o;
+  HeadRows q, k, v, d_o;
+};
+
+// Where a kernel puts values [.., heads, columns]: float32, or rounded.
+struct Put {
+  float* f32;
+  uint16_t* bf16;  // null: f32
 };
 
 // Rows of a head of a block's sequence, from float32 or packed.
@@ -80,14 +90,14 @@ struct Rows {
   const Sequence& in;
   const float* d_out;  // of the sequence
   const Packed& packed;
-  int64_t h, row0;  // the sequence's token 0 among the head's packed rows
+  int64_t h, token0;  // the sequence's token 0 in the batch
 
   template <int kRows>
   __device__ void q(int64_t first, Tile<kRows, kQk, kExact>& to) const {
     if constexpr (kExact) {
       load_tile(queries(in, first, h), to);
     } else {
-      copy_tile(packed.q, row0 + first, left(in, first), to);
+      copy_rows(packed.q, h, token0 + first, left(in, first), to);
     }
   }
   template <int kRows>
@@ -95,7 +105,7 @@ struct Rows {
     if constexpr (kExact) {
       load_tile(keys(in, first, h), to);
     } else {
-      copy_tile(packed.k, row0 + first, left(in, first), to);
+      copy_rows(packed.k, h, token0 + first, left(in, first), to);
     }
   }
   template <int kRows>
@@ -103,7 +113,7 @@ struct Rows {
     if constexpr (kExact) {
       load_tile(values(in, first, h), to);
     } else {
-      copy_tile(packed.v, row0 + first, left(in, first), to);
+      copy_rows(packed.v, h, token0 + first, left(in, first), to);
     }
   }
   template <int kRows>
@@ -111,7 +121,7 @@ struct Rows {
     if constexpr (kExact) {
       load_tile(outputs(in, d_out, first, h), to);
     } else {
-      copy_tile(packed.d_o, row0 + first, left(in, first), to);
+      copy_rows(packed.d_o, h, token0 + first, left(in, first), to);
     }
   }
 };
@@ -121,8 +131,8 @@ struct Rows {
 // out as in mla_dense; log_sum [heads, tokens] or null: of the row's exponentials, base 2.
 template <int kQk, int kV, bool kExact>
 __global__ void __launch_bounds__(kThreads)
-    flash_forward(const Sequence all, const Tiles tiles, const Packed packed,
-                  const SelectionMask mask, float* out, float* log_sum) {
+    flash_forward(const Sequence all, const Tiles tiles, const __grid_constant__ Packed packed,
+                  const SelectionMask mask, const Put out, float* log_sum) {
   constexpr int kN = kBlock / 8;
   extern __shared__ __align__(16) unsigned char space[];
   auto& q = *reinterpret_cast<Tile<kBlock, kQk, kExact>*>(space);
@@ -131,7 +141,7 @@ __global__ void __launch_bounds__(kThreads)
   const Place place = place_of(all, tiles);
   const Sequence& in = place.in;
   const int64_t h = blockIdx.y;
-  const Rows<kQk, kV, kExact> rows{in, nullptr, packed, h, h * all.tokens + place.first};
+  const Rows<kQk, kV, kExact> rows{in, nullptr, packed, h, place.first};
   const int q0 = (place.blocks - 1 - place.block) * kBlock;  // long rows first
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int row = q0 + warp * 16 + lane / 4;
@@ -197,15 +207,22 @@ __global__ void __launch_bounds__(kThreads)
   for (int r = 0; r < 2; ++r) {
     sum[r] += __shfl_xor_sync(0xFFFFFFFFu, sum[r], 1);
     sum[r] += __shfl_xor_sync(0xFFFFFFFFu, sum[r], 2);
-    const int64_t t = row + r * 8;
+    const int64_t t = row + r * 8, at = ((place.first + t) * in.heads + h) * in.v_dim;
+    if (!kExact && out.bf16 != nullptr) {
+      write_rounded(o, r, t < in.tokens, out.bf16 + at, in.v_dim, [&](int, float& x, float& y) {
+        x = x / sum[r];
+        y = y / sum[r];
+      });
+    }
     if (t >= in.tokens) continue;
-    float* to = out + ((place.first + t) * in.heads + h) * in.v_dim;
+    if (kExact || out.bf16 == nullptr) {
 #pragma unroll
-    for (int n = 0; n < kV / 8; ++n) {
+      for (int n = 0; n < kV / 8; ++n) {
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int c = n * 8 + lane % 4 * 2 + e;
-        if (c < in.v_dim) to[c] = o[n][2 * r + e] / sum[r];
+        for (int e = 0; e < 2; ++e) {
+          const int c = n * 8 + lane % 4 * 2 + e;
+          if (c < in.v_dim) out.f32[at + c] = o[n][2 * r + e] / sum[r];
+        }
       }
     }
     if (log_sum != nullptr && lane % 4 == 0) {
@@ -216,17 +233,33 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- backward
 
-// delta[h, t] = d_out[t, h] . out[t, h]; a warp each.
+// delta[h, t] = d_out[t, h] . out[t, h]: `lanes` threads a row, a power of two, eight columns each.
+template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    flash_delta(const MlaDenseBackwardArgs<float> a, const float* out, float* delta) {
-  const int64_t row = int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32;
-  if (row >= a.in.tokens * a.in.heads) return;
-  float sum = 0;
-  for (int64_t c = threadIdx.x % 32; c < a.in.v_dim; c += 32) {
-    sum = fmaf(a.d_out[row * a.in.v_dim + c], out[row * a.in.v_dim + c], sum);
+    flash_delta(const Sequence in, const T* d_out, const T* out, int lanes, float* delta) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x, row = i / lanes;
+  const bool there = row < in.tokens * in.heads;
+  float x[8] = {}, y[8] = {}, sum = 0;
+  if (there) {
+    read_eight(d_out + row * in.v_dim, i % lanes * 8, in.v_dim, x);
+    read_eight(out + row * in.v_dim, i % lanes * 8, in.v_dim, y);
   }
-  sum = warp_sum(sum);
-  if (threadIdx.x % 32 == 0) delta[row % a.in.heads * a.in.tokens + row / a.in.heads] = sum;
+#pragma unroll
+  for (int e = 0; e < 8; ++e) sum = fmaf(x[e], y[e], sum);
+  for (int offset = lanes / 2; offset > 0; offset /= 2) {
+    sum += __shfl_xor_sync(0xFFFFFFFFu, sum, static_cast<unsigned>(offset));
+  }
+  if (there && i % lanes == 0) delta[row % in.heads * in.tokens + row / in.heads] = sum;
+}
+
+template <typename T>
+void start_delta(KernelContext& context, const Sequence& in, const T* d_out, const T* out,
+                 float* delta) {
+  int lanes = 1;  // at most 16, of 128 columns
+  while (lanes * 8 < in.v_dim) lanes *= 2;
+  const unsigned blocks = blocks_of(in.tokens * in.heads * lanes, kThreads);
+  flash_delta<T><<<blocks, kThreads, 0, stream_of(context)>>>(in, d_out, out, lanes, delta);
+  check_launch("mla_dense_backward (delta)");
 }
 
 struct Backward {
@@ -235,6 +268,9 @@ struct Backward {
   const float* delta;    // [heads, tokens]
   float* dk_pe;          // [heads, tokens, rope]
   Packed packed;
+  // Instead of a.dq and a.dkv, or null; dq turned back by these angles.
+  uint16_t *dq, *dkv;
+  const float *cos, *sin;  // [tokens, rope / 2]
 };
 
 // Queries that a block of keys reads at a time, and keys of a block of queries: fewer where the
@@ -252,7 +288,8 @@ struct Stage {
 };
 
 template <int kQk, int kV, bool kExact>
-__global__ void __launch_bounds__(kThreads) flash_keys(const Backward b, const Tiles tiles) {
+__global__ void __launch_bounds__(kThreads)
+    flash_keys(const __grid_constant__ Backward b, const Tiles tiles) {
   using Others = Stage<kQk, kV, kExact>;
   constexpr int kQ = Others::kRows, kN = kQ / 8;
   extern __shared__ __align__(16) unsigned char space[];
@@ -263,7 +300,7 @@ __global__ void __launch_bounds__(kThreads) flash_keys(const Backward b, const T
   const Sequence& in = place.in;
   const int64_t h = blockIdx.y, row0 = h * b.a.in.tokens + place.first;
   const Rows<kQk, kV, kExact> rows{in, b.a.d_out + place.first * in.heads * in.v_dim, b.packed, h,
-                                   row0};
+                                   place.first};
   const int k0 = place.block * kBlock;  // those seen by most first
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int key = k0 + warp * 16 + lane / 4;
@@ -315,8 +352,14 @@ __global__ void __launch_bounds__(kThreads) flash_keys(const Backward b, const T
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int64_t s = key + r * 8;
+    const int64_t at = ((place.first + s) * in.heads + h) * (in.nope + in.v_dim);
+    const bool rounded = !kExact && b.dkv != nullptr;
+    if (rounded) {
+      write_rounded(dk, r, s < in.tokens, b.dkv + at, in.nope, Unchanged());
+      write_rounded(dv, r, s < in.tokens, b.dkv + at + in.nope, in.v_dim, Unchanged());
+    }
     if (s >= in.tokens) continue;
-    float* to = b.a.dkv + ((place.first + s) * in.heads + h) * (in.nope + in.v_dim);
+    float* to = b.a.dkv + at;
     float* pe = b.dk_pe + (row0 + s) * in.rope;
 #pragma unroll
     for (int n = 0; n < kQk / 8; ++n) {
@@ -324,12 +367,13 @@ __global__ void __launch_bounds__(kThreads) flash_keys(const Backward b, const T
       for (int e = 0; e < 2; ++e) {
         const int c = n * 8 + lane % 4 * 2 + e;
         if (c < in.nope) {
-          to[c] = dk[n][2 * r + e];
+          if (!rounded) to[c] = dk[n][2 * r + e];
         } else if (c < in.nope + in.rope) {
           pe[c - in.nope] = dk[n][2 * r + e];
         }
       }
     }
+    if (rounded) continue;
 #pragma unroll
     for (int n = 0; n < kV / 8; ++n) {
 #pragma unroll
@@ -342,7 +386,8 @@ __global__ void __launch_bounds__(kThreads) flash_keys(const Backward b, const T
 }
 
 template <int kQk, int kV, bool kExact>
-__global__ void __launch_bounds__(kThreads) flash_queries(const Backward b, const Tiles tiles) {
+__global__ void __launch_bounds__(kThreads)
+    flash_queries(const __grid_constant__ Backward b, const Tiles tiles) {
   using Others = Stage<kQk, kV, kExact>;
   constexpr int kK = Others::kRows, kN = kK / 8;
   extern __shared__ __align__(16) unsigned char space[];
@@ -353,7 +398,7 @@ __global__ void __launch_bounds__(kThreads) flash_queries(const Backward b, cons
   const Sequence& in = place.in;
   const int64_t h = blockIdx.y, row0 = h * b.a.in.tokens + place.first;
   const Rows<kQk, kV, kExact> rows{in, b.a.d_out + place.first * in.heads * in.v_dim, b.packed, h,
-                                   row0};
+                                   place.first};
   const int q0 = (place.blocks - 1 - place.block) * kBlock;  // long rows first
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int row = q0 + warp * 16 + lane / 4;
@@ -403,9 +448,21 @@ __global__ void __launch_bounds__(kThreads) flash_queries(const Backward b, cons
   pipeline<kStages<kExact>>(0, end, kK, next, start, multiply);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int64_t t = row + r * 8;
+    const int64_t t = row + r * 8, token = place.first + t;
+    const int64_t at = (token * in.heads + h) * (in.nope + in.rope);
+    if (!kExact && b.dq != nullptr) {
+      const auto turn_back = [&](int c, float& x, float& y) {
+        if (c < in.nope || c >= in.nope + in.rope || t >= in.tokens) return;
+        const int64_t angle = token * (in.rope / 2) + (c - in.nope) / 2;
+        const RopePair p = rotated({x, y}, b.cos[angle], -b.sin[angle]);
+        x = p.first;
+        y = p.second;
+      };
+      write_rounded(dq, r, t < in.tokens, b.dq + at, in.nope + in.rope, turn_back);
+      continue;
+    }
     if (t >= in.tokens) continue;
-    float* to = b.a.dq + ((place.first + t) * in.heads + h) * (in.nope + in.rope);
+    float* to = b.a.dq + at;
 #pragma unroll
     for (int n = 0; n < kQk / 8; ++n) {
 #pragma unroll
@@ -425,6 +482,33 @@ __global__ void __launch_bounds__(kThreads) flash_sum_heads(const Backward b) {
   float sum = 0;
   for (int64_t h = 0; h < b.a.in.heads; ++h) sum += b.dk_pe[h * n + i];
   b.a.dk_pe[i] = sum;
+}
+
+// The same turned back and rounded, rows `stride` apart; a thread a pair.
+__global__ void __launch_bounds__(kThreads)
+    flash_sum_heads_bf16(const __grid_constant__ Backward b, uint16_t* dk_pe, int64_t stride) {
+  const int64_t half = b.a.in.rope / 2, n = b.a.in.tokens * half;
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= n) return;
+  RopePair sum = {0, 0};
+  for (int64_t h = 0; h < b.a.in.heads; ++h) {
+    const float2 part = reinterpret_cast<const float2*>(b.dk_pe)[h * n + i];
+    sum.first += part.x;
+    sum.second += part.y;
+  }
+  sum = rotated(sum, b.cos[i], -b.sin[i]);
+  *reinterpret_cast<uint32_t*>(dk_pe + i / half * stride + i % half * 2) =
+      pack(sum.first, sum.second);
+}
+
+// k_pe [tokens, rope] turned and rounded, from rows `stride` apart; a thread a pair.
+__global__ void __launch_bounds__(kThreads) flash_turn_keys(const MlaTrainBf16Args a) {
+  const int64_t half = a.in.rope / 2;
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= a.in.tokens * half) return;
+  const float* from = a.k_pe + i / half * a.k_pe_stride + i % half * 2;
+  const RopePair p = rotated({from[0], from[1]}, a.cos[i], a.sin[i]);
+  reinterpret_cast<uint32_t*>(a.turned_k_pe)[i] = pack(p.first, p.second);
 }
 
 // ---- launches
@@ -483,13 +567,16 @@ struct Flash {
       if (d_out != nullptr) {
         pack(pack_rows<kV>, kV, {d_out, in.v_dim, in.v_dim, nullptr, 0, in.tokens, in.heads, d_o});
       }
-      packed = {to, k, v, d_o};
+      const auto of = [&](const __nv_bfloat16* x, int cols) {
+        return HeadRows{x, in.tokens * cols, cols, cols, nullptr, 0};
+      };
+      packed = {of(to, kQk), of(k, kQk), of(v, kV), of(d_o, kV)};
     }
     return packed;
   }
 
   static void forward(KernelContext& context, const Sequence& in, const Tiles& tiles,
-                      const Packed& packed, const SelectionMask& mask, float* out, float* log_sum) {
+                      const Packed& packed, const SelectionMask& mask, Put out, float* log_sum) {
     const dim3 grid(static_cast<unsigned>(tiles.count), static_cast<unsigned>(in.heads));
     start(context, flash_forward<kQk, kV, kExact>, grid, kForwardShared, "mla_dense_train (flash)",
           in, tiles, packed, mask, out, log_sum);
@@ -543,7 +630,7 @@ void mla_dense_train_flash(KernelContext& context, const MlaDenseTrainArgs& a) {
   with_flash(context, a.in, [&](auto flash) {
     const Packed packed = flash.pack_all(context, a.in, nullptr);
     const Tiles tiles = list_tiles(context, a.begins, a.in.tokens);
-    flash.forward(context, a.in, tiles, packed, a.selected, a.out, a.log_sum);
+    flash.forward(context, a.in, tiles, packed, a.selected, {a.out, nullptr}, a.log_sum);
   });
 }
 
@@ -560,19 +647,87 @@ void mla_dense_backward_flash(KernelContext& context, const MlaDenseBackwardArgs
     const Tiles tiles = list_tiles(context, a.begins, in.tokens);
     if (!known) {
       float *again = scratch(context, kOutSlot, rows * in.v_dim), *sums = delta + rows;
-      flash.forward(context, in, tiles, packed, a.selected, again, sums);
+      flash.forward(context, in, tiles, packed, a.selected, {again, nullptr}, sums);
       out = again;
       log_sum = sums;
     }
-    flash_delta<<<blocks_of(rows, kThreads / 32), kThreads, 0, stream_of(context)>>>(a, out, delta);
-    check_launch("mla_dense_backward (delta)");
-    const Backward b{a, log_sum, delta, scratch(context, kRopeSlot, rows * in.rope), packed};
+    start_delta(context, in, a.d_out, out, delta);
+    const Backward b{a,      log_sum, delta,   scratch(context, kRopeSlot, rows * in.rope),
+                     packed, nullptr, nullptr, nullptr,
+                     nullptr};
     flash.backward(context, b, tiles);
     if (in.rope == 0) return;
     flash_sum_heads<<<blocks_of(in.tokens * in.rope, kThreads), kThreads, 0, stream_of(context)>>>(
         b);
     check_launch("mla_dense_backward (heads)");
   });
+}
+
+namespace flash {
+namespace {
+
+// The same without arrays, for what kernels know of shapes.
+Sequence shape_of(const MlaBf16Sequence& in) {
+  return {nullptr, nullptr, nullptr,  in.tokens,       in.heads,
+          in.nope, in.rope, in.v_dim, in.softmax_scale};
+}
+
+// Rows where the caller has them. d_out may be null.
+Packed rows_of(const MlaBf16Sequence& in, const uint16_t* k_pe, const uint16_t* d_out) {
+  const auto* q = reinterpret_cast<const __nv_bfloat16*>(in.q);
+  const auto* kv = reinterpret_cast<const __nv_bfloat16*>(in.kv);
+  const auto nope = static_cast<int>(in.nope), rope = static_cast<int>(in.rope);
+  const auto v = static_cast<int>(in.v_dim), heads = static_cast<int>(in.heads);
+  const int qk = nope + rope, row = heads * (nope + v);
+  return {{q, qk, heads * qk, qk, nullptr, 0},
+          {kv, nope + v, row, nope, reinterpret_cast<const __nv_bfloat16*>(k_pe), rope},
+          {kv + nope, nope + v, row, v, nullptr, 0},
+          {reinterpret_cast<const __nv_bfloat16*>(d_out), v, heads * v, v, nullptr, 0}};
+}
+
+}  // namespace
+}  // namespace flash
+
+bool mla_bf16_flash_supports(const MlaBf16Sequence& in) {
+  return in.nope % 8 == 0 && in.rope % 8 == 0 && in.rope > 0 && in.v_dim % 8 == 0 &&
+         mla_flash_supports(flash::shape_of(in));
+}
+
+void mla_train_bf16_flash(KernelContext& context, const MlaTrainBf16Args& a) {
+  using namespace flash;
+  if (a.in.tokens == 0) return;
+  const Sequence shape = shape_of(a.in);
+  flash_turn_keys<<<blocks_of(a.in.tokens * a.in.rope / 2, kThreads), kThreads, 0,
+                    stream_of(context)>>>(a);
+  check_launch("mla_train_bf16 (keys)");
+  with_flash_of<false>(shape, [&](auto flash) {
+    flash.forward(context, shape, list_tiles(context, a.begins, a.in.tokens),
+                  rows_of(a.in, a.turned_k_pe, nullptr), {}, {nullptr, a.out}, a.log_sum);
+  });
+}
+
+void mla_backward_bf16_flash(KernelContext& context, const MlaBackwardBf16Args& a) {
+  using namespace flash;
+  const Sequence shape = shape_of(a.in);
+  if (shape.tokens == 0) return;
+  const int64_t rows = shape.tokens * shape.heads;
+  float* delta = scratch(context, kRowSlot, rows);
+  start_delta(context, shape, a.d_out, a.out, delta);
+  const Tiles tiles = list_tiles(context, a.begins, shape.tokens);
+  Backward b = {};
+  b.a.in = shape;
+  b.log_sum = a.log_sum;
+  b.delta = delta;
+  b.dk_pe = scratch(context, kRopeSlot, rows * shape.rope);
+  b.packed = rows_of(a.in, a.k_pe, a.d_out);
+  b.dq = a.dq;
+  b.dkv = a.dkv;
+  b.cos = a.cos;
+  b.sin = a.sin;
+  with_flash_of<false>(shape, [&](auto flash) { flash.backward(context, b, tiles); });
+  flash_sum_heads_bf16<<<blocks_of(shape.tokens * shape.rope / 2, kThreads), kThreads, 0,
+                         stream_of(context)>>>(b, a.dk_pe, a.dk_pe_stride);
+  check_launch("mla_backward_bf16 (heads)");
 }
 
 }  // namespace tamis

@@ -7,10 +7,12 @@
 #include <random>
 
 #include "kernels/indexer_select/mask_selection.h"
+#include "kernels/mla_dense/mla_bf16.h"
 #include "kernels/mla_dense/mla_dense_backward_impl.h"
 #include "kernels/test_weight.h"
 #include "kernels/tolerance.h"
 #include "support/cuda_device.h"
+#include "tensor/convert.h"
 
 namespace tamis {
 namespace {
@@ -169,7 +171,7 @@ class MlaFlashCuda : public CudaTest {
     expect_near(got.dkv, dkv, tokens * std::max(ds, unit * d_norm), "dkv ");
     expect_near(got.dk_pe, dk_pe, tokens * heads * ds, "dk_pe ");
     for (const auto part : {&Result::out, &Result::dq, &Result::dkv, &Result::dk_pe}) {
-      ASSERT_EQ(std::memcmp((got.*part).data(), (again.*part).data(), 4 * (got.*part).size()), 0);
+      EXPECT_EQ(got.*part, again.*part) << s.tokens << "x" << s.heads << "x" << s.nope;
     }
   }
 
@@ -217,6 +219,98 @@ class MlaFlashCuda : public CudaTest {
     }
   }
 };
+
+// Arrays of bf16, as the products beside attention leave them, have the bits of float32 ones that
+// are rounded around it.
+TEST_F(MlaFlashCuda, Bf16ArraysHaveTheBitsOfRoundedOnes) {
+  context().force("matmul", "cuda_bf16");
+  for (const Shape& s : {Shape{1, 1, 8, 8, 8}, Shape{200, 2, 32, 16, 32}, Shape{130, 3, 64, 32, 64},
+                         Shape{150, 2, 128, 64, 128}, Shape{97, 2, 40, 24, 72}}) {
+    if (skip_case()) continue;
+    const int64_t qk = s.nope + s.rope, half = s.rope / 2, rows = s.tokens * s.heads;
+    const int64_t stride = s.rope + 8;  // of k_pe and its gradient
+    const auto of_bf16 = [](Floats x, std::vector<uint16_t>& bits) {
+      for (float& v : x) bits.push_back(float_to_bf16(v)), v = round_to_bf16(v);
+      return x;
+    };
+    std::vector<uint16_t> q16, kv16, d16;
+    const Floats q = of_bf16(random_floats(rows * qk, 1), q16);
+    const Floats kv = of_bf16(random_floats(rows * (s.nope + s.v_dim), 2), kv16);
+    const Floats d_out = of_bf16(random_floats(rows * s.v_dim, 4), d16);
+    const Floats wide = random_floats(s.tokens * stride, 3);
+    const Floats cos = random_floats(s.tokens * half, 5), sin = random_floats(s.tokens * half, 6);
+    Floats k_pe;
+    for (int64_t i = 0; i < s.tokens * half; ++i) {
+      const float* x = &wide[static_cast<size_t>(i / half * stride + i % half * 2)];
+      const float c = cos[static_cast<size_t>(i)], d = sin[static_cast<size_t>(i)];
+      k_pe.push_back(x[0] * c - x[1] * d);
+      k_pe.push_back(x[1] * c + x[0] * d);
+    }
+    const std::vector<int64_t> begins = {0, s.tokens / 3, s.tokens};
+    Device<float> gq(context(), q), gkv(context(), kv), gpe(context(), k_pe), gd(context(), d_out);
+    Device<float> out(context(), gd.size()), sums(context(), rows), dq(context(), gq.size());
+    Device<float> dkv(context(), gkv.size()), dpe(context(), gpe.size());
+    const MlaSequence<float> in{gq.data(), gkv.data(), gpe.data(), s.tokens, s.heads,
+                                s.nope,    s.rope,     s.v_dim,    0.2F};
+    mla_dense_train_flash(context(), {in, out.data(), begins, sums.data(), {}});
+    std::vector<uint16_t> o16;
+    const Floats o = of_bf16(out.read(), o16);
+    const Device<float> rounded_out(context(), o);
+    mla_dense_backward_flash(context(), {in,
+                                         gd.data(),
+                                         dq.data(),
+                                         dkv.data(),
+                                         dpe.data(),
+                                         begins,
+                                         rounded_out.data(),
+                                         sums.data(),
+                                         {}});
+
+    const std::vector<uint16_t> none(static_cast<size_t>(s.tokens * stride), 0xFFFF);
+    Device<uint16_t> bq(context(), q16), bkv(context(), kv16), bd(context(), d16);
+    Device<uint16_t> bo(context(), bd.size()), bpe(context(), s.tokens * s.rope);
+    Device<uint16_t> bdq(context(), bq.size()), bdkv(context(), bkv.size()), bdpe(context(), none);
+    Device<float> gwide(context(), wide), gcos(context(), cos), gsin(context(), sin);
+    Device<float> log_sum(context(), rows);
+    const MlaBf16Sequence there{bq.data(), bkv.data(), s.tokens, s.heads,
+                                s.nope,    s.rope,     s.v_dim,  0.2F};
+    ASSERT_TRUE(mla_takes_bf16(context(), there));
+    mla_train_bf16(context(), {there, begins, gwide.data(), stride, gcos.data(), gsin.data(),
+                               bpe.data(), bo.data(), log_sum.data()});
+    EXPECT_EQ(bo.read(), o16);
+    EXPECT_EQ(log_sum.read(), sums.read());
+    mla_backward_bf16(context(),
+                      {there, begins, bpe.data(), bo.data(), bd.data(), log_sum.data(), gcos.data(),
+                       gsin.data(), bdq.data(), bdkv.data(), bdpe.data(), stride});
+    std::vector<uint16_t> want;
+    of_bf16(dkv.read(), want);
+    EXPECT_EQ(bdkv.read(), want) << s.tokens;
+    Floats turned = dq.read(), keys = dpe.read();
+    const auto turn_back = [](float* x, float c, float d) {
+      const float first = x[0] * c - x[1] * -d;
+      x[1] = x[1] * c + x[0] * -d;
+      x[0] = first;
+    };
+    for (int64_t i = 0; i < s.tokens * half; ++i) {
+      const float c = cos[static_cast<size_t>(i)], d = sin[static_cast<size_t>(i)];
+      turn_back(&keys[static_cast<size_t>(2 * i)], c, d);
+      for (int64_t h = 0; h < s.heads; ++h) {
+        const int64_t at = (i / half * s.heads + h) * qk + s.nope + i % half * 2;
+        turn_back(&turned[static_cast<size_t>(at)], c, d);
+      }
+    }
+    want.clear();
+    of_bf16(turned, want);
+    EXPECT_EQ(bdq.read(), want) << s.tokens;
+    const std::vector<uint16_t> got = bdpe.read();
+    for (int64_t i = 0; i < s.tokens * stride; ++i) {
+      const bool own = i % stride < s.rope;
+      const auto at = static_cast<size_t>(i / stride * s.rope + i % stride);
+      ASSERT_EQ(got[static_cast<size_t>(i)], own ? float_to_bf16(keys[at]) : 0xFFFF)
+          << s.tokens << " " << i;
+    }
+  }
+}
 
 TEST_F(MlaFlashCuda, IsTheReference) {
   for (const int64_t tokens : {1, 2, 31, 63, 64, 65, 150}) {

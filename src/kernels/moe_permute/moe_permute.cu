@@ -139,7 +139,8 @@ __device__ Sort block_of(const Sort& s) {
 }
 
 // blocks [blocks, experts] = the pairs of each block.
-__global__ void __launch_bounds__(kMaxWarps * 32) count_pairs_kernel(const Sort s, int32_t* blocks) {
+__global__ void __launch_bounds__(kMaxWarps * 32)
+    count_pairs_kernel(const Sort s, int32_t* blocks) {
   extern __shared__ int32_t table[];
   const Sort run = block_of(s);
   count_pairs(run, table);

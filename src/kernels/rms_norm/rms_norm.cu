@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kRowThreads)
     const int c = i * 32 + lane;
     if (c >= width) continue;
     const float y = a.w[c] * (v[i] * scale);
-    a.y[row * a.y_stride + c] = a.round_bf16 ? round_bf16(y) : y;
+    if (a.y != nullptr) a.y[row * a.y_stride + c] = a.round_bf16 ? round_bf16(y) : y;
     if (a.y_bf16 != nullptr) a.y_bf16[row * a.width + c] = float_to_bf16_bits(y);
     if (a.delta != nullptr) x[c] = a.round_bf16 ? round_bf16(v[i]) : v[i];
   }

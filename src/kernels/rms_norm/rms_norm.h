@@ -23,7 +23,7 @@ struct RmsNormArgs {
   float* y = nullptr;  // [rows, y_stride]; may be x when delta is null
   int64_t y_stride = 0;
   bool round_bf16 = false;
-  uint16_t* y_bf16 = nullptr;  // [rows, width], or null: y rounded to bf16, besides y
+  uint16_t* y_bf16 = nullptr;  // [rows, width], or null: y rounded, besides y or (CUDA) without it
 };
 
 void rms_norm(KernelContext& context, const RmsNormArgs& args);

@@ -52,12 +52,14 @@ void reference(KernelContext& context, const RmsNormBackwardArgs<T>& a) {
 
 template <typename T>
 constexpr Implementation<RmsNormBackwardArgs<T>> kList[] = {
-    {"reference", [](const RmsNormBackwardArgs<T>&) { return true; }, reference<T>},
+    {"reference", [](const RmsNormBackwardArgs<T>& a) { return a.dx_bf16 == nullptr; },
+     reference<T>},
 };
 template <>
 constexpr Implementation<RmsNormBackwardArgs<float>> kList<float>[] = {
     {"cuda", [](const RmsNormBackwardArgs<float>&) { return true; }, rms_norm_backward_cuda},
-    {"reference", [](const RmsNormBackwardArgs<float>&) { return true; }, reference<float>},
+    {"reference", [](const RmsNormBackwardArgs<float>& a) { return a.dx_bf16 == nullptr; },
+     reference<float>},
 };
 
 }  // namespace

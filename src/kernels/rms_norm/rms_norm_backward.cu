@@ -1,9 +1,10 @@
 // rms_norm_backward on CUDA: one warp a row, lane l over columns l, l+32, .. in double, then the
-// warp's fixed tree. Rows of up to 512 columns: a block has 128 rows, a warp every eighth of
+// warp's fixed tree. Rows of up to 512 columns: a block has 64 rows, a warp every eighth of
 // them, in registers, and adds up its terms of dw on the way; the parts of the blocks are added in
 // order (column_sums.cuh). Wider ones are read twice, and once more for dw. Bound by memory: x and
 // dy are read, dx read and written.
 #include "kernels/cuda/column_sums.cuh"
+#include "kernels/cuda/convert.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/rms_norm/rms_norm_backward_impl.h"
 
@@ -12,7 +13,14 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int64_t kHeldWidth = 512;       // columns that a warp holds
+constexpr int kBlockRows = 64;            // of a block, where warps hold theirs
 constexpr int kRSlot = 0, kPartSlot = 1;  // of device_scratch
+
+// The value at `at` of dx.
+__device__ inline void put(const RmsNormBackwardArgs<float>& a, int64_t at, float v) {
+  if (a.dx != nullptr) a.dx[at] = v;
+  if (a.dx_bf16 != nullptr) a.dx_bf16[at] = float_to_bf16_bits(v);
+}
 
 __global__ void __launch_bounds__(kWarps * 32)
     rms_norm_dx_kernel(const RmsNormBackwardArgs<float> a, double* r_of) {
@@ -21,7 +29,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   if (row >= a.rows) return;
   const float* x = a.x + row * a.x_stride;
   const float* dy = a.dy + row * a.width;
-  float* dx = a.dx + row * a.dx_stride;
+  const int64_t to = row * a.dx_stride;
   const auto n = static_cast<double>(a.width);
   double square = 0, gx = 0;
   for (int64_t i = lane; i < a.width; i += 32) {
@@ -35,7 +43,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   for (int64_t i = lane; i < a.width; i += 32) {
     const double g = static_cast<double>(a.w[i]) * dy[i];
     const auto change = static_cast<float>(r * (g - x[i] * pull));
-    dx[i] = a.overwrite ? change : dx[i] + change;
+    put(a, to + i, a.overwrite ? change : a.dx[to + i] + change);
   }
   if (lane == 0) r_of[row] = r;
 }
@@ -51,14 +59,15 @@ struct WeightTerm {
 // dx of the rows of chunk blockIdx.x, and their part of dw, part [chunks, width]. A lane has
 // columns l, l+32, .., at most kEach of them.
 template <int kEach>
-__global__ void __launch_bounds__(kWarps * 32, kEach <= 8 ? 3 : 2)
+__global__ void __launch_bounds__(kWarps * 32, kEach <= 4   ? 4
+                                               : kEach <= 8 ? 3
+                                                            : 2)
     rms_norm_backward_kernel(const RmsNormBackwardArgs<float> a, double* part) {
-  static_assert(kWarps == kColumnLanes);
   __shared__ double sums[kWarps][kEach * 32];  // of dw, each lane its own
   const auto warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const auto width = static_cast<int>(a.width);
-  const int64_t first = int64_t{blockIdx.x} * kColumnRows;
-  const int64_t last = min(first + kColumnRows, a.rows);
+  const int64_t first = int64_t{blockIdx.x} * kBlockRows;
+  const int64_t last = min(first + kBlockRows, a.rows);
   const auto n = static_cast<double>(a.width);
   double* dw = sums[warp] + lane;
 #pragma unroll
@@ -68,14 +77,14 @@ __global__ void __launch_bounds__(kWarps * 32, kEach <= 8 ? 3 : 2)
   for (int64_t row = first + warp; row < last; row += kWarps) {
     const float* from_x = a.x + row * a.x_stride;
     const float* from_dy = a.dy + row * a.width;
-    float* to = a.dx + row * a.dx_stride;
+    const int64_t to = row * a.dx_stride;
     float x[kEach], dy[kEach], dx[kEach];
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const int c = i * 32 + lane;
       x[i] = c < width ? from_x[c] : 0.0f;
       dy[i] = c < width ? from_dy[c] : 0.0f;
-      dx[i] = c < width && !a.overwrite ? to[c] : 0.0f;
+      dx[i] = c < width && !a.overwrite ? a.dx[to + c] : 0.0f;
     }
     double square = 0, gx = 0;
 #pragma unroll
@@ -92,7 +101,7 @@ __global__ void __launch_bounds__(kWarps * 32, kEach <= 8 ? 3 : 2)
       const int c = i * 32 + lane;
       const double g = static_cast<double>(w_of(i)) * dy[i];
       const auto change = static_cast<float>(r * (g - x[i] * pull));
-      if (c < width) to[c] = a.overwrite ? change : dx[i] + change;
+      if (c < width) put(a, to + c, a.overwrite ? change : dx[i] + change);
       dw[i * 32] += r * x[i] * dy[i];
     }
   }
@@ -109,7 +118,7 @@ __global__ void __launch_bounds__(kWarps * 32, kEach <= 8 ? 3 : 2)
 void rms_norm_backward_cuda(KernelContext& context, const RmsNormBackwardArgs<float>& a) {
   if (a.rows == 0 || a.width == 0) return;
   if (a.width <= kHeldWidth) {
-    const int64_t chunks = (a.rows + kColumnRows - 1) / kColumnRows;
+    const int64_t chunks = (a.rows + kBlockRows - 1) / kBlockRows;
     auto* part = static_cast<double*>(device_scratch(
         context, kPartSlot, chunks * a.width * static_cast<int64_t>(sizeof(double))));
     const auto kernel = a.width <= 128   ? rms_norm_backward_kernel<4>

@@ -24,6 +24,8 @@ struct RmsNormBackwardArgs {
   int64_t dx_stride = 0;
   T* dw = nullptr;         // [width], added to
   bool overwrite = false;  // dx = instead of dx +=
+  // On CUDA: dx rounded to bf16, by dx_stride, besides dx; with overwrite dx may be null.
+  uint16_t* dx_bf16 = nullptr;
 };
 
 template <typename T>

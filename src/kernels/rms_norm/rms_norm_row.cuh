@@ -26,7 +26,7 @@ __device__ inline void rms_norm_row(const RmsNormArgs& a, int64_t row, float* co
   for (int64_t i = threadIdx.x; i < a.width; i += kThreads) {
     const float v = delta == nullptr ? x[i] : x[i] + delta[i];
     const float exact = a.w[i] * (v * scale), normed = a.round_bf16 ? round_bf16(exact) : exact;
-    y[i] = normed;
+    if (a.y != nullptr) y[i] = normed;
     if (copy != nullptr) copy[i] = normed;
     if (a.y_bf16 != nullptr) a.y_bf16[row * a.width + i] = float_to_bf16_bits(exact);
     if (delta != nullptr) x[i] = a.round_bf16 ? round_bf16(v) : v;
