@@ -7,6 +7,7 @@
 #include "kernels/array_ops/array_ops.h"
 #include "kernels/cross_entropy/cross_entropy_backward.h"  // loss and gradient in one pass
 #include "kernels/embedding/embedding_backward.h"
+#include "kernels/fp8_products/fp8_products.h"  // on FP8 tensor cores
 #include "kernels/fp8_round/fp8_round.h"        // the factors of FP8 products
 #include "kernels/indexer_kl/indexer_health.h"  // what the indexer's choice covers
 #include "kernels/indexer_kl/indexer_kl.h"      // what the indexer learns from

@@ -68,11 +68,56 @@ void multiply(Pass<T>& p, const MatmulArgs<T>& product, const ExpertRows& expert
   grouped_matmuls<T>(p.kernels, {&grouped, 1});
 }
 
+// The same on FP8 tensor cores, where those are.
+Fp8Groups groups_of(const ExpertRows& experts, int64_t stride) {
+  if (experts.offsets == nullptr) return {};
+  return {experts.offsets, experts.experts, stride};
+}
+
+bool on_tensor_cores(Pass<float>& p, std::span<const Product<float>> list,
+                     const ExpertRows& experts, int64_t stride) {
+  if (!fp8_products_run(p.kernels)) return false;
+  for (size_t i = 0; i < list.size();) {
+    const Product<float>& x = list[i];
+    std::vector<Fp8Layer> layers;  // those that read the same rows
+    for (; i < list.size(); ++i) {
+      const Product<float>& own = list[i];
+      if (own.x != x.x || own.x_bf16 != x.x_bf16 || own.x_stride != x.x_stride || own.m != x.m ||
+          own.cols != x.cols) {
+        break;
+      }
+      layers.push_back({own.w, own.rows, own.y});
+    }
+    fp8_products_forward(
+        p.kernels, {{x.x, x.x_bf16, x.x_stride, x.m, x.cols}, layers, groups_of(experts, stride)});
+  }
+  return true;
+}
+
+bool on_tensor_cores(Pass<float>& p, const ProductBackward<float>& x, const ExpertRows& experts,
+                     int64_t stride) {
+  if (!fp8_products_run(p.kernels)) return false;
+  fp8_products_backward(p.kernels, {{x.dy, x.dy_bf16, x.dy_stride, x.m, x.rows},
+                                    {x.x, x.x_bf16, x.x_stride, x.m, x.cols},
+                                    x.w,
+                                    x.dx,
+                                    x.add_dx,
+                                    x.dw,
+                                    groups_of(experts, stride)});
+  return true;
+}
+
+template <typename... Args>
+bool on_tensor_cores(Pass<double>&, const Args&...) {
+  return false;
+}
+
 // What linear layers and experts' have in common: without `experts` all rows meet one matrix, else
 // x.w is the first one's and `stride` lies from one to the next.
 template <typename T>
 void fp8_forward(Pass<T>& p, std::span<const Product<T>> list, const ExpertRows& experts,
                  int64_t stride) {
+  if (on_tensor_cores(p, list, experts, stride)) return;
   Factor<T> rows;
   const Product<T>* last = nullptr;  // whose rounded rows are there
   bool last_bf16 = false;
@@ -97,6 +142,7 @@ void fp8_forward(Pass<T>& p, std::span<const Product<T>> list, const ExpertRows&
 template <typename T>
 void fp8_backward(Pass<T>& p, const ProductBackward<T>& x, const ExpertRows& experts,
                   int64_t stride) {
+  if (on_tensor_cores(p, x, experts, stride)) return;
   Workspace<T>& work = p.state.work;
   const bool bf16 = rounds(p, x.m, {x.rows, x.cols});
   const Factor<T> gradient{x.dy, x.dy_bf16};

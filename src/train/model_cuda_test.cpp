@@ -177,6 +177,25 @@ TEST_F(TrainCuda, Fp8LayersAreProductsOfWhatInferenceQuantises) {
   }
 }
 
+TEST_F(TrainCuda, Fp8TensorCoresMultiplyWhatInferenceQuantises) {
+  ASSERT_FALSE(fp8_products_run(context()));
+  context().force("fp8_products", "cuda_sm90");
+  ASSERT_TRUE(fp8_products_run(context())) << "wants Hopper";
+  for (const char* products : {"cuda", "cuda_bf16"}) {  // factors given in float32 or bf16
+    context().force("matmul", products);
+    std::vector<Fp8Problem> problems = fp8_problems();
+    problems.push_back({1500, 130, 72, {}, 0x1p-30F});  // in pieces
+    problems.push_back({2600, 72, 130, {0, 1100, 1101, 2600}});
+    std::vector<int64_t> many = {0};
+    for (int64_t g = 0; g < 40; ++g) many.push_back(many.back() + g % 5 * 29);
+    problems.push_back({many.back(), 64, 136, many});
+    for (const Fp8Problem& problem : problems) {
+      Fp8Layers layers(context(), problem, true);
+      ASSERT_NO_FATAL_FAILURE(layers.expect_are_the_definition()) << products;
+    }
+  }
+}
+
 TEST_F(TrainCuda, Fp8GivesTheSameBitsInEveryRun) {
   const ModelConfig config = tiny_config_with_mtp();
   const ParameterTable table(config);
@@ -184,19 +203,22 @@ TEST_F(TrainCuda, Fp8GivesTheSameBitsInEveryRun) {
   draw_values(table, 7, 0.1, values.data());
   const MicroBatch batch = tiny_batch({150, 1, 7, 64}, config.vocab_size);
   context().force("matmul", "cuda_bf16");
-  for (const TrainAttention attention : {TrainAttention::kDense, TrainAttention::kSparse}) {
-    Objective o = objective(attention, true);
-    o.mtp_scale = 0.02;
-    TrainModel<float> model(config, table);
-    const double exact = loss_of(run(model, values, batch, o).result, o);
-    o.fp8 = true;
-    const Run a = run(model, values, batch, o);
-    EXPECT_NE(loss_of(a.result, o), exact);
-    EXPECT_NEAR(loss_of(a.result, o), exact, 0.02 * exact);
-    o.recompute = true;
-    const Run b = run(model, values, batch, o);
-    EXPECT_EQ(loss_of(b.result, o), loss_of(a.result, o));
-    EXPECT_EQ(b.gradients, a.gradients);
+  for (const char* products : {"cuda", "cuda_sm90"}) {
+    context().force("fp8_products", products);
+    for (const TrainAttention attention : {TrainAttention::kDense, TrainAttention::kSparse}) {
+      Objective o = objective(attention, true);
+      o.mtp_scale = 0.02;
+      TrainModel<float> model(config, table);
+      const double exact = loss_of(run(model, values, batch, o).result, o);
+      o.fp8 = true;
+      const Run a = run(model, values, batch, o);
+      EXPECT_NE(loss_of(a.result, o), exact);
+      EXPECT_NEAR(loss_of(a.result, o), exact, 0.02 * exact);
+      o.recompute = true;
+      const Run b = run(model, values, batch, o);
+      EXPECT_EQ(loss_of(b.result, o), loss_of(a.result, o));
+      EXPECT_EQ(b.gradients, a.gradients);
+    }
   }
 }
 

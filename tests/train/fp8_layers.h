@@ -27,8 +27,12 @@ struct Fp8Problem {
 
 class Fp8Layers {
  public:
-  Fp8Layers(KernelContext& context, const Fp8Problem& problem)
-      : context_(context), q_(problem), bf16_(reads_bf16(context, q_.m, {q_.rows, q_.cols})) {
+  // tensor_cores: sums of FP8 products as the tensor cores keep them.
+  Fp8Layers(KernelContext& context, const Fp8Problem& problem, bool tensor_cores = false)
+      : context_(context),
+        q_(problem),
+        tensor_cores_(tensor_cores),
+        bf16_(reads_bf16(context, q_.m, {q_.rows, q_.cols})) {
     x_ = random_floats(q_.m * q_.cols, 1);
     dy_ = random_floats(q_.m * q_.rows, 2);
     w_ = random_floats(experts() * q_.rows * q_.cols, 3);
@@ -84,9 +88,29 @@ class Fp8Layers {
       want += product;
       size += std::abs(product);
     }
-    const double bound = static_cast<double>(n + 3) * kUnitF32 * 1.01 * size * factor;
+    double bound = static_cast<double>(n + 3) * kUnitF32 * 1.01 * size;
+    if (tensor_cores_) bound += sum_bound(a, a_step, b, b_step, n);
+    bound *= factor;
     ASSERT_NEAR(got[static_cast<size_t>(at)], want * factor, bound)
         << what << " " << at << " of " << q_.m << " " << q_.rows << " " << q_.cols;
+  }
+
+  // FP8 tensor cores keep 14 bits of a sum: an instruction adds 32 products to what is there, each
+  // of the 33 cut at 2^-13 of the largest one's power of two. Sums begin anew every 128.
+  static double sum_bound(const float* a, int64_t a_step, const float* b, int64_t b_step,
+                          int64_t n) {
+    double bound = 0, sum = 0;
+    for (int64_t first = 0; first < n; first += 32) {
+      if (first % kFp8Block == 0) sum = 0;
+      double largest = std::abs(sum) * 1.1;
+      for (int64_t i = first; i < std::min(n, first + 32); ++i) {
+        const double product = static_cast<double>(a[i * a_step]) * b[i * b_step];
+        largest = std::max(largest, std::abs(product));
+        sum += product;
+      }
+      bound += 33 * 0x1p-13 * std::max(largest, std::abs(sum));
+    }
+    return bound;
   }
 
   static void round_row(std::vector<float>& row) {
@@ -198,7 +222,7 @@ class Fp8Layers {
 
   KernelContext& context_;
   Fp8Problem q_;
-  bool bf16_;
+  bool tensor_cores_, bf16_;
   std::vector<float> x_, dy_, w_, dw_;  // dy_ and dw_ before the factor
   std::vector<float> y_, dx_, dw_out_;
 };

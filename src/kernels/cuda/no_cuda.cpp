@@ -10,6 +10,7 @@
 #include "kernels/elementwise/elementwise_impl.h"
 #include "kernels/embedding/embedding_backward_impl.h"
 #include "kernels/embedding/embedding_impl.h"
+#include "kernels/fp8_products/fp8_products_impl.h"
 #include "kernels/fp8_round/fp8_round_impl.h"
 #include "kernels/grouped_linear/grouped_linear_impl.h"
 #include "kernels/hadamard/hadamard_impl.h"
@@ -68,6 +69,9 @@ void cross_entropy_cuda(KernelContext&, const CrossEntropyArgs&) { refuse(); }
 std::vector<CudaWorkload> cuda_workloads() { refuse(); }
 void embedding_cuda(KernelContext&, const EmbeddingArgs&) { refuse(); }
 void fill_cuda(KernelContext&, const FillArgs&) { refuse(); }
+void fp8_products_forward_cuda(KernelContext&, const Fp8ForwardArgs&) { refuse(); }
+void fp8_products_backward_cuda(KernelContext&, const Fp8BackwardArgs&) { refuse(); }
+bool has_fp8_products_cuda() { return false; }
 void fp8_round_cuda(KernelContext&, const Fp8RoundArgs<float>&) { refuse(); }
 void gather_rows_cuda(KernelContext&, const GatherRowsArgs&) { refuse(); }
 void grouped_matmuls_cuda(KernelContext&, std::span<const GroupedMatmulArgs<float>>, bool) {
