@@ -38,12 +38,12 @@ target_compile_options(tamis_cuda_flags INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:SH
 
 # Machine code for each capability, and PTX of the last. The compiler's front end runs once for each
 # virtual architecture, which takes as long as the assembler: so 8.6 is made from the PTX of 8.0, and
-# what comes after 9.0 from that of 9.0. Source that asks for more than these (__CUDA_ARCH__) needs
-# one more here.
+# what comes after 8.9 from that of 8.9, the last that a portable file asks for (__CUDA_ARCH__: FP8
+# conversions). A file that asks for more belongs in a folder of its own, see below.
 add_library(tamis_cuda_archs INTERFACE)
 set(codes "")
 foreach(arch ${TAMIS_CUDA_ARCHS})
-  foreach(known 80 89 90)
+  foreach(known 80 89)
     if(NOT arch LESS known)
       set(virtual ${known})
     endif()
