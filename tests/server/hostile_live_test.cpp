@@ -491,7 +491,7 @@ TEST(HostileLive, HealthSeesAStandstillAndNoLongPrompt) {
     };
   }};
   AppOptions options;
-  options.stall_limit = milliseconds(1000);
+  options.stall_limit = milliseconds(1000 * kSlower);
   Live live(options, {}, std::nullopt, 0, slow);
   const auto health = [&](const char* path) {
     Socket s(live);
@@ -516,7 +516,7 @@ TEST(HostileLive, HealthSeesAStandstillAndNoLongPrompt) {
   Socket waiting(live);
   waiting.send(post("/v1/completions", complete(""), kClose));
   int status = 200;
-  for (int i = 0; i < 100 && status == 200; ++i) {
+  for (int i = 0; i < 100 * kSlower && status == 200; ++i) {
     std::this_thread::sleep_for(milliseconds(50));
     status = health("/health");
   }

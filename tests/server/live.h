@@ -46,6 +46,13 @@ struct Model {
   LoadedModel model;
 };
 
+// How many times longer a test waits for an answer in this build.
+#if defined(__SANITIZE_THREAD__)
+inline constexpr int kSlower = 15;
+#else
+inline constexpr int kSlower = 1;
+#endif
+
 class Live {
  public:
   explicit Live(AppOptions options = {}, HttpOptions http = {},
@@ -74,8 +81,9 @@ class Live {
     http_ = std::make_unique<HttpServer>(http, *app_);
     thread_ = std::make_unique<EngineThread>(*engine_, scorer_.get(), app_->metrics());
     app_->serve(*served_, *thread_);
-    runner_ = std::thread(
-        [this] { http_->run(false, milliseconds(20'000), [this] { app_->begin_drain(); }); });
+    runner_ = std::thread([this] {
+      http_->run(false, milliseconds(20'000 * kSlower), [this] { app_->begin_drain(); });
+    });
   }
   ~Live() {
     http_->stop();
@@ -92,7 +100,7 @@ class Live {
 
   // Until nothing runs; false if that takes more than ten seconds.
   bool settles() {
-    for (int i = 0; i < 1000; ++i) {
+    for (int i = 0; i < 1000 * kSlower; ++i) {
       const EngineGauges g = thread_->gauges();
       if (g.running == 0 && g.waiting == 0 && g.pages_used == 0) {
         return g.pages_free + g.pages_cached == g.pages_total;
@@ -141,7 +149,7 @@ class Socket {
     }
   }
   // What comes until `end` is in it, the connection ends, or the time is over.
-  std::string read_until(const std::string& end, int timeout_ms = 20'000) {
+  std::string read_until(const std::string& end, int timeout_ms = 20'000 * kSlower) {
     const auto last = steady_clock::now() + milliseconds(timeout_ms);
     while (end.empty() || text_.find(end) == std::string::npos) {
       pollfd p{fd_, POLLIN, 0};
@@ -184,15 +192,17 @@ inline std::string ask(const Live& live, const std::string& path, const std::str
   return s.read_all();
 }
 inline std::string body_of(const std::string& answer) {
-  return answer.substr(answer.find("\r\n\r\n") + 4);
+  const size_t end = answer.find("\r\n\r\n");
+  return end == std::string::npos ? "" : answer.substr(end + 4);
 }
 // The body of an answer in chunks, as server-sent events come.
 inline std::string unchunked(const std::string& answer) {
+  const std::string chunks = body_of(answer);
   std::string out;
-  for (size_t at = answer.find("\r\n\r\n") + 4; at < answer.size();) {
-    const size_t size = std::stoul(answer.substr(at), nullptr, 16);
-    at = answer.find("\r\n", at) + 2;
-    out += answer.substr(at, size);
+  for (size_t at = 0; at < chunks.size();) {
+    const size_t size = std::stoul(chunks.substr(at), nullptr, 16);
+    at = chunks.find("\r\n", at) + 2;
+    out += chunks.substr(at, size);
     at += size + 2;
     if (size == 0) break;
   }
