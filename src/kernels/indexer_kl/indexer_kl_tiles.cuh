@@ -37,7 +37,7 @@ struct Problem {
   const __nv_bfloat16 *q, *k, *index_q, *index_k;
   float *p, *score;  // [pairs] tiles
   SelectionMask mask;
-  float* dk_parts;  // [parts of the heads][tokens, dim], if there are several
+  float* dk_parts = nullptr;  // [parts of the heads][tokens, dim], if there are several
 };
 
 // A tile of a block's sequence.
