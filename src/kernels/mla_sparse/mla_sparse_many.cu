@@ -659,8 +659,10 @@ void forward(KernelContext& context, const MlaSparseTrainArgs& args) {
     start(context, scores_kernel<kParts, false>, m,
           {tiles(m.stride, kWide), tiles(a.heads, kWide), count},
           sizeof(ScoresShared<kParts, false>), "mla_sparse_train (scores)");
+    // Room for an even number of heads: the compiler reads them by twos.
     start(context, softmax_kernel<kParts>, m, {count, 1, 1},
-          static_cast<size_t>(a.heads) * sizeof(float2), "mla_sparse_train (softmax)");
+          static_cast<size_t>(a.heads + a.heads % 2) * sizeof(float2),
+          "mla_sparse_train (softmax)");
     if (m.out == nullptr) continue;
     start_product<kParts, Product::kOut>(context, m, a.kv_lora, a.heads, count,
                                          "mla_sparse_train (values)");
