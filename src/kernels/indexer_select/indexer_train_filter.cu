@@ -1,7 +1,7 @@
 // The index scores of training for many heads: on the tensor cores where that decides nothing, and
 // with the bits of indexer_train_scores.cu where it could, so that what is selected is the same.
 //
-// Queries and keys are scaled by powers of two and rounded to f16; scores from their
+// Queries and keys are taken apart into two bf16 values each (split_tiles.cuh); scores from their
 // products lie within E of the exact ones, E by token from the norms of queries and keys. T is the
 // k-th of a token's approximate scores, or less if just k of them reach it. Whatever the exact ones
 // are, a score more than 2 E above T is among the k best and one more than 2 E below is not: k
@@ -12,10 +12,9 @@
 // with a value that is not finite, or that could overflow, has E = inf: all of its scores are
 // exact.
 //
-// E / sum_h |w_h| |q_h| |k|: two roundings to f16, 2.001 * 2^-11, those of values below 2^-14 at
-// most 2^-25 each, 3e-6; sums of 8 steps on the tensor cores, whose 17 terms each are cut at 2^-24
-// of the largest; the exact dot product 128 * 2^-24; the sums over 64 heads, 88 * 2^-24.
-// Together 1.001e-3, rounded up to 1.125 * 2^-10.
+// E / sum_h |w_h| |q_h| |k|: products 3.01 * 2^-18; sums of at most 24 steps on the tensor cores,
+// whose 17 terms each are cut at 2^-24 of the largest; the exact dot product 128 * 2^-24; the sums
+// over 64 heads, 88 * 2^-24. Together 5e-5, rounded up to 2^-14.
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/split_tiles.cuh"
 #include "kernels/indexer_select/indexer_select_impl.h"
@@ -26,18 +25,17 @@ namespace {
 
 using namespace split_tiles;  // this file is a body of that header
 
-constexpr int kTokens = 128, kKeys = 128, kStages = 2;  // of a block
+constexpr int kTokens = 64, kKeys = 128, kStages = 2;  // of a block
 constexpr int kMostHeads = 64, kMostDim = 128, kGroups = 4;
 constexpr int kBoundSlot = 5, kKeySlot = 3, kQuerySlot = 4;  // topk has 2
-constexpr float kError = 0x1.2p-10F, kLeast = 0x1p-126F, kMost = 1e37F;
-// Added to norms, so that products of vectors whose squares are too small stay within E.
-constexpr float kSmall = 0x1p-40F;
+constexpr float kError = 0x1p-14F, kLeast = 0x1p-126F, kMost = 1e37F;
+// Added to norms, so that a product of factors too small for two parts stays within E.
+constexpr float kSmall = 0x1p-50F;
 
 struct Filter {
   IndexerSelectTrainArgs a;
   int64_t first, end;        // tokens of the launch
-  const uint16_t *q, *keys;  // [tokens of the launch][heads][width], [tokens][width], in f16
-  float* weights;            // [tokens of the launch][heads]: w with the scales of queries and keys
+  const uint16_t *q, *keys;  // [tokens of the launch][heads][2][width], [tokens][2][width]
   float* bound;              // [tokens of the launch]: E
   const uint32_t* key_norm;  // the bits of the longest key's
   float* out;                // [tokens of the launch, stride]
@@ -50,46 +48,34 @@ struct Filter {
 
 // ---- packing
 
-// The length of a row, by a warp.
-__device__ float norm_of(const float* x, int dim) {
-  float sum = 0;
-  for (int c = static_cast<int>(threadIdx.x) % 32; c < dim; c += 32) sum = fmaf(x[c], x[c], sum);
-  return sqrtf(warp_sum(sum));
-}
-
-// 2^e is more than a norm, and at most twice as much; 0 for one that is 0 or not finite.
-__device__ int exponent_of(float norm) {
-  return norm > 0 && norm < INFINITY ? ilogbf(norm) + 1 : 0;
-}
-
-// A row times 2^-e, zeros up to kWidth, by a warp.
+// One row of `dim` values in two parts of kWidth, by a warp. Returns the sum of squares.
 template <int kWidth>
-__device__ void pack_row(const float* x, int dim, int e, uint16_t* to) {
+__device__ float pack_row(const float* x, int dim, uint16_t* to) {
+  float sum = 0;
   for (int c = static_cast<int>(threadIdx.x) % 32 * 4; c < kWidth; c += 128) {
     float v[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) v[i] = c + i < dim ? ldexpf(x[c + i], -e) : 0;
+    for (int i = 0; i < 4; ++i) {
+      v[i] = c + i < dim ? x[c + i] : 0;
+      sum = fmaf(v[i], v[i], sum);
+    }
     *reinterpret_cast<uint2*>(to + c) =
-        make_uint2(ptx::pack_f16(v[0], v[1]), ptx::pack_f16(v[2], v[3]));
+        make_uint2(ptx::pack_bf16(v[0], v[1]), ptx::pack_bf16(v[2], v[3]));
+    *reinterpret_cast<uint2*>(to + kWidth + c) =
+        make_uint2(ptx::pack_bf16(low_part(v[0]), low_part(v[1])),
+                   ptx::pack_bf16(low_part(v[2]), low_part(v[3])));
   }
-}
-
-__global__ void __launch_bounds__(kThreads)
-    filter_longest_key(const float* keys, int64_t tokens, int dim, uint32_t* norm) {
-  const int64_t t = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
-  if (t >= tokens) return;
-  // Without a sign, bits have the order of what they stand for, and those of NaN come last.
-  const float own = norm_of(keys + t * dim, dim);
-  if (threadIdx.x % 32 == 0) atomicMax(norm, __float_as_uint(fabsf(own)));
+  return warp_sum(sum);
 }
 
 template <int kWidth>
 __global__ void __launch_bounds__(kThreads)
-    filter_pack_keys(const float* keys, int64_t tokens, int dim, const uint32_t* norm,
-                     uint16_t* to) {
+    filter_pack_keys(const float* keys, int64_t tokens, int dim, uint16_t* to, uint32_t* norm) {
   const int64_t t = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
   if (t >= tokens) return;
-  pack_row<kWidth>(keys + t * dim, dim, exponent_of(__uint_as_float(*norm)), to + t * kWidth);
+  const float length = sqrtf(pack_row<kWidth>(keys + t * dim, dim, to + t * 2 * kWidth));
+  // Without a sign, bits have the order of what they stand for, and those of NaN come last.
+  if (threadIdx.x % 32 == 0) atomicMax(norm, __float_as_uint(fabsf(length)));
 }
 
 // A warp a token: its queries, and how far its scores can be from the exact ones.
@@ -98,20 +84,15 @@ __global__ void __launch_bounds__(kThreads) filter_pack_queries(const Filter f, 
   const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32, t = f.first + row;
   if (t >= f.end) return;
   const auto heads = static_cast<int>(f.a.heads), dim = static_cast<int>(f.a.dim);
-  const float longest = __uint_as_float(*f.key_norm), key = longest + kSmall;
+  const float key = __uint_as_float(*f.key_norm) + kSmall;
   float sum = 0;
   bool fits = true;
   for (int h = 0; h < heads; ++h) {
-    const float* q = f.a.q + (t * heads + h) * dim;
-    const float norm = norm_of(q, dim), product = (norm + kSmall) * key;
-    const float w = f.a.w[t * heads + h];
-    const int e = exponent_of(norm);
-    pack_row<kWidth>(q, dim, e, to + (row * heads + h) * kWidth);
-    if (threadIdx.x % 32 == 0) {
-      f.weights[row * heads + h] = ldexpf(w, e + exponent_of(longest));
-    }
+    const float squares =
+        pack_row<kWidth>(f.a.q + (t * heads + h) * dim, dim, to + (row * heads + h) * 2 * kWidth);
+    const float product = (sqrtf(squares) + kSmall) * key;
     fits = fits && product < kMost;  // not so for NaN
-    sum = fmaf(fabsf(w), product, sum);
+    sum = fmaf(fabsf(f.a.w[t * heads + h]), product, sum);
   }
   fits = fits && sum < kMost;
   if (threadIdx.x % 32 == 0) f.bound[row] = fits ? fmaf(kError, sum, kLeast) : INFINITY;
@@ -122,11 +103,11 @@ __global__ void __launch_bounds__(kThreads) filter_pack_queries(const Filter f, 
 template <int kWidth>
 struct ScoresShared {
   static constexpr int kRow = kWidth + 8;
-  uint16_t keys[kKeys * kRow], q[kStages][kTokens * kRow];
+  uint16_t keys[2 * kKeys * kRow], q[kStages][2 * kTokens * kRow];
   float w[kStages][kTokens];
 };
 
-// Starts to copy kRows rows, `row` values apart; zeros past `there`.
+// Starts to copy kRows rows of both parts, `row` values apart; zeros past `there`.
 template <int kRows, int kWidth>
 __device__ void copy(const uint16_t* x, int64_t row, int64_t there, uint16_t* to) {
   constexpr int kPieces = kWidth / 8;
@@ -136,28 +117,33 @@ __device__ void copy(const uint16_t* x, int64_t row, int64_t there, uint16_t* to
     const int at = static_cast<int>(threadIdx.x) + i * kThreads, r = at / kPieces;
     const int c = at % kPieces * 8;
     const bool here = r < there;
-    ptx::cp_async_16(to + r * (kWidth + 8) + c, x + (here ? r * row + c : 0), here);
+    const uint16_t* from = x + (here ? r * row + c : 0);
+    uint16_t* own = to + r * (kWidth + 8) + c;
+    ptx::cp_async_16(own, from, here);
+    ptx::cp_async_16(own + kRows * (kWidth + 8), from + kWidth, here);
   }
 }
 
-// A warp has 32 tokens by 64 keys. Tokens of a tile are of one sequence or of several.
+// A warp has 32 tokens by 32 keys. Tokens of a tile are of one sequence or of several.
 template <int kWidth>
 __global__ void __launch_bounds__(kThreads, 1) filter_scores(const Filter f) {
   using Shared = ScoresShared<kWidth>;
   extern __shared__ __align__(16) unsigned char bytes[];
   auto& shared = *reinterpret_cast<Shared*>(bytes);
-  const auto tile_of = [](uint16_t* x) { return Tile{x, Shared::kRow, 0}; };
+  const auto tile_of = [](uint16_t* x, int rows) {
+    return Tile{x, Shared::kRow, rows * Shared::kRow};
+  };
   const int heads = static_cast<int>(f.a.heads);
   const int64_t t0 = f.first + int64_t{blockIdx.x} * kTokens, t_end = min(t0 + kTokens, f.end);
   const int64_t key0 = int64_t{blockIdx.y} * kKeys;  // within each sequence
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int own_t = warp / 2 * 32, own_k = warp % 2 * 64;
+  const int own_t = warp / 4 * 32, own_k = warp % 4 * 32;
   const auto start = [&](int h) {
-    copy<kTokens, kWidth>(f.q + ((t0 - f.first) * heads + h) * kWidth, int64_t{heads} * kWidth,
-                          t_end - t0, shared.q[h % kStages]);
+    copy<kTokens, kWidth>(f.q + ((t0 - f.first) * heads + h) * 2 * kWidth,
+                          int64_t{heads} * 2 * kWidth, t_end - t0, shared.q[h % kStages]);
     if (threadIdx.x < kTokens) {  // rows past the end are not stored
-      const int64_t t = min(t0 + threadIdx.x, t_end - 1) - f.first;
-      ptx::cp_async_4(&shared.w[h % kStages][threadIdx.x], f.weights + t * heads + h);
+      const int64_t t = min(t0 + threadIdx.x, t_end - 1);
+      ptx::cp_async_4(&shared.w[h % kStages][threadIdx.x], f.a.w + t * heads + h);
     }
     ptx::cp_async_commit();
   };
@@ -175,28 +161,26 @@ __global__ void __launch_bounds__(kThreads, 1) filter_scores(const Filter f) {
     const int64_t last = f.position(end - 1);
     if (last < f.a.k || last < key0) continue;  // they take all of their keys, or see none of these
     __syncthreads();                            // what came before is read
-    copy<kKeys, kWidth>(f.keys + (sequence + key0) * kWidth, kWidth, last + 1 - key0, shared.keys);
+    copy<kKeys, kWidth>(f.keys + (sequence + key0) * 2 * kWidth, 2 * kWidth, last + 1 - key0,
+                        shared.keys);
     start(0);
-    float score[2][8][4] = {};
+    float score[2][2][2][4] = {};
     for (int h = 0; h < heads; ++h) {
       ptx::cp_async_wait<0>();
       __syncthreads();  // head h is there for all, and the one before it is multiplied
       if (h + 1 < heads) start(h + 1);
-      const Tile q = tile_of(shared.q[h % kStages]), keys = tile_of(shared.keys);
-      float dot[2][8][4] = {};
-#pragma unroll 2
+      const Tile q = tile_of(shared.q[h % kStages], kTokens), keys = tile_of(shared.keys, kKeys);
+      float dot[2][2][2][4] = {};
+#pragma unroll
       for (int c = 0; c < kWidth; c += 16) {
-        Factor<1> a[2];
+        Factor<2> b[2];
 #pragma unroll
-        for (int g = 0; g < 2; ++g) a[g] = left<1>(q, own_t + g * 16, c);
+        for (int j = 0; j < 2; ++j) b[j] = right_rows<2>(keys, own_k + j * 16, c);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const Factor<1> b = right_rows<1>(keys, own_k + j * 16, c);
+        for (int g = 0; g < 2; ++g) {
+          const Factor<2> a = left<2>(q, own_t + g * 16, c);
 #pragma unroll
-          for (int g = 0; g < 2; ++g) {
-            mma_f16(dot[g][2 * j], a[g].part[0], b.part[0][0], b.part[0][1]);
-            mma_f16(dot[g][2 * j + 1], a[g].part[0], b.part[0][2], b.part[0][3]);
-          }
+          for (int j = 0; j < 2; ++j) multiply<2>(dot[g][j], a, b[j]);
         }
       }
 #pragma unroll
@@ -205,10 +189,11 @@ __global__ void __launch_bounds__(kThreads, 1) filter_scores(const Filter f) {
         for (int r = 0; r < 2; ++r) {
           const float w = shared.w[h % kStages][own_t + g * 16 + r * 8 + lane / 4];
 #pragma unroll
-          for (int j = 0; j < 8; ++j) {
+          for (int j = 0; j < 4; ++j) {
 #pragma unroll
             for (int e = 2 * r; e < 2 * r + 2; ++e) {
-              score[g][j][e] = fmaf(w, fmaxf(dot[g][j][e], 0.0f), score[g][j][e]);
+              float& to = score[g][j / 2][j % 2][e];
+              to = fmaf(w, fmaxf(dot[g][j / 2][j % 2][e], 0.0f), to);
             }
           }
         }
@@ -223,11 +208,11 @@ __global__ void __launch_bounds__(kThreads, 1) filter_scores(const Filter f) {
         const int64_t visible = f.position(t);
         float* to = f.out + (t - f.first) * f.stride;
 #pragma unroll
-        for (int j = 0; j < 8; ++j) {
+        for (int j = 0; j < 4; ++j) {
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
             const int64_t key = key0 + own_k + j * 8 + lane % 4 * 2 + e;
-            if (key <= visible) to[key] = score[g][j][2 * r + e];
+            if (key <= visible) to[key] = score[g][j / 2][j % 2][2 * r + e];
           }
         }
       }
@@ -365,9 +350,8 @@ template <int kWidth>
 void run(KernelContext& context, Filter f, int64_t longest) {
   const int64_t tokens = f.end - f.first;
   auto* q = static_cast<uint16_t*>(
-      device_scratch(context, kQuerySlot, tokens * f.a.heads * (kWidth * 2 + 4)));
+      device_scratch(context, kQuerySlot, tokens * f.a.heads * 2 * kWidth * 2));
   f.q = q;
-  f.weights = reinterpret_cast<float*>(q + tokens * f.a.heads * kWidth);
   filter_pack_queries<kWidth><<<blocks(tokens, kWarps), kThreads, 0, stream_of(context)>>>(f, q);
   check_launch("indexer_train_filter (pack)");
   constexpr auto kBytes = static_cast<int>(sizeof(ScoresShared<kWidth>));
@@ -400,13 +384,11 @@ void indexer_train_filter_keys(KernelContext& context, const IndexerSelectTrainA
   context.note("indexer_train_scores", "cuda_filter");
   const int64_t width = width_of(a.dim);
   auto* norm = static_cast<uint32_t*>(device_scratch(context, kBoundSlot, (a.tokens + 4) * 4));
-  auto* keys = static_cast<uint16_t*>(device_scratch(context, kKeySlot, a.tokens * width * 2));
+  auto* keys = static_cast<uint16_t*>(device_scratch(context, kKeySlot, a.tokens * 2 * width * 2));
   context.device()->fill(norm, 0, 4);
-  const auto dim = static_cast<int>(a.dim);
-  const unsigned grid = blocks(a.tokens, kWarps);
-  filter_longest_key<<<grid, kThreads, 0, stream_of(context)>>>(a.keys, a.tokens, dim, norm);
   const auto kernel = width == 64 ? filter_pack_keys<64> : filter_pack_keys<kMostDim>;
-  kernel<<<grid, kThreads, 0, stream_of(context)>>>(a.keys, a.tokens, dim, norm, keys);
+  kernel<<<blocks(a.tokens, kWarps), kThreads, 0, stream_of(context)>>>(
+      a.keys, a.tokens, static_cast<int>(a.dim), keys, norm);
   check_launch("indexer_train_filter (keys)");
 }
 
@@ -415,14 +397,10 @@ void indexer_train_filter(KernelContext& context, const IndexerSelectTrainArgs& 
   const int64_t width = width_of(a.dim);
   // As indexer_train_filter_keys asked for them: what it wrote is there.
   auto* norm = static_cast<uint32_t*>(device_scratch(context, kBoundSlot, (a.tokens + 4) * 4));
-  auto* keys = static_cast<uint16_t*>(device_scratch(context, kKeySlot, a.tokens * width * 2));
-  Filter f{};
-  f.a = a;
-  f.first = of.first, f.end = of.first + of.tokens;
-  f.keys = keys;
-  f.bound = reinterpret_cast<float*>(norm + 4);
-  f.key_norm = norm;
-  f.out = out, f.stride = stride;
+  auto* keys = static_cast<uint16_t*>(device_scratch(context, kKeySlot, a.tokens * 2 * width * 2));
+  const Filter f{a,       of.first, of.first + of.tokens,
+                 nullptr, keys,     reinterpret_cast<float*>(norm + 4),
+                 norm,    out,      stride};
   width == 64 ? run<64>(context, f, of.longest) : run<kMostDim>(context, f, of.longest);
 }
 
