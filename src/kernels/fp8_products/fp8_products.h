@@ -51,8 +51,8 @@ struct Fp8BackwardArgs {
   Fp8Groups groups;
 };
 
-// Whether a context's products run here: on Hopper, where ("fp8_products", "cuda_sm90") is forced;
-// else they are bf16 products of what fp8_round makes. UsageError if it is forced elsewhere.
+// Whether a context's products run here: on Hopper, unless ("fp8_products", "cuda") is forced; else
+// they are bf16 products of what fp8_round makes. UsageError if "cuda_sm90" is forced elsewhere.
 bool fp8_products_run(const KernelContext& context);
 void fp8_products_forward(KernelContext& context, const Fp8ForwardArgs& args);
 void fp8_products_backward(KernelContext& context, const Fp8BackwardArgs& args);
