@@ -30,23 +30,27 @@ def demangle(names):
 
 
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)a?'")
+FILE_HASH = re.compile(r'__N__[0-9a-f]{8}(_\d+_\w+?_cu_)[0-9a-f]{8}')  # in an unnamed namespace
 STACK = re.compile(r'(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads')
 USED = re.compile(r'Used (\d+) registers')
 
 
 def read_log(path):
-    """{(kernel, sm): (registers, stack bytes, spilled bytes)}; the last report of a kernel counts."""
+    """{(kernel, sm): (registers, stack bytes, spilled bytes)}. The last report of a kernel counts;
+    of kernels with one name in several files, which come in any order, the one that takes most."""
     found, key, stack = {}, None, (0, 0)
     for line in open(path, encoding='utf-8', errors='replace'):
         if entry := ENTRY.search(line):
-            key = (entry.group(1), int(entry.group(2)))
+            key = (FILE_HASH.sub(r'__N__00000000\g<1>00000000', entry.group(1)), int(entry.group(2)))
         elif key and (m := STACK.search(line)):
             stack = (int(m.group(1)), int(m.group(2)) + int(m.group(3)))
         elif key and (m := USED.search(line)):
             found[key] = (int(m.group(1)), *stack)
             key = None
-    names = demangle([name for name, _ in found])
-    return {(name, sm): value for name, ((_, sm), value) in zip(names, found.items())}
+    table = {}
+    for name, ((_, sm), value) in zip(demangle([name for name, _ in found]), found.items()):
+        table[(name, sm)] = max(value, table.get((name, sm), value))
+    return table
 
 
 def read_record(path):
