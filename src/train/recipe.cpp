@@ -32,7 +32,7 @@ class Table {
     const toml::node* node = table_.get(key);
     if (node == nullptr) return;
     const auto value = node->value_exact<T>();
-    if (!value) throw InputError(where_ + "." + key + ": of another type");
+    if (!value) throw InputError(where_ + "." + key + ": of another type, want " + wanted<T>());
     if constexpr (std::is_arithmetic_v<T>) check(key, static_cast<double>(*value), least, most);
     to = *value;
   }
@@ -64,6 +64,11 @@ class Table {
   }
 
  private:
+  template <typename T>
+  static const char* wanted() {
+    if constexpr (std::is_same_v<T, bool>) return "true or false";
+    return std::is_arithmetic_v<T> ? "a whole number" : "a string";
+  }
   void check(const char* key, double value, double least, double most) const {
     if (value >= least && value <= most) return;
     std::ostringstream message;

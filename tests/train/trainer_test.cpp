@@ -654,7 +654,8 @@ TEST_F(Runs, RefusesWhatCannotWork) {
   expect_refused({"data.train=[]"}, "want a folder, or a list");
   expect_refused({"stage.0.stepz=4"}, "no such key");
   expect_refused({"stage.0.lr=-1"}, "got -1");
-  expect_refused({"stage.0.steps=1.5"}, "of another type");
+  expect_refused({"stage.0.steps=1.5"}, "of another type, want a whole number");
+  expect_refused({"run.save=7"}, "run.save: of another type, want true or false");
   expect_refused({"data.train=\"" + *workshop_ / "nowhere" + "\""}, "tamis data build");
   const std::string other = *workshop_ / "other_tokenizer";
   fs::create_directories(other);

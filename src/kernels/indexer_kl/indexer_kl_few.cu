@@ -3,11 +3,10 @@
 // stay in shared memory, the softmax and KL of the token in double, then dq of the token in
 // registers and the gradients of its keys [k, dim] to memory, from where scatter_rows adds them in
 // the order of the tokens.
-#include <algorithm>
-
 #include "kernels/cuda/split_tiles.cuh"
 #include "kernels/cuda/train_rows.h"
 #include "kernels/indexer_kl/indexer_kl_impl.h"
+#include "kernels/indexer_kl/indexer_kl_tokens.cuh"
 
 namespace tamis {
 namespace {
@@ -184,24 +183,8 @@ void run(KernelContext& context, const Args& a) {
   if (shared_bytes(f, kParts) > most_shared()) f.gathered.stages = 1;
   const int bytes = shared_bytes(f, kParts);
   const bool atomic = adds_atomically(context);
-  const auto kernel = atomic ? kl_kernel<kParts, true> : kl_kernel<kParts, false>;
-  allow_shared(reinterpret_cast<const void*>(kernel), bytes, "indexer_kl_sparse (few heads)");
-  constexpr int64_t kFloats = int64_t{1} << 28;
-  const int64_t size =
-      atomic ? x.tokens : std::clamp<int64_t>(kFloats / (a.count * x.dim), 1, x.tokens);
-  if (!atomic) {
-    f.row_gradients = static_cast<float*>(
-        device_scratch(context, kRowsSlot, size * a.count * x.dim * int64_t{4}));
-  }
-  for (f.first = 0; f.first < x.tokens; f.first += size) {
-    const int64_t count = std::min(size, x.tokens - f.first);
-    kernel<<<static_cast<unsigned>(count), kThreads, static_cast<size_t>(bytes),
-             stream_of(context)>>>(f);
-    check_launch("indexer_kl_sparse (few heads)");
-    if (atomic) return;
-    scatter_rows(context, {a.indices + f.first * a.count, count, a.count, f.first + count,
-                           f.row_gradients, x.dim, x.dim, x.dk, nullptr, a.sequences, f.first});
-  }
+  kl_of_tokens(context, atomic ? kl_kernel<kParts, true> : kl_kernel<kParts, false>, f, kThreads,
+               bytes, atomic, kRowsSlot, "indexer_kl_sparse (few heads)");
 }
 
 }  // namespace

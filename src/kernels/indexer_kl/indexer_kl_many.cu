@@ -3,11 +3,10 @@
 // are made twice: for the scores of the token, whose softmax and KL are in double, and then for the
 // gradients. dq of the token stays in registers; the gradients of its keys [k, dim] go to memory,
 // from where scatter_rows adds them in the order of the tokens. Bound by shared memory.
-#include <algorithm>
-
 #include "kernels/cuda/split_tiles.cuh"
 #include "kernels/cuda/train_rows.h"
 #include "kernels/indexer_kl/indexer_kl_impl.h"
+#include "kernels/indexer_kl/indexer_kl_tokens.cuh"
 
 namespace tamis {
 namespace {
@@ -277,24 +276,8 @@ void run(KernelContext& context, const Args& a) {
   m.rows = rows;
   const int bytes = shared_bytes(m, kParts);
   const bool atomic = adds_atomically(context);
-  const auto kernel = atomic ? kl_many_kernel<kParts, true> : kl_many_kernel<kParts, false>;
-  allow_shared(reinterpret_cast<const void*>(kernel), bytes, "indexer_kl_sparse (many heads)");
-  constexpr int64_t kFloats = int64_t{1} << 28;
-  const int64_t size =
-      atomic ? x.tokens : std::clamp<int64_t>(kFloats / (a.count * x.dim), 1, x.tokens);
-  if (!atomic) {
-    m.row_gradients = static_cast<float*>(
-        device_scratch(context, kRowsSlot, size * a.count * x.dim * int64_t{4}));
-  }
-  for (m.first = 0; m.first < x.tokens; m.first += size) {
-    const int64_t count = std::min(size, x.tokens - m.first);
-    kernel<<<static_cast<unsigned>(count), kThreads, static_cast<size_t>(bytes),
-             stream_of(context)>>>(m);
-    check_launch("indexer_kl_sparse (many heads)");
-    if (atomic) return;
-    scatter_rows(context, {a.indices + m.first * a.count, count, a.count, m.first + count,
-                           m.row_gradients, x.dim, x.dim, x.dk, nullptr, a.sequences, m.first});
-  }
+  kl_of_tokens(context, atomic ? kl_many_kernel<kParts, true> : kl_many_kernel<kParts, false>, m,
+               kThreads, bytes, atomic, kRowsSlot, "indexer_kl_sparse (many heads)");
 }
 
 }  // namespace
