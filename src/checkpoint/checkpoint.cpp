@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "checkpoint/difference.h"
 #include "checkpoint/shard_index.h"
 
 namespace tamis {
@@ -71,7 +72,12 @@ Checkpoint Checkpoint::open(const std::string& folder, const Options& options) {
     throw InputError(folder + ": not a folder; a model is a folder with config.json and weights");
   }
   if (!fs::exists(fs::symlink_status(fs::path(folder) / kConfigName, error))) {
-    throw InputError(folder + ": no config.json");
+    const bool difference = fs::exists(fs::path(folder) / kDifferenceName, error);
+    throw InputError(folder + (difference
+                                   ? ": holds a difference, not a model; `tamis convert BASE "
+                                     "OUT --add " +
+                                         folder + "` restores the model"
+                                   : ": no config.json"));
   }
   Checkpoint checkpoint;
   checkpoint.folder_ = folder;

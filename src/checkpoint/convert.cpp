@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <filesystem>
 #include <set>
 #include <thread>
 #include <utility>
@@ -13,6 +14,7 @@
 #include "checkpoint/convert_folder.h"
 #include "checkpoint/convert_plan.h"
 #include "checkpoint/convert_writer.h"
+#include "checkpoint/difference.h"
 #include "checkpoint/manifest.h"
 
 namespace tamis {
@@ -20,12 +22,33 @@ namespace {
 
 constexpr int64_t kMaxSideFile = 256 << 20;
 
+// What options.difference_from and options.add name, beside IN.
+void open_others(const ConvertOptions& options, ConvertSource* source) {
+  if (!options.difference_from.empty()) {
+    Checkpoint::Options links;
+    links.follow_links = options.follow_links;
+    source->base.emplace(Checkpoint::open(options.difference_from, links));
+  }
+  if (options.add.empty()) return;
+  std::error_code error;
+  const bool folder = std::filesystem::is_directory(options.add, error);
+  source->difference.emplace(folder ? options.add + "/" + std::string(kDifferenceName)
+                                    : options.add);
+}
+
 ConvertPlan make_plan(const ConvertSource& source, const ConvertOptions& options) {
+  const bool with_difference = source.base || source.difference;
+  if (with_difference && (options.model_parallel != 0 || options.to != NumberFormat::kKeep ||
+                          (source.base && source.difference))) {
+    throw UsageError(
+        "one step at a time: --difference-from and --add go with neither --to, --model-parallel "
+        "nor each other");
+  }
   if (options.model_parallel != 0 && options.to != NumberFormat::kKeep) {
     throw UsageError("one step at a time: first --to, then --model-parallel on its result");
   }
   if (!source.checkpoint) {
-    if (options.model_parallel != 0 || options.to != NumberFormat::kKeep) {
+    if (options.model_parallel != 0 || options.to != NumberFormat::kKeep || with_difference) {
       throw UsageError(source.folder +
                        ": holds per-rank files; convert them to the Hugging Face "
                        "layout first, without other options");
@@ -37,7 +60,10 @@ ConvertPlan make_plan(const ConvertSource& source, const ConvertOptions& options
     return plan_to_ranks(source, options);
   }
   if (options.to != NumberFormat::kKeep) return plan_quantise(source, options);
-  throw UsageError("nothing to do: give --model-parallel N or --to FORMAT");
+  if (source.base) return plan_difference(source, options);
+  if (source.difference) return plan_add(source, options);
+  throw UsageError(
+      "nothing to do: give --to FORMAT, --model-parallel N, --difference-from BASE or --add FILE");
 }
 
 std::set<std::string> names_of(const ConvertPlan& plan) {
@@ -135,7 +161,8 @@ double RoundingError::relative_rms() const {
 
 ConvertReport convert(const ConvertOptions& options) {
   const auto start = std::chrono::steady_clock::now();
-  const ConvertSource source = open_convert_source(options.in, options.follow_links);
+  ConvertSource source = open_convert_source(options.in, options.follow_links);
+  open_others(options, &source);
   const ConvertPlan plan = make_plan(source, options);
   for (const std::string& note : plan.notes) {
     if (options.note) options.note(note);

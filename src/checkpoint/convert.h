@@ -8,8 +8,8 @@
 //
 // Tensors are streamed: memory stays far under the largest tensor. Files appear under their final
 // names whole or not at all, and a run that was killed goes on where it stopped:
-// OUT/tamis-convert.json records the finished files with their checksums. docs/formats/per-rank.md
-// and docs/formats/quantised.md describe what is written.
+// OUT/tamis-convert.json records the finished files with their checksums. docs/formats/per-rank.md,
+// docs/formats/quantised.md and docs/formats/difference.md describe what is written.
 #pragma once
 
 #include <cstdint>
@@ -26,6 +26,9 @@ struct ConvertOptions {
   std::string in, out;
   int model_parallel = 0;  // > 0: to the demo's layout for that many ranks
   NumberFormat to = NumberFormat::kKeep;
+  std::string difference_from;      // a folder: OUT gets what IN differs from it by
+  int difference_bits = 2;          // of a value of it, 1 to 8
+  std::string add;                  // a file of such a difference: OUT gets IN with it added
   bool power_of_two_scales = true;  // of kFp8
   bool keep_unknown = false;        // copy tensors that are not in the table, with a warning
   bool force = false;               // replace what an earlier save left in OUT
@@ -51,7 +54,7 @@ struct RoundingError {
 };
 
 struct ConvertReport {
-  std::string layout_in, layout_out;  // "huggingface", "per-rank"
+  std::string layout_in, layout_out;  // "huggingface", "per-rank", "difference"
   int ranks = 0;                      // of the per-rank side
   int64_t tensors = 0;                // written, scales included
   int64_t files = 0;                  // weight files

@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "checkpoint/difference.h"
 #include "checkpoint/manifest.h"
 
 namespace tamis {
@@ -32,8 +33,8 @@ std::string target_of_temporary(const std::string& name) {
 // What --force may remove: files that only a save of weights writes.
 bool is_of_a_save(const std::string& name) {
   const bool weights = name.rfind("model", 0) == 0 && fs::path(name).extension() == ".safetensors";
-  return weights || name == "model.safetensors.index.json" || name == kConvertRecordName ||
-         name == kManifestName;
+  return weights || name == kDifferenceName || name == "model.safetensors.index.json" ||
+         name == kConvertRecordName || name == kManifestName;
 }
 
 std::string megabytes(double bytes) {

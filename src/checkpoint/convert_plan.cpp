@@ -12,6 +12,8 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "checkpoint/convert_record.h"
+#include "checkpoint/manifest.h"
 
 namespace tamis {
 namespace {
@@ -147,6 +149,8 @@ std::string index_text(const std::vector<ConvertFile>& files) {
 void ConvertSource::check_unchanged() const {
   if (checkpoint) checkpoint->check_unchanged();
   for (const SafetensorsFile& rank : ranks) rank.file().check_unchanged();
+  if (base) base->check_unchanged();
+  if (difference) difference->file().check_unchanged();
 }
 
 ConvertSource open_convert_source(const std::string& folder, bool follow_links) {
@@ -238,6 +242,12 @@ std::vector<SideFile> side_files_of(const ConvertSource& source, const ConvertOp
   std::sort(found.begin(), found.end(),
             [](const SideFile& a, const SideFile& b) { return a.name < b.name; });
   return found;
+}
+
+bool goes_along(std::string_view name) {
+  return name.substr(0, 1) != "." && name.find(".tmp") == std::string_view::npos &&
+         name != "model.safetensors.index.json" && name != kConvertRecordName &&
+         name != kManifestName;
 }
 
 ConvertUnit copy_unit(const Tensor& tensor, std::string name) {

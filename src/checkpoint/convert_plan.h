@@ -4,10 +4,15 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "base/function_ref.h"
+#include "base/thread_pool.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/convert.h"
 #include "checkpoint/safetensors.h"
@@ -19,8 +24,10 @@ namespace tamis {
 struct ConvertSource {
   std::string folder;
   std::string config_text;
-  std::optional<Checkpoint> checkpoint;  // Hugging Face layout
-  std::vector<SafetensorsFile> ranks;    // the demo's: file i is rank i
+  std::optional<Checkpoint> checkpoint;       // Hugging Face layout
+  std::vector<SafetensorsFile> ranks;         // the demo's: file i is rank i
+  std::optional<Checkpoint> base;             // of options.difference_from
+  std::optional<SafetensorsFile> difference;  // of options.add
 
   void check_unchanged() const;
 };
@@ -46,6 +53,9 @@ struct ConvertUnit {
   std::string weight;
   NumberFormat format = NumberFormat::kKeep;  // that it gets
   std::string kind;                           // for the report: the name within its layer
+  // Anything else: writes the outputs in pieces and says what rounding did. Empty for the others.
+  std::function<RoundingError(ThreadPool& pool, FunctionRef<void(std::span<const std::byte>)> sink)>
+      make;
 
   int64_t bytes() const;
 };
@@ -53,6 +63,7 @@ struct ConvertUnit {
 struct ConvertFile {
   std::string name;
   std::vector<ConvertUnit> units;
+  std::map<std::string, std::string> metadata = {{"format", "pt"}};
 
   std::vector<TensorSpec> specs() const;
   int64_t bytes() const;  // of the tensors
@@ -79,6 +90,9 @@ ConvertPlan plan_to_ranks(const ConvertSource& source, const ConvertOptions& opt
 ConvertPlan plan_from_ranks(const ConvertSource& source, const ConvertOptions& options);
 // Hugging Face layout with weights in another format.
 ConvertPlan plan_quantise(const ConvertSource& source, const ConvertOptions& options);
+// Hugging Face layout to the difference from source.base, and with source.difference added.
+ConvertPlan plan_difference(const ConvertSource& source, const ConvertOptions& options);
+ConvertPlan plan_add(const ConvertSource& source, const ConvertOptions& options);
 
 // Spreads units over files of about shard_bytes, layer by layer, names the files and adds the
 // index.
@@ -92,6 +106,9 @@ void align(ConvertFile* file);
 // user trusts them) links left out.
 std::vector<SideFile> side_files_of(const ConvertSource& source, const ConvertOptions& options,
                                     bool (*wanted)(std::string_view name));
+
+// For a folder that stays in Hugging Face layout: all but what belongs to the old weights.
+bool goes_along(std::string_view name);
 
 // One unit that copies a whole tensor under another name.
 ConvertUnit copy_unit(const Tensor& tensor, std::string name);

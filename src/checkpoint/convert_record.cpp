@@ -35,6 +35,10 @@ std::string fingerprint(const ConvertSource& source) {
     for (const SafetensorsFile& shard : source.checkpoint->shards()) text += file_identity(shard);
   }
   for (const SafetensorsFile& rank : source.ranks) text += file_identity(rank);
+  if (source.base) {
+    for (const SafetensorsFile& shard : source.base->shards()) text += file_identity(shard);
+  }
+  if (source.difference) text += file_identity(*source.difference);
   return checksum_hex(std::as_bytes(std::span(text)));
 }
 
@@ -75,6 +79,10 @@ std::string options_text(const ConvertOptions& options) {
   if (options.to == NumberFormat::kFp8) {
     text += options.power_of_two_scales ? " scales=ue8m0" : " scales=float";
   }
+  if (!options.difference_from.empty()) {
+    text += " difference bits=" + std::to_string(options.difference_bits);
+  }
+  if (!options.add.empty()) text += " add";
   return text + (options.keep_unknown ? " keep_unknown" : "");
 }
 

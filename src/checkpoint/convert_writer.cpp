@@ -17,10 +17,9 @@ class UnitWriter {
  public:
   UnitWriter(const ConvertContext& context, const std::string& path, const ConvertFile& file)
       : context_(context),
-        metadata_{{"format", "pt"}},
         specs_(file.specs()),
-        out_(path, specs_, metadata_, AtomicFile::TemporaryName::kFixed) {
-    const std::string header = make_safetensors_header(specs_, metadata_);
+        out_(path, specs_, file.metadata, AtomicFile::TemporaryName::kFixed) {
+    const std::string header = make_safetensors_header(specs_, file.metadata);
     checksum_.update(std::as_bytes(std::span(header)));
     result_.bytes = static_cast<int64_t>(header.size()) + out_.data_bytes();
     buffer_.reserve(kBuffer);
@@ -28,7 +27,11 @@ class UnitWriter {
   }
 
   void write(const ConvertUnit& unit) {
-    if (unit.weight.empty()) {
+    if (unit.make) {
+      const RoundingError error =
+          unit.make(*context_.pool, [this](std::span<const std::byte> bytes) { put(bytes); });
+      if (error.tensors > 0) result_.errors[unit.kind].add(error);
+    } else if (unit.weight.empty()) {
       copy(unit);
     } else {
       quantise(unit);
@@ -97,7 +100,6 @@ class UnitWriter {
   }
 
   const ConvertContext& context_;
-  const std::map<std::string, std::string> metadata_;
   const std::vector<TensorSpec> specs_;
   SafetensorsWriter out_;
   Checksum checksum_;

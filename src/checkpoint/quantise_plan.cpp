@@ -5,20 +5,12 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "checkpoint/convert_plan.h"
-#include "checkpoint/convert_record.h"
-#include "checkpoint/manifest.h"
 #include "checkpoint/quantise.h"
 
 namespace tamis {
 namespace {
 
 constexpr const char* kQuantizationKey = "quantization_config";
-
-bool is_wanted_beside(std::string_view name) {
-  return name.substr(0, 1) != "." && name.find(".tmp") == std::string_view::npos &&
-         name != "model.safetensors.index.json" && name != kConvertRecordName &&
-         name != kManifestName;
-}
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -35,7 +27,7 @@ class QuantisePlanner {
                        "this format already");
     }
     plan_.layout_out = "huggingface";
-    plan_.side_files = side_files_of(source_, options_, is_wanted_beside);
+    plan_.side_files = side_files_of(source_, options_, goes_along);
     plan_.side_files.push_back({"config.json", "", config_text()});
     add_shards(std::move(units_), options_.shard_bytes, &plan_);
     return std::move(plan_);

@@ -26,6 +26,8 @@ Examples:
   tamis convert v32-mp8 v32-again                          and back, bit for bit
   tamis convert DeepSeek-V3.2 v32-bf16 --to bf16           fp8 weights to bf16
   tamis convert models/tamis-mini mini-int8 --to int8      one scale per 32 weights
+  tamis convert TUNED diff --difference-from BASE          a variant of a model in 2 bits a weight
+  tamis convert BASE tuned --add diff                      and the variant again, nearly
 
 A run that was stopped goes on where it was when the same command is given again.
 Exit codes: 0 done, 1 the input was wrong, 2 wrong usage, 3 the machine failed (disk full).
@@ -167,6 +169,17 @@ void add_convert(CLI::App& app, CommandBody& chosen) {
   command->add_option("--to", flags->to, "format of the weights: bf16, fp8, int8 or int4")
       ->type_name("FORMAT")
       ->check(CLI::IsMember({"bf16", "fp8", "int8", "int4"}));
+  command
+      ->add_option("--difference-from", options.difference_from,
+                   "write OUT/difference.safetensors: what IN adds to this model of the same shape")
+      ->type_name("BASE");
+  command->add_option("--bits", options.difference_bits, "bits of a weight in --difference-from")
+      ->type_name("N")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 8))
+      ->needs("--difference-from");
+  command->add_option("--add", options.add, "add a difference, file or its folder, to IN, its base")
+      ->type_name("FILE");
   command->add_option("--scale-format", flags->scale_format, "scales of fp8: float or ue8m0")
       ->type_name("S")
       ->capture_default_str()

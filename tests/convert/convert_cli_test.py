@@ -41,7 +41,8 @@ class Convert(unittest.TestCase):
     def test_help(self):
         done = convert("--help")
         self.assertEqual(done.returncode, 0)
-        for part in ("--model-parallel", "--to", "Examples:", "Exit codes:"):
+        for part in ("--model-parallel", "--to", "--difference-from", "--add", "Examples:",
+                     "Exit codes:"):
             self.assertIn(part, done.stdout)
 
     def test_there_and_back(self):
@@ -85,6 +86,48 @@ class Convert(unittest.TestCase):
         # Results on stdout only: the notes and the progress are on stderr.
         self.assertEqual(done.stdout.count("\n{"), 0)
 
+    def test_difference_and_back(self):
+        # A variant of the bundled model: every BF16 weight of one matrix with its lowest bit flipped.
+        name, variant = "model.layers.0.self_attn.o_proj.weight", self.folder / "variant"
+        shutil.copytree(MODEL, variant)
+        for path in variant.glob("*.safetensors"):
+            data = bytearray(path.read_bytes())
+            start = 8 + struct.unpack("<Q", data[:8])[0]
+            entry = json.loads(data[8:start]).get(name)
+            if entry:
+                for at in range(start + entry["data_offsets"][0], start + entry["data_offsets"][1], 2):
+                    data[at] ^= 1
+                path.write_bytes(data)
+        done = convert(variant, self.out, "--difference-from", MODEL, "--bits", 3, "--json")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        report = json.loads(done.stdout)
+        self.assertEqual((report["layout_out"], report["tensors"]), ("difference", 2))
+        self.assertEqual(list(report["errors"]), ["self_attn.o_proj.weight"])
+        stored = tensors(self.out)
+        self.assertEqual(stored[name][:2], ("U8", [256, 192]))
+        done = convert(MODEL, self.folder / "again", "--add", self.out, "--manifest")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        base, again = tensors(MODEL), tensors(self.folder / "again")
+        self.assertEqual({n for n in base if base[n] != again[n]}, {name})
+        # The last value of the last row by hand: a code in the row's highest 3 bits, the base's
+        # value, one rounding to BF16 (both are near: the nearest of three neighbours).
+        bf16 = lambda raw: struct.unpack("<f", b"\0\0" + raw)[0]
+        scale = bf16(stored[name + "_scale"][2][-2:])
+        want = bf16(base[name][2][-2:]) + (2 * (stored[name][2][-1] >> 5) + 1 - 8) * scale
+        found = struct.unpack("<H", again[name][2][-2:])[0]
+        near = {abs(bf16(struct.pack("<H", found + step)) - want): step for step in (-1, 0, 1)}
+        self.assertEqual(near[min(near)], 0)
+        self.assertTrue((self.folder / "again" / "MANIFEST.json").exists())
+        # Of another base, nothing is written; a difference is no model.
+        done = convert(variant, self.folder / "wrong", "--add", self.out)
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+        self.assertIn("other weights", done.stderr)
+        self.assertFalse((self.folder / "wrong").exists())
+        (self.out / "tamis-convert.json").unlink()
+        done = convert(self.out, self.folder / "wrong", "--to", "int8")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("--add", done.stderr)
+
     def test_wrong_input_is_1(self):
         done = convert(MODEL, self.out, "--model-parallel", 3)
         self.assertEqual(done.returncode, 1)
@@ -102,7 +145,11 @@ class Convert(unittest.TestCase):
         for arguments in ((MODEL, self.out), (MODEL,), (MODEL, self.out, "--to", "int3"),
                           (MODEL, self.out, "--model-parallel", 0),
                           (MODEL, MODEL, "--to", "fp8"),
-                          (MODEL, self.out, "--to", "fp8", "--model-parallel", 2)):
+                          (MODEL, self.out, "--to", "fp8", "--model-parallel", 2),
+                          (MODEL, self.out, "--to", "fp8", "--difference-from", MODEL),
+                          (MODEL, self.out, "--difference-from", MODEL, "--bits", 9),
+                          (MODEL, self.out, "--difference-from", MODEL, "--manifest"),
+                          (MODEL, self.out, "--bits", 2)):
             self.assertEqual(convert(*arguments).returncode, 2, arguments)
         self.assertEqual(list(MODEL.glob("tamis-convert.json")), [])
 
