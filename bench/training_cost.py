@@ -49,6 +49,7 @@ batch = 1
 micro_batch = 1
 length = {length}
 lr = 1e-5
+recompute = {recompute}
 '''
 
 NAMES = {'pretrain': 'dense', 'warmup': 'indexer warm-up', 'sparse': 'sparse'}
@@ -79,7 +80,8 @@ def train(args, form, stages):
                                      precision=args.precision, form=form))
             # An indexer that never learned may not choose.
             for kind, length in [('warmup', 2 * CONFIG['index_topk'] - 1), *stages]:
-                file.write(STAGE.format(kind=kind, steps=args.steps, length=length))
+                file.write(STAGE.format(kind=kind, steps=args.steps, length=length,
+                                        recompute=str(args.recompute).lower()))
                 if kind == 'sparse':
                     file.write(f"topk = {CONFIG['index_topk']}\n")
         log = os.path.join(folder, 'run', 'log.jsonl')
@@ -104,10 +106,15 @@ def train(args, form, stages):
                     if (kind, int(length)) not in stages:
                         continue
                     fastest = min(best[row['stage']], key=lambda r: r['seconds'] / r['tokens'])
-                    yield {'length': int(length), 'stage': kind, 'form': form, 'heads': args.heads,
-                           'precision': args.precision, 'tokens': fastest['tokens'],
-                           'seconds': fastest['seconds'], 'peak_mib': peak,
-                           'us_per_token': 1e6 * fastest['seconds'] / fastest['tokens']}
+                    result = {'length': int(length), 'stage': kind, 'form': form,
+                              'heads': args.heads, 'precision': args.precision,
+                              'tokens': fastest['tokens'], 'seconds': fastest['seconds'],
+                              'peak_mib': peak,
+                              'us_per_token': 1e6 * fastest['seconds'] / fastest['tokens']}
+                    if args.recompute:
+                        result['recompute'] = True
+                    yield result
+                    peak = 0  # a stage gives its memory back when it ends
                 seen = len(lines)
                 if ended:
                     break
@@ -125,8 +132,7 @@ def run(args):
             sys.exit(f'--kinds {kind}: want some of {", ".join(NAMES)}')
     with open(args.out, 'a', encoding='utf-8') as out:
         for form in args.forms:
-            # Lengths rise, so the most memory so far is that of the stage. What does not depend on
-            # the form is trained with the first of them.
+            # What does not depend on the form is trained with the first of them.
             left = [(kind, length) for length in sorted(args.lengths) for kind in args.kinds
                     if kind == 'sparse' or form == args.forms[0]]
             while left:
@@ -150,16 +156,19 @@ def plot(args):
         rows = [json.loads(line) for line in lines]
     matplotlib.rcParams['svg.hashsalt'] = 'tamis'  # the same bytes for the same data
     figure, axes = plt.subplots(figsize=(7, 4))
-    lines = sorted({(r['stage'], r['heads'], r.get('form', 'auto') if r['stage'] == 'sparse' else '')
-                    for r in rows}, key=lambda k: (list(STYLES).index(k[0]), -k[1], k[2]))
-    for stage, heads, form in lines:
-        points = sorted((r['length'], r['us_per_token']) for r in rows
-                        if r['stage'] == stage and r['heads'] == heads
-                        and (stage != 'sparse' or r.get('form', 'auto') == form))
+    lines = {}
+    for r in rows:
+        form = r.get('form', 'auto') if r['stage'] == 'sparse' else ''
+        line = (r['stage'], r['heads'], form, r.get('recompute', False))
+        lines.setdefault(line, []).append((r['length'], r['us_per_token']))
+    for (stage, heads, form, recompute), points in sorted(
+            lines.items(), key=lambda k: (list(STYLES).index(k[0][0]), -k[0][1], k[0][2:])):
         label = f'{NAMES[stage]}, {heads} heads'
         if form not in ('', 'auto'):
             label += f', {form}'
-        axes.plot(*zip(*points), STYLES[stage], label=label)
+        if recompute:
+            label += ', recomputed'
+        axes.plot(*zip(*sorted(points)), STYLES[stage], label=label)
     lengths = sorted({r['length'] for r in rows})
     axes.set_xscale('log', base=2)
     axes.set_xticks(lengths)
@@ -185,6 +194,8 @@ def main():
     measure.add_argument('--precision', default='bf16')
     measure.add_argument('--heads', type=int, default=128)
     measure.add_argument('--steps', type=int, default=2)
+    measure.add_argument('--recompute', action='store_true',
+                         help="the stages' key: less memory, more work")
     measure.add_argument('--kinds', default=list(NAMES), type=lambda text: text.split(','),
                          help='stages to train: pretrain (dense), warmup, sparse')
     measure.add_argument('--forms', default=['auto'], type=lambda text: text.split(','),

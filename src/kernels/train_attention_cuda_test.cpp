@@ -306,8 +306,9 @@ class SparseProblem {
     return a;
   }
 
-  // `size`: tokens of a block; 0: with what the forward pass kept; -1: without.
-  SparseResult run(KernelContext& context, int64_t size) const {
+  // `size`: tokens of a block; 0: with what the forward pass kept; -1: without. `call`: tokens of a
+  // call, 0: all.
+  SparseResult run(KernelContext& context, int64_t size, int64_t call = 0) const {
     const Device<float> ql(context, q_latent), qp(context, q_pe), c(context, c_kv);
     const Device<float> k(context, k_pe), o(context, d_out), out(context, o.size());
     const Device<float> target(context, n * shape.k), dql(context, ql.size());
@@ -318,20 +319,33 @@ class SparseProblem {
     MlaSparseBackwardArgs<float> a =
         args<float>(ql.data(), qp.data(), c.data(), k.data(), set.data());
     if (position.size() > 0) a.sequences = {position.data(), ragged.longest};
-    mla_sparse_train(context, {a, out.data(), log_sum.data(), again.data()});
-    mla_sparse_target<float>(context, {a, target.data()});
-    EXPECT_TRUE(same_bits(again.read(), target.read()));
     a.d_out = o.data();
     a.dq_latent = dql.data();
     a.dq_pe = dqp.data();
     a.dc_kv = dc.data();
     a.dk_pe = dk.data();
-    if (size <= 0) {
-      if (size == 0) a.out = out.data(), a.log_sum = log_sum.data();
-      mla_sparse_backward<float>(context, a);
-    } else {
-      mla_sparse_backward_cuda_by(context, a, size);
+    const MlaSparseBackwardArgs<float> all = a;
+    for (a.first = 0; a.first < n; a.first += a.tokens) {
+      const int64_t head = a.first * shape.heads, latent = head * shape.kv_lora;
+      a.tokens = call > 0 ? std::min(call, n - a.first) : n;
+      a.q_latent = all.q_latent + latent;
+      a.d_out = all.d_out + latent;
+      a.dq_latent = all.dq_latent + latent;
+      a.q_pe = all.q_pe + head * stride;
+      a.dq_pe = all.dq_pe + head * stride;
+      a.indices = all.indices + a.first * shape.k;
+      a.out = a.log_sum = nullptr;
+      const int64_t at = a.first * shape.k;
+      mla_sparse_train(context, {a, out.data() + latent, log_sum.data() + head, again.data() + at});
+      mla_sparse_target<float>(context, {a, target.data() + at});
+      if (size <= 0) {
+        if (size == 0) a.out = out.data() + latent, a.log_sum = log_sum.data() + head;
+        mla_sparse_backward<float>(context, a);
+      } else {
+        mla_sparse_backward_cuda_by(context, a, size);
+      }
     }
+    EXPECT_TRUE(same_bits(again.read(), target.read()));
     return {out.read(), target.read(), dql.read(), dqp.read(), dc.read(), dk.read()};
   }
 
@@ -461,12 +475,14 @@ TEST_F(TrainAttentionCuda, SparseIsTheReference) {
         const SparseResult got = p.run(context(), 0);
         expect_sparse(p, got, want);
         expect_sparse(p, p.run(context(), 37), want);
+        expect_sparse(p, p.run(context(), 0, 29), want);
         for (const int64_t size : {0, 200}) EXPECT_TRUE(same_bits(p.run(context(), size), got));
         if (shape.heads <= 16) {
           sparse_by("cuda_few");
           const SparseResult few = p.run(context(), 0);
           expect_sparse(p, few, want);
           for (const int64_t size : {0, -1}) EXPECT_TRUE(same_bits(p.run(context(), size), few));
+          EXPECT_TRUE(same_bits(p.run(context(), 0, 29), few));
         }
         sparse_by("cuda");
         context().force("mla_sparse_backward", "cuda_many");
@@ -480,8 +496,10 @@ TEST_F(TrainAttentionCuda, SparseIsTheReference) {
         const SparseResult both = p.run(context(), 0);
         expect_sparse(p, both, want);
         for (const int64_t size : {0, -1}) EXPECT_TRUE(same_bits(p.run(context(), size), both));
+        EXPECT_TRUE(same_bits(p.run(context(), 0, 29), both));
         context().force("scatter_rows", "cuda_atomic");
         expect_sparse(p, p.run(context(), 0), want);
+        expect_sparse(p, p.run(context(), 0, 29), want);
         context().force("scatter_rows", "cuda");
         if (HasFatalFailure()) return;
       }
@@ -509,6 +527,7 @@ TEST_F(TrainAttentionCuda, SparseOfManyHeadsIsTheReference) {
         const SparseResult got = p.run(context(), 0);
         expect_sparse(p, got, SparseWant(p));
         EXPECT_TRUE(same_bits(p.run(context(), -1), got));
+        EXPECT_TRUE(same_bits(p.run(context(), 0, 100), got));
         if (HasFatalFailure()) return;
       }
     }

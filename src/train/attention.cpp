@@ -7,24 +7,10 @@
 #include "kernels/mla_dense/mla_bf16.h"
 #include "train/exchange.h"
 #include "train/linear_layers.h"
+#include "train/sparse_attention.h"
 
 namespace tamis {
 namespace {
-
-// Runs body(begin, count) for each sequence.
-template <typename T, typename Body>
-void for_each_sequence(const Pass<T>& p, const Body& body) {
-  for (size_t i = 0; i + 1 < p.batch.begins.size(); ++i) {
-    body(p.batch.begins[i], p.batch.begins[i + 1] - p.batch.begins[i]);
-  }
-}
-
-template <typename T>
-int64_t longest_sequence(const Pass<T>& p) {
-  int64_t longest = 0;
-  for_each_sequence(p, [&](int64_t, int64_t count) { longest = std::max(longest, count); });
-  return longest;
-}
 
 // Runs body(begin, count, sequences) for what sparse operations take at once: every sequence on a
 // GPU, one after the other on a CPU.
@@ -284,28 +270,6 @@ MlaSequence<T> dense_sequence(const Pass<T>& p, int64_t l, int64_t begin, int64_
 }
 
 template <typename T>
-MlaSparseBackwardArgs<T> sparse_sequence(const Pass<T>& p, int64_t l, int64_t begin, int64_t count,
-                                         const TokenSequences& sequences) {
-  const ModelConfig& m = p.config;
-  const LayerState<T>& a = p.layer(l);
-  MlaSparseBackwardArgs<T> s;
-  s.q_latent = a.q_latent.data() + begin * m.num_heads * m.kv_lora;
-  s.q_pe = a.q.data() + begin * m.num_heads * m.qk_head() + m.nope;
-  s.q_pe_stride = m.qk_head();
-  s.c_kv = a.c_kv.data() + begin * m.kv_lora;
-  s.k_pe = a.k_pe.data() + begin * m.rope;
-  s.tokens = count;
-  s.heads = m.num_heads;
-  s.kv_lora = m.kv_lora;
-  s.rope = m.rope;
-  s.indices = a.indices.data() + begin * p.objective.topk;
-  s.k = p.objective.topk;
-  s.sequences = sequences;
-  s.softmax_scale = static_cast<T>(m.softmax_scale());
-  return s;
-}
-
-template <typename T>
 IndexerSequence<T> index_sequence(Pass<T>& p, int64_t l, int64_t begin, int64_t count) {
   const ModelConfig& m = p.config;
   Workspace<T>& work = p.state.work;
@@ -371,15 +335,10 @@ void learn_indexer(Pass<T>& p, int64_t l) {
     return index_backward(p, l);
   }
   for_each_selection(p, [&](int64_t begin, int64_t count, const TokenSequences& sequences) {
-    const IndexerSequence<T> indexer = index_sequence(p, l, begin, count);
-    const MlaSparseBackwardArgs<T> attention = sparse_sequence(p, l, begin, count, sequences);
-    T* target = work.target.data();
-    if (p.kernels.device() == nullptr) {  // on a GPU attend_sparse wrote it
-      target = sized(p, work.target, count * k);
-      mla_sparse_target<T>(p.kernels, {attention, target});
-    }
+    T* target = work.target.data() + begin * k;  // attend_gathered wrote it
     add_target_over_ranks(p, target, count * k);
-    indexer_kl_sparse<T>(p.kernels, {indexer, attention.indices, target, k, sequences});
+    indexer_kl_sparse<T>(p.kernels, {index_sequence(p, l, begin, count),
+                                     p.layer(l).indices.data() + begin * k, target, k, sequences});
   });
   index_backward(p, l);
 }
@@ -474,59 +433,6 @@ void attend_dense(Pass<T>& p, int64_t l) {
                               sized(p, a.log_sum, n * m.num_heads));
 }
 
-// The rows of W_kvb of head h: W_UK, then W_UV.
-template <typename T>
-T* head_rows(T* kv_b, const ModelConfig& m, int64_t h) {
-  return kv_b + h * (m.nope + m.v_head) * m.kv_lora;
-}
-
-// q_latent = q W_UK of every head.
-template <typename T>
-void absorb(Pass<T>& p, int64_t l) {
-  const ModelConfig& m = p.config;
-  LayerState<T>& a = p.layer(l);
-  const int64_t n = p.tokens(), heads = m.num_heads, q = heads * m.qk_head();
-  const int64_t latent = heads * m.kv_lora;
-  sized(p, a.q_latent, n * latent);
-  std::vector<MatmulArgs<T>> list;
-  for (int64_t h = 0; h < heads; ++h) {
-    const T* w = head_rows(p.w + p.slots(l).kv_b, m, h);
-    list.push_back({a.q.data() + h * m.qk_head(), q, 1, w, m.kv_lora, 1,
-                    a.q_latent.data() + h * m.kv_lora, latent, n, m.kv_lora, m.nope});
-  }
-  matmuls<T>(p.kernels, list);
-}
-
-// The same in the absorbed form over the gathered selection: o = W_UV sum P c_kv.
-template <typename T>
-void attend_sparse(Pass<T>& p, int64_t l) {
-  const ModelConfig& m = p.config;
-  LayerState<T>& a = p.layer(l);
-  const int64_t n = p.tokens(), heads = m.num_heads;
-  const int64_t latent = heads * m.kv_lora, v = heads * m.v_head;
-  absorb(p, l);
-  sized(p, a.o_latent, n * latent);
-  sized(p, a.o, n * v);
-  std::vector<MatmulArgs<T>> values;
-  for (int64_t h = 0; h < heads; ++h) {
-    const T* w = head_rows(p.w + p.slots(l).kv_b, m, h);
-    values.push_back({a.o_latent.data() + h * m.kv_lora, latent, 1, w + m.nope * m.kv_lora, 1,
-                      m.kv_lora, a.o.data() + h * m.v_head, v, n, m.v_head, m.kv_lora});
-  }
-  T *log_sum = nullptr, *target = nullptr;
-  if (p.kernels.device() != nullptr) {
-    log_sum = sized(p, a.log_sum, n * heads);
-    if (p.objective.train_indexer) {
-      target = sized(p, p.state.work.target, n * p.objective.topk);
-    }
-  }
-  for_each_selection(p, [&](int64_t begin, int64_t count, const TokenSequences& sequences) {
-    ForwardOps<T>::attend_sparse(p.kernels, sparse_sequence(p, l, begin, count, sequences),
-                                 a.o_latent.data() + begin * latent, log_sum, target);
-  });
-  matmuls<T>(p.kernels, values);
-}
-
 // From d_o: dq, dc_kv and dk_pe, and the gradient of W_kvb.
 template <typename T>
 void attend_dense_backward(Pass<T>& p, int64_t l) {
@@ -556,54 +462,11 @@ void attend_dense_backward(Pass<T>& p, int64_t l) {
                          work.dc_kv.data(), false, p.grad + kv_b, dkv16, c_kv_bf16(p, a)});
 }
 
-template <typename T>
-void attend_sparse_backward(Pass<T>& p, int64_t l) {
-  const ModelConfig& m = p.config;
-  LayerState<T>& a = p.layer(l);
-  Workspace<T>& work = p.state.work;
-  const int64_t n = p.tokens(), heads = m.num_heads, qk = m.qk_head(), q = heads * qk;
-  const int64_t latent = heads * m.kv_lora, v = heads * m.v_head, c = m.kv_lora;
-  sized(p, work.do_latent, n * latent);
-  sized(p, work.dq_latent, n * latent);
-  std::vector<MatmulArgs<T>> values, keys;
-  for (int64_t h = 0; h < heads; ++h) {
-    const T* w = head_rows(p.w + p.slots(l).kv_b, m, h);
-    T* dw = head_rows(p.grad + p.slots(l).kv_b, m, h);
-    const T* d_o = work.d_o.data() + h * m.v_head;
-    const T* dq_latent = work.dq_latent.data() + h * c;
-    values.push_back(
-        {d_o, v, 1, w + m.nope * c, c, 1, work.do_latent.data() + h * c, latent, n, c, m.v_head});
-    values.push_back({d_o, 1, v, a.o_latent.data() + h * c, latent, 1, dw + m.nope * c, c, m.v_head,
-                      c, n, true});
-    keys.push_back({dq_latent, latent, 1, w, 1, c, work.dq.data() + h * qk, q, n, m.nope, c});
-    keys.push_back({a.q.data() + h * qk, 1, q, dq_latent, latent, 1, dw, c, m.nope, c, n, true});
-  }
-  matmuls<T>(p.kernels, values);
-  for_each_selection(p, [&](int64_t begin, int64_t count, const TokenSequences& sequences) {
-    MlaSparseBackwardArgs<T> s = sparse_sequence(p, l, begin, count, sequences);
-    s.d_out = work.do_latent.data() + begin * latent;
-    s.dq_latent = work.dq_latent.data() + begin * latent;
-    s.dq_pe = work.dq.data() + begin * q + m.nope;
-    s.dc_kv = work.dc_kv.data() + begin * c;
-    s.dk_pe = work.dk_pe.data() + begin * m.rope;
-    if (p.kernels.device() != nullptr) {
-      s.out = a.o_latent.data();
-      s.log_sum = a.log_sum.data();
-    }
-    mla_sparse_backward<T>(p.kernels, s);
-  });
-  matmuls<T>(p.kernels, keys);
-}
-
-// q_lora, q, c_kv, k_pe and kv or q_latent once more, from what the layer kept.
+// q_lora, q, c_kv, k_pe and kv once more, from what the layer kept.
 template <typename T>
 void recompute_expanded(Pass<T>& p, int64_t l) {
   queries_and_latents(p, l);
-  if (p.layer(l).indices.empty()) {
-    expand(p, l);
-  } else {
-    absorb(p, l);
-  }
+  if (p.layer(l).indices.empty()) expand(p, l);
 }
 
 // From dq, dc_kv and dk_pe: dnormed, and the gradients of the matrices and norms before them. Where
@@ -656,7 +519,7 @@ void attention_forward(Pass<T>& p, int64_t l) {
   a.selected.clear();
   if (own && p.sparse()) select(p, l);
   if (own && p.gathered()) {
-    attend_sparse(p, l);
+    attend_gathered(p, l);
   } else {
     attend_dense(p, l);
   }
@@ -701,7 +564,7 @@ void attention_backward(Pass<T>& p, int64_t l, T* dx) {
   if (a.indices.empty()) {
     attend_dense_backward(p, l);
   } else {
-    attend_sparse_backward(p, l);
+    attend_gathered_backward(p, l);
   }
   add_over_tensor_group(p, work.dc_kv.data(), n * m.kv_lora);
   if (!rounded) {

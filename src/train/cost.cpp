@@ -80,8 +80,7 @@ LayerBytes layer_bytes(const ModelConfig& c, const Stage& s, const LayerConfig& 
   b.expanded = c.q_lora + heads * c.qk_head() + c.kv_lora + c.rope;
   if (s.sparse() && s.masked) b.kept += 2 * selection_words_in_all(length);
   if (s.sparse() && !s.masked) {
-    b.kept += heads * c.kv_lora + s.topk;
-    b.expanded += heads * c.kv_lora;
+    b.kept += (s.recompute ? 0 : heads * c.kv_lora) + s.topk;
   } else {
     b.kept += heads;  // log_sum
     b.expanded += heads * (c.nope + c.v_head);

@@ -150,8 +150,8 @@ void final_norm(Pass<T>& p, int64_t norm) {
   Workspace<T>& work = p.state.work;
   const bool rounded = rounds(p, n, {d});
   ForwardOps<T>::rms_norm(p.kernels, work.final_x.data(), d, p.w + norm, n, d,
-                          static_cast<T>(p.config.norm_eps), sized(p, work.final_normed, n * d),
-                          sized_if(rounded, p, work.final_normed_bf16, n * d));
+                          static_cast<T>(p.config.norm_eps), sized(p, work.normed, n * d),
+                          sized_if(rounded, p, work.normed_bf16, n * d));
 }
 
 // The losses; dx gets the gradient of the last layer's output.
@@ -182,7 +182,7 @@ void evaluate_head(Pass<T>& p) {
   Workspace<T>& work = p.state.work;
   const int64_t n = p.tokens(), d = m.hidden_size, vocab = m.vocab_size, most = head_block(p);
   final_norm(p, p.table.norm());
-  const T* y = work.final_normed.data();
+  const T* y = work.normed.data();
   T* logits = sized(p, work.logits, std::min(most, n) * vocab);
   double* losses = sized(p, p.state.losses, n);
   int32_t* likeliest = sized(p, p.state.likeliest, n);
@@ -215,13 +215,13 @@ void head_forward_backward(Pass<T>& p, int64_t norm, double scale, T* d_normed) 
   Workspace<T>& work = p.state.work;
   const int64_t n = p.tokens(), d = m.hidden_size, vocab = m.vocab_size, most = head_block(p);
   final_norm(p, norm);
-  const T* y = work.final_normed.data();
+  const T* y = work.normed.data();
   T* logits = sized(p, work.logits, std::min(most, n) * vocab);
   double* losses = sized(p, p.state.losses, n);
   for (int64_t begin = 0; begin < n; begin += most) {
     const int64_t count = std::min(most, n - begin), at = begin * d;
     const bool rounded = rounds(p, count, {d, vocab});
-    const uint16_t* y_bf16 = rounded ? work.final_normed_bf16.data() + at : nullptr;
+    const uint16_t* y_bf16 = rounded ? work.normed_bf16.data() + at : nullptr;
     uint16_t* dlogits = sized_if(rounded, p, work.dlogits_bf16, count * vocab);
     Product<T> product{y + at, d, count, p.w + p.table.head(), vocab, d, logits, y_bf16};
     product.w_bf16 = rounded_weights(p, product.w);
@@ -241,11 +241,17 @@ template void place_batch(Pass<double>&);
 
 template <typename T>
 TrainModel<T>::TrainModel(const ModelConfig& config, const ParameterTable& table)
-    : config_(config), table_(table), state_(std::make_unique<TrainState<T>>()) {
-  state_->layers.resize(config.layers.size());
-  if (config.num_mtp_layers == 0) return;
+    : config_(config), table_(table) {
+  release();
+}
+
+template <typename T>
+void TrainModel<T>::release() {
+  state_ = std::make_unique<TrainState<T>>();
+  state_->layers.resize(config_.layers.size());
+  if (config_.num_mtp_layers == 0) return;
   mtp_ = std::make_unique<MtpState<T>>();
-  mtp_->state.layers.resize(config.layers.size() + 1);
+  mtp_->state.layers.resize(config_.layers.size() + 1);
 }
 
 template <typename T>
@@ -319,8 +325,7 @@ int64_t TrainModel<T>::activation_bytes() const {
   int64_t total = 0;
   const auto add = [&](auto&... buffers) { total += (bytes_of(buffers) + ...); };
   const auto add_expanded = [&](const ExpandedState<T>& e) {
-    add(e.q_lora, e.q, e.c_kv, e.k_pe, e.kv, e.q_latent, e.q_lora_bf16, e.c_kv_bf16, e.q_bf16,
-        e.kv_bf16);
+    add(e.q_lora, e.q, e.c_kv, e.k_pe, e.kv, e.q_lora_bf16, e.c_kv_bf16, e.q_bf16, e.kv_bf16);
   };
   const auto add_layer = [&](const LayerState<T>& a) {
     add_expanded(a);

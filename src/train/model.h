@@ -51,8 +51,11 @@ struct Objective {
   // With measure_topk the indexer's choice of that many is compared with dense attention.
   bool evaluate = false;
   int64_t measure_topk = 0;
-  // Keeps the latents of attention instead of what is expanded from them; the same bits.
+  // Keeps the latents of attention instead of what is expanded from them, and of gathered rows not
+  // what attention made of them in latent dimensions; the same bits.
   bool recompute = false;
+  // Gathered rows: tokens of a block of sparse_attention.h; 0: as many as take about 1 GiB.
+  int64_t latent_tokens = 0;
   // Linear layers and experts multiply factors rounded to FP8 (linear_layers.h).
   bool fp8 = false;
   // What the gradients are multiplied by: a mean over n tokens has 1 / n.
@@ -107,6 +110,8 @@ class TrainModel {
 
   // Bytes of activations that the last run holds.
   int64_t activation_bytes() const;
+  // Gives the memory of all runs back; the next one takes what it needs.
+  void release();
 
  private:
   const ModelConfig& config_;

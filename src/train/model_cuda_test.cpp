@@ -108,6 +108,40 @@ TEST_F(TrainCuda, SparseIsTheDoubleModel) {
   expect_is_double(tiny_config(), {150, 1, 7, 64}, objective(TrainAttention::kSparse, true));
 }
 
+TEST_F(TrainCuda, SparseInBlocksOfLatentsIsTheDoubleModel) {
+  Objective o = objective(TrainAttention::kSparse, true);
+  for (const int64_t tokens : {37, 151}) {
+    o.latent_tokens = tokens;
+    expect_is_double(tiny_config(), {150, 1, 7, 64}, o);
+  }
+}
+
+// Sums over the tokens of a block are those of W_kvb's gradient alone.
+TEST_F(TrainCuda, BlocksOfLatentsChangeNoOtherBit) {
+  const ModelConfig config = tiny_config();
+  const ParameterTable table(config);
+  const Floats values = tiny_values(table);
+  const MicroBatch batch = tiny_batch({150, 1, 7, 64}, config.vocab_size);
+  Objective o = objective(TrainAttention::kSparse, true);
+  TrainModel<float> model(config, table);
+  const Run whole = run(model, values, batch, o);
+  for (const int64_t tokens : {0, 60}) {
+    for (const bool recompute : {false, true}) {
+      o.latent_tokens = tokens;
+      o.recompute = recompute;
+      const Run got = run(model, values, batch, o);
+      EXPECT_EQ(loss_of(got.result, o), loss_of(whole.result, o));
+      for (const Parameter& p : table.list()) {
+        if (tokens > 0 && p.name.find("kv_b_proj") != std::string::npos) continue;
+        EXPECT_TRUE(std::equal(got.gradients.begin() + p.offset,
+                               got.gradients.begin() + p.offset + p.size(),
+                               whole.gradients.begin() + p.offset))
+            << p.name << " in blocks of " << tokens;
+      }
+    }
+  }
+}
+
 // The double model gathers.
 TEST_F(TrainCuda, MaskedSparseIsTheDoubleModel) {
   const ModelConfig config = tiny_config_with_mtp();

@@ -86,7 +86,7 @@ void mtp_forward_backward(Pass<T>& p, MtpState<T>& mtp, T* d_normed) {
   Pass<T> q = mtp_pass(p, mtp);
   for (LayerState<T>& layer : mtp.state.layers) layer.indices.clear();
   place_batch(q);
-  join(q, p.state.work.final_normed.data(), mtp, l);
+  join(q, p.state.work.normed.data(), mtp, l);
   attention_forward(q, l);
   ffn_forward(q, l, sized(q, q.state.work.final_x, n * d));
   if (d_normed == nullptr) return;

@@ -1,6 +1,7 @@
 // What the parts of a layer share during one pass. Internal to train/.
 #pragma once
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -20,7 +21,6 @@ struct ExpandedState {
   Buffer<uint16_t> q_lora_bf16, c_kv_bf16;  // the same rounded, where products want that
   Buffer<T> kv;                             // dense and masked: keys and values of every head
   Buffer<uint16_t> q_bf16, kv_bf16;         // in their place, see rounds_attention()
-  Buffer<T> q_latent;                       // sparse, gathered
 };
 
 // Where the rows of each rank of a group of experts lie among those that this rank's experts work
@@ -35,7 +35,7 @@ struct LayerState : ExpandedState<T> {
   Buffer<T> x;  // [tokens, hidden]: the residual stream that enters the layer
   // Attention, names of the paper.
   Buffer<T> q_a, kv_a;
-  Buffer<T> o_latent;                  // gathered
+  Buffer<T> o_latent;                  // gathered, unless recomputed
   Buffer<int32_t> indices;             // gathered: [tokens, topk], see for_each_selection
   Buffer<uint64_t> selected;           // masked: the bits of a SelectionMask
   Buffer<T> o;                         // [tokens, heads, v_head]
@@ -62,16 +62,17 @@ struct Fp8Factor {
 // Reused by every layer in turn.
 template <typename T>
 struct Workspace {
-  Buffer<T> normed, delta, dnormed, dx;
-  Buffer<int32_t> indices;  // masked: [tokens, topk]
-  Buffer<T> d_o, dq, dkv, dc_kv, dk_pe, dkv_a, dq_a, dq_lora, dq_latent, do_latent;
-  Buffer<T> all_q, all_kv;  // of every head, with a tensor group
+  Buffer<T> normed, dnormed, dx;  // normed: of the norm at work, the last one too
+  Buffer<int32_t> indices;        // masked: [tokens, topk]
+  Buffer<T> d_o, dq, dkv, dc_kv, dk_pe, dkv_a, dq_a, dq_lora;
+  Buffer<T> q_latent, o_latent, dq_latent, do_latent;  // of a block, see sparse_attention.h
+  Buffer<T> all_q, all_kv;                             // of every head, with a tensor group
   Buffer<T> index_q, index_k_raw, index_k, index_w, d_index_q, d_index_k, d_index_w, target;
   Buffer<T> act, dact, dgate, dup, shared, drouter, dexpert_weights, drows, ddown, exchanged;
-  Buffer<T> final_x, final_normed, logits;
+  Buffer<T> final_x, logits;
   // What only feeds products is kept in bf16 where they round it; see rounds().
-  Buffer<uint16_t> normed_bf16, act_bf16, dgate_up_bf16, ddown_bf16, final_normed_bf16,
-      dlogits_bf16, d_o_bf16, dq_bf16, dkv_bf16, dq_a_bf16, dkv_a_bf16;
+  Buffer<uint16_t> normed_bf16, act_bf16, dgate_up_bf16, ddown_bf16, dlogits_bf16, d_o_bf16,
+      dq_bf16, dkv_bf16, dq_a_bf16, dkv_a_bf16;
   Buffer<uint16_t> dx_bf16;  // of the gradient of the stream at work, besides it
   Fp8Factor<T> fp8_first, fp8_second, fp8_down;  // of the product at work
 };
@@ -157,6 +158,21 @@ struct Pass {
     }
   }
 };
+
+// Runs body(begin, count) for each sequence.
+template <typename T, typename Body>
+void for_each_sequence(const Pass<T>& p, const Body& body) {
+  for (size_t i = 0; i + 1 < p.batch.begins.size(); ++i) {
+    body(p.batch.begins[i], p.batch.begins[i + 1] - p.batch.begins[i]);
+  }
+}
+
+template <typename T>
+int64_t longest_sequence(const Pass<T>& p) {
+  int64_t longest = 0;
+  for_each_sequence(p, [&](int64_t, int64_t count) { longest = std::max(longest, count); });
+  return longest;
+}
 
 // n values of a buffer; what it held is lost.
 template <typename T, typename V>
@@ -267,7 +283,7 @@ void products_backward(KernelContext& context, const ProductBackward<T>& p) {
   products_backward<T>(context, std::span<const ProductBackward<T>>(&p, 1));
 }
 
-// Runs the module over the model's normed output (work.final_normed of p) and, if the model is
+// Runs the module over the model's normed output (work.normed of p) and, if the model is
 // trained, goes back: d_normed [tokens, hidden] += its gradient.
 template <typename T>
 void mtp_forward_backward(Pass<T>& p, MtpState<T>& mtp, T* d_normed);
@@ -288,7 +304,7 @@ template <typename T>
 void collect_layers(Pass<T>& p, int64_t first, int64_t last);
 
 // The loss of p.batch from the last layer's output final_x, by blocks of tokens, into
-// p.state.losses: the gradient of final_normed into d_normed, of the head's matrix added.
+// p.state.losses: the gradient of its norm into d_normed, of the head's matrix added.
 template <typename T>
 void head_forward_backward(Pass<T>& p, int64_t norm, double scale, T* d_normed);
 // The sum of p.state.losses.

@@ -731,6 +731,7 @@ void Trainer::end_stage() {
     }
     export_model(o, *table_, values);
   }
+  model_->release();  // the next stage may keep other arrays, or the same smaller
   ++position_.stage;
   position_.stage_step = 0;
   for (size_t g = 0; g < 2; ++g) {

@@ -267,6 +267,45 @@ TEST(FloatGradients, SparseInBlocks) {
   expect_float_is_double({150, 1, 7, 64}, everything(TrainAttention::kSparse), Backend::kCpu);
 }
 
+TEST(FloatGradients, SparseInBlocksOfLatents) {
+  Objective o = everything(TrainAttention::kSparse);
+  for (const int64_t tokens : {1, 37, 151}) {
+    o.latent_tokens = tokens;
+    o.recompute = tokens == 37;
+    expect_float_is_double({150, 1, 7, 64}, o, Backend::kCpu);
+  }
+}
+
+// A sequence that ends within a block, one that goes through three, several in one. Products on
+// CPUs add 256 tokens at a time; the sums over fewer belong to W_kvb alone.
+TEST(FloatGradients, BlocksOfLatentsChangeNoBit) {
+  const ModelConfig config = tiny_config();
+  const ParameterTable table(config);
+  const std::vector<float> values = tiny_values(table);
+  const MicroBatch batch = tiny_batch({30, 511, 2, 90}, config.vocab_size);
+  Objective o = everything(TrainAttention::kSparse);
+  KernelContext context(2);
+  std::vector<float> whole(values.size());
+  TrainModel<float> model(config, table);
+  const StepResult want = model.run(context, {values.data(), whole.data()}, batch, o);
+  for (const int64_t tokens : {256, 512, 100}) {
+    for (const bool recompute : {false, true}) {
+      o.latent_tokens = tokens;
+      o.recompute = recompute;
+      std::vector<float> got(values.size());
+      const StepResult r = model.run(context, {values.data(), got.data()}, batch, o);
+      EXPECT_EQ(r.lm_loss, want.lm_loss);
+      EXPECT_EQ(r.kl, want.kl);
+      for (const Parameter& p : table.list()) {
+        if (tokens == 100 && p.name.find("kv_b_proj") != std::string::npos) continue;
+        EXPECT_TRUE(std::equal(got.begin() + p.offset, got.begin() + p.offset + p.size(),
+                               whole.begin() + p.offset))
+            << p.name << " in blocks of " << tokens;
+      }
+    }
+  }
+}
+
 // One layer more than the two that the bound is for: 40 roundings are enough for three.
 TEST(FloatGradients, MtpInBlocks) {
   for (const TrainAttention attention : {TrainAttention::kDense, TrainAttention::kSparse}) {

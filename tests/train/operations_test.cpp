@@ -177,6 +177,49 @@ TEST(MlaSparseBackward, EveryImplementationIsTheReference) {
   }
 }
 
+// Calls for some tokens at a time, in order, with the rows before them.
+TEST(MlaSparseBackward, TokensInTurnLeaveTheBitsOfAllAtOnce) {
+  const SparseShape s{130, 3, 40, 6, 17};
+  const std::vector<int32_t> indices = selection(s.tokens, s.k);
+  const int64_t rows = s.tokens * s.heads;
+  const std::vector<std::vector<float>> inputs = {
+      random_floats(rows * s.kv_lora, 1), random_floats(rows * (s.rope + 1), 2),
+      random_floats(s.tokens * s.kv_lora, 3), random_floats(s.tokens * s.rope, 4),
+      random_floats(rows * s.kv_lora, 5)};
+  KernelContext context(2);
+  for (const char* name : {"simd", "reference"}) {
+    context.force("mla_sparse_backward", name);
+    context.force("mla_sparse_target", name);
+    Sparse<float> all(s, indices, inputs), parts(s, indices, inputs);
+    parts.dc_kv.assign(parts.dc_kv.size(), 7);  // written, not added to
+    std::vector<float> out(all.q_latent.size()), out_of_parts(out.size());
+    mla_sparse_backward<float>(context, all.args);
+    mla_sparse_target<float>(context, {all.args, all.p.data()});
+    mla_sparse_train(context, {all.args, out.data()});
+    for (const auto& [begin, end] : {std::pair{0, 37}, {37, 38}, {38, 130}}) {
+      MlaSparseBackwardArgs<float> a = parts.args;
+      const int64_t head = begin * s.heads;
+      a.first = begin;
+      a.tokens = end - begin;
+      a.q_latent += head * s.kv_lora;
+      a.d_out += head * s.kv_lora;
+      a.dq_latent += head * s.kv_lora;
+      a.q_pe += head * a.q_pe_stride;
+      a.dq_pe += head * a.q_pe_stride;
+      a.indices += begin * s.k;
+      mla_sparse_backward<float>(context, a);
+      mla_sparse_target<float>(context, {a, parts.p.data() + begin * s.k});
+      mla_sparse_train(context, {a, out_of_parts.data() + head * s.kv_lora});
+    }
+    EXPECT_EQ(parts.dq_latent, all.dq_latent) << name;
+    EXPECT_EQ(parts.dq_pe, all.dq_pe) << name;
+    EXPECT_EQ(parts.dc_kv, all.dc_kv) << name;
+    EXPECT_EQ(parts.dk_pe, all.dk_pe) << name;
+    EXPECT_EQ(parts.p, all.p) << name;
+    EXPECT_EQ(out_of_parts, out) << name;
+  }
+}
+
 template <typename T>
 struct Kl {
   Kl(int64_t tokens, int64_t heads, int64_t dim, const std::vector<std::vector<float>>& inputs)

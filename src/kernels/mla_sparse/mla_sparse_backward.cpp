@@ -89,8 +89,8 @@ constexpr Implementation<MlaSparseTargetArgs<double>> kTargetDouble[] = {
 template <typename T>
 void mla_sparse_backward_reference(KernelContext&, const MlaSparseBackwardArgs<T>& a) {
   std::fill_n(a.dq_latent, a.tokens * a.heads * a.kv_lora, T{0});
-  std::fill_n(a.dc_kv, a.tokens * a.kv_lora, T{0});
-  std::fill_n(a.dk_pe, a.tokens * a.rope, T{0});
+  std::fill_n(a.dc_kv + a.first * a.kv_lora, a.tokens * a.kv_lora, T{0});
+  std::fill_n(a.dk_pe + a.first * a.rope, a.tokens * a.rope, T{0});
   for (int64_t row = 0; row < a.tokens * a.heads; ++row) {
     std::fill_n(a.dq_pe + row * a.q_pe_stride, a.rope, T{0});
     backward_query(a, row / a.heads, row % a.heads);

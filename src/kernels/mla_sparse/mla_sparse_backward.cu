@@ -54,6 +54,7 @@ class Block {
   }
 
  private:
+  int64_t end() const { return a_.first + begin_ + count_; }  // of the rows that they may select
   int64_t latent_at() const { return begin_ * a_.heads * a_.kv_lora; }
   int64_t pe_at() const { return begin_ * a_.heads * a_.q_pe_stride; }
   const int32_t* indices() const { return a_.indices + begin_ * a_.k; }
@@ -116,13 +117,14 @@ class Block {
   // the longer the sequence. The factor is about the bytes a second over the products.
   bool spread_is_less() const {
     constexpr int64_t kFactor = 128, kFloats = int64_t{1} << 28;
-    const int64_t positions = begin_ + count_;
+    const int64_t positions = end();
     if (a_.sequences.position != nullptr) return false;
-    return a_.tokens * a_.heads <= kFactor * a_.k && 2 * a_.heads * count_ * positions <= kFloats;
+    return (a_.first + a_.tokens) * a_.heads <= kFactor * a_.k &&
+           2 * a_.heads * count_ * positions <= kFloats;
   }
 
   void spread_gradients() {
-    const int64_t positions = begin_ + count_, group = count_ * positions;
+    const int64_t positions = end(), group = count_ * positions;
     auto* p =
         static_cast<float*>(device_scratch(context_, kRows, 2 * a_.heads * group * int64_t{4}));
     spread_rows(context_, set(), 2 * a_.heads, p_, positions, p);
@@ -140,7 +142,7 @@ class Block {
     x.c_row = a_.kv_lora;
     x.add = true;
     x.causal = Causal::kQueries;
-    x.offset = begin_;
+    x.offset = end() - count_;
     products_k_k(context_, x);
     x.n = a_.rope;  // every head's first, then their sum
     x.batch = a_.heads;
@@ -172,8 +174,8 @@ class Block {
     x.term[0].b = per_pe(a_.q_pe);
     x.c = rows + a_.kv_lora;
     products_k_k(context_, x);
-    scatter_rows(context_, {indices(), count_, a_.k, begin_ + count_, rows, width, a_.kv_lora,
-                            a_.dc_kv, a_.dk_pe, a_.sequences, begin_});
+    scatter_rows(context_, {indices(), count_, a_.k, end(), rows, width, a_.kv_lora, a_.dc_kv,
+                            a_.dk_pe, a_.sequences, end() - count_});
   }
 
   KernelContext& context_;
@@ -205,8 +207,8 @@ void mla_sparse_backward_cuda(KernelContext& context, const Args& a) {
 
 void mla_sparse_backward_cuda_by(KernelContext& context, const Args& a, int64_t size) {
   if (a.tokens == 0) return;
-  context.device()->fill(a.dc_kv, 0, a.tokens * a.kv_lora * 4);
-  context.device()->fill(a.dk_pe, 0, a.tokens * a.rope * 4);
+  context.device()->fill(a.dc_kv + a.first * a.kv_lora, 0, a.tokens * a.kv_lora * 4);
+  context.device()->fill(a.dk_pe + a.first * a.rope, 0, a.tokens * a.rope * 4);
   in_blocks(context, a, size, [](Block& block) { block.backward(); });
 }
 

@@ -39,6 +39,11 @@ struct MlaSparseBackwardArgs {
   const T* out = nullptr;         // [tokens, heads, kv_lora]
   const T* log_sum = nullptr;     // [tokens, heads]
   TokenSequences sequences = {};  // a token's rows are of its own sequence
+  // The tokens are number `first` and those after it of more, of which `sequences` tells and whose
+  // rows c_kv and k_pe [first + tokens, ..], dc_kv and dk_pe have; every other array begins with
+  // token `first`. The gradients of rows before it are added to: calls for all tokens in order
+  // leave what one call for all of them would.
+  int64_t first = 0;
 };
 
 template <typename T>

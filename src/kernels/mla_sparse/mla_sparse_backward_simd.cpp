@@ -156,9 +156,9 @@ class Block {
 }  // namespace
 
 void mla_sparse_backward_gathered(KernelContext& context, const Args& a) {
-  std::fill_n(a.dc_kv, a.tokens * a.kv_lora, 0.0f);
-  std::fill_n(a.dk_pe, a.tokens * a.rope, 0.0f);
-  InvertedIndex index(a.tokens);
+  std::fill_n(a.dc_kv + a.first * a.kv_lora, a.tokens * a.kv_lora, 0.0f);
+  std::fill_n(a.dk_pe + a.first * a.rope, a.tokens * a.rope, 0.0f);
+  InvertedIndex index(a.first + a.tokens);
   const int64_t size = Block::tokens_at_once(a);
   for (int64_t begin = 0; begin < a.tokens; begin += size) {
     Block(context, a, begin, std::min(size, a.tokens - begin)).backward(index);

@@ -39,7 +39,7 @@ struct Few {
 template <int kParts>
 __global__ void __launch_bounds__(kThreads) pack_kernel(const Few f, uint16_t* to) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i >= f.a.tokens * f.width) return;
+  if (i >= (f.a.first + f.a.tokens) * f.width) return;
   const int64_t t = i / f.width;
   const int c = static_cast<int>(i % f.width);
   float x = 0;
@@ -308,7 +308,7 @@ void start(KernelContext& context, void (*kernel)(Few), const Few& f, int64_t to
 
 template <int kParts>
 void pack(KernelContext& context, Few& f) {
-  const int64_t values = f.a.tokens * f.width;
+  const int64_t values = (f.a.first + f.a.tokens) * f.width;
   auto* rows = static_cast<uint16_t*>(device_scratch(context, kPackedSlot, values * kParts * 2));
   pack_kernel<kParts><<<static_cast<unsigned>((values + kThreads - 1) / kThreads), kThreads, 0,
                         stream_of(context)>>>(f, rows);
@@ -347,8 +347,9 @@ void backward(KernelContext& context, Few f) {
   for (f.first = 0; f.first < a.tokens; f.first += size) {
     const int64_t count = std::min(size, a.tokens - f.first);
     start(context, ordered, f, count, bytes, "mla_sparse_backward (few heads)");
-    scatter_rows(context, {a.indices + f.first * a.k, count, a.k, f.first + count, f.row_gradients,
-                           width, a.kv_lora, a.dc_kv, a.dk_pe, a.sequences, f.first});
+    const int64_t first = a.first + f.first;
+    scatter_rows(context, {a.indices + f.first * a.k, count, a.k, first + count, f.row_gradients,
+                           width, a.kv_lora, a.dc_kv, a.dk_pe, a.sequences, first});
   }
 }
 
@@ -383,8 +384,8 @@ void mla_sparse_target_few(KernelContext& context, const MlaSparseTargetArgs<flo
 
 void mla_sparse_backward_few(KernelContext& context, const Args& a) {
   if (a.tokens == 0) return;
-  context.device()->fill(a.dc_kv, 0, a.tokens * a.kv_lora * 4);
-  context.device()->fill(a.dk_pe, 0, a.tokens * a.rope * 4);
+  context.device()->fill(a.dc_kv + a.first * a.kv_lora, 0, a.tokens * a.kv_lora * 4);
+  context.device()->fill(a.dk_pe + a.first * a.rope, 0, a.tokens * a.rope * 4);
   Few f = sizes_of(a);
   if (a.out == nullptr || a.log_sum == nullptr) {
     const int64_t rows = a.tokens * a.heads;

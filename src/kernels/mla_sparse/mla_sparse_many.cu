@@ -42,7 +42,7 @@ struct Matrix {
 struct Many {
   Args a;
   int latent, width, stride;  // padded to whole steps of 16: kv_lora, with rope, k
-  // [tokens][parts][width], and of the block [tokens][heads][parts][width, latent]
+  // [first + tokens][parts][width], and of the block [tokens][heads][parts][width, latent]
   const uint16_t *rows, *q, *d_o;
   uint16_t *p, *ds;              // [tokens of the block][heads][parts][stride]
   const int32_t* counts;         // [tokens]: entries of a token's set
@@ -577,10 +577,13 @@ void pack(KernelContext& context, const Pack& p) {
   check_launch("mla_sparse (pack)");
 }
 
+// Rows that the tokens may have selected.
+int64_t rows_of(const Args& a) { return a.first + a.tokens; }
+
 template <int kParts>
 void pack_rows(KernelContext& context, const Many& m, uint16_t* to) {
   const Args& a = m.a;
-  pack<kParts>(context, {a.c_kv, a.k_pe, a.tokens, a.kv_lora, a.rope, static_cast<int>(a.kv_lora),
+  pack<kParts>(context, {a.c_kv, a.k_pe, rows_of(a), a.kv_lora, a.rope, static_cast<int>(a.kv_lora),
                          m.latent, static_cast<int>(a.rope), m.width, to});
 }
 template <int kParts>
@@ -642,9 +645,10 @@ void forward(KernelContext& context, const MlaSparseTrainArgs& args) {
   const int64_t packed = a.heads * kParts * 2 * int64_t{m.width};
   const int64_t p = m.out == nullptr ? 0 : a.heads * kParts * 2 * int64_t{m.stride};
   const int64_t size = tokens_at_once(a.tokens, scores + packed + p);
-  auto* rows = static_cast<uint16_t*>(device_scratch(
-      context, kPackedSlot, a.tokens * (kParts * 2 * int64_t{m.width} + 4) + size * packed));
-  auto* q = rows + a.tokens * kParts * m.width;
+  const int64_t of_rows = rows_of(a) * kParts * int64_t{m.width};
+  auto* rows = static_cast<uint16_t*>(
+      device_scratch(context, kPackedSlot, of_rows * 2 + size * packed + a.tokens * 4));
+  auto* q = rows + of_rows;
   count_entries(context, m, reinterpret_cast<int32_t*>(q + size * packed / 2));
   auto* memory = static_cast<std::byte*>(device_scratch(context, kRowsSlot, size * (scores + p)));
   // P first: its rows begin on 16 bytes, as every row of `stride` does.
@@ -679,13 +683,13 @@ void backward(KernelContext& context, const Args& a, const float* out, const flo
                 gradients = queries / m.width * m.latent;
   const int64_t size = tokens_at_once(
       a.tokens, scores * 4 + (queries + gradients) * 2 + (atomic ? 0 : a.k * width * 4));
-  const int64_t values =
-      kParts * a.tokens * int64_t{m.width} + size * (queries + gradients + 2 * scores);
+  const int64_t of_rows = rows_of(a) * kParts * int64_t{m.width};
+  const int64_t values = of_rows + size * (queries + gradients + 2 * scores);
   auto* packed = static_cast<uint16_t*>(
       device_scratch(context, kPackedSlot, values * 2 + (pairs + a.tokens) * 4));
   auto* delta = reinterpret_cast<float*>(packed + values);
   count_entries(context, m, reinterpret_cast<int32_t*>(delta + pairs));
-  auto* q = packed + kParts * a.tokens * m.width;
+  auto* q = packed + of_rows;
   auto* d_o = q + size * queries;
   m.p = d_o + size * gradients;
   m.ds = m.p + size * scores;
@@ -715,8 +719,9 @@ void backward(KernelContext& context, const Args& a, const float* out, const flo
       continue;
     }
     start_product<kParts, Product::kRows>(context, m, m.width, a.k, count, kName);
-    scatter_rows(context, {a.indices + m.first * a.k, count, a.k, m.first + count, m.row_gradients,
-                           width, a.kv_lora, a.dc_kv, a.dk_pe, a.sequences, m.first});
+    const int64_t first = a.first + m.first;
+    scatter_rows(context, {a.indices + m.first * a.k, count, a.k, first + count, m.row_gradients,
+                           width, a.kv_lora, a.dc_kv, a.dk_pe, a.sequences, first});
   }
 }
 
@@ -742,8 +747,8 @@ void mla_sparse_target_many(KernelContext& context, const MlaSparseTargetArgs<fl
 
 void mla_sparse_backward_many(KernelContext& context, const Args& a) {
   if (a.tokens == 0) return;
-  context.device()->fill(a.dc_kv, 0, a.tokens * a.kv_lora * 4);
-  context.device()->fill(a.dk_pe, 0, a.tokens * a.rope * 4);
+  context.device()->fill(a.dc_kv + a.first * a.kv_lora, 0, a.tokens * a.kv_lora * 4);
+  context.device()->fill(a.dk_pe + a.first * a.rope, 0, a.tokens * a.rope * 4);
   const float *out = a.out, *log_sum = a.log_sum;
   if (out == nullptr || log_sum == nullptr) {
     // The slots are none of the forward pass, whichever it is for this many heads.

@@ -10,7 +10,7 @@ namespace {
 // mla_sparse chooses again among its own implementations.
 void serve(KernelContext& context, const MlaSparseTrainArgs& args) {
   const MlaSparseBackwardArgs<float>& in = args.in;
-  PlainCache cache(in.tokens, in.kv_lora, in.rope, 0);
+  PlainCache cache(in.first + in.tokens, in.kv_lora, in.rope, 0);
   cache.append(context, in.c_kv, in.k_pe, in.rope, nullptr);
   MlaSparseArgs a;
   a.q_latent = in.q_latent;
@@ -20,6 +20,9 @@ void serve(KernelContext& context, const MlaSparseTrainArgs& args) {
   a.heads = in.heads;
   a.kv = cache.layer();
   a.tokens = cache.tokens();
+  a.tokens.num_tokens = in.tokens;
+  a.tokens.sequence += in.first;
+  a.tokens.position += in.first;
   a.indices = in.indices;
   a.k = in.k;
   a.softmax_scale = in.softmax_scale;
