@@ -1,5 +1,5 @@
-// The bundled model against what the reference implementation said of it (tests/golden/mini):
-// predictions of two texts, greedy continuations, answers of a chat.
+// The bundled model against what the reference implementation said of it (tests/golden/mini, by
+// generate.py there): predictions of two texts, greedy continuations, answers of a chat.
 //
 // The texts are scored in part; TAMIS_FULL=1 scores them whole, which takes minutes.
 #include <gtest/gtest.h>
