@@ -37,7 +37,8 @@ def write_lines(path, lines):
 class Settings:
     """Of an experiment, from its run.json: `page`, the name of its files in docs; `k` of the arms; `longest`,
     tokens of a sequence; `base`, the stages before the arms, the last one of dense training and the warm-up
-    at their end; `sweep`."""
+    at their end; `sweep`. `title`, `what`, `not_run`, `reading` and `again` are text of the page; `sections` are
+    experiments whose table stands on this page too, with `short_title` and `summary` of theirs."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -597,6 +598,21 @@ class Page:
                 table(['k', *(g for g, _ in GROUPS), 'all', *(f'{d}, bpb' for d in self.domains), 'seeds'],
                       self.control_table(conditions, names, rows)))
 
+    def table_head(self):
+        drawn = 'the sequences (chunks of text), the same for both arms'
+        if len(self.seeds) > 1:
+            of, drawn = 'Mean of seeds ' + ', '.join(map(str, self.seeds)), f'seeds, and in each of them {drawn}'
+        else:
+            of, drawn = f'Seed {self.seeds[0]}', f'{drawn}. It knows nothing of other seeds'
+        return (f'Form of the V3.2-Exp report\'s Table 1. {of}. The interval is a paired bootstrap, {DRAWS:,} draws: '
+                f'{drawn}. Losses: relative, lower is better.\n')
+
+    def section(self):
+        """What another page says of this experiment."""
+        return [f'## {self.run["short_title"]}\n', *[x + '\n' for x in self.run['summary']], self.totals_table(), self.table_head(),
+                self.main_table(), *['- ' + x for x in self.acceptance(self.control_cells())], '',
+                f'Controls, curves and the sweep of it: [{self.s.page}.md]({self.s.page}.md).\n']
+
     def write(self):
         made = self.plots()
         control = self.control_cells()
@@ -614,9 +630,7 @@ class Page:
             '## What was run\n', *[x + '\n' for x in run['what']], self.totals_table(),
             'Not run: ' + run['not_run'] + '\n',
             '## Table\n',
-            'Form of the V3.2-Exp report\'s Table 1. Mean of seeds ' + ', '.join(map(str, self.seeds)) + '. The interval is '
-            f'a paired bootstrap, {DRAWS:,} draws: seeds, and in each of them the sequences (chunks of text), the same '
-            'for both arms. Losses: relative, lower is better.\n', self.main_table(),
+            self.table_head(), self.main_table(),
             '## Marks\n', *['- ' + x for x in self.acceptance(control)], '',
             *[x + '\n' for x in run['reading']],
             '## Controls\n',
@@ -631,6 +645,7 @@ class Page:
             image('indexer', 'recall and mass of the selection'),
             image('base', 'training loss before the arms'),
             '## Top-k\n', self.sweep() or 'Not run.\n',
+            *[x for name in run.get('sections', []) for x in Page(Settings(os.path.join(RESULTS, name))).section()],
             '## Data\n',
             'Text: Debian packages under permissive licences, split by file into training and held out by a hash of the '
             'path, a line kept once over all of them (`bench/parity_text.py`). The licence is that of nearly all of a package; its copyright file has the rest. Exercises: docs/training.md, other seeds '
