@@ -43,7 +43,7 @@ sparse_form = "{form}"
 STAGE = '''
 [[stage]]
 kind = "{kind}"
-name = "{kind}-{length}"
+name = "{name}-{length}"
 steps = {steps}
 batch = 1
 micro_batch = 1
@@ -52,8 +52,10 @@ lr = 1e-5
 recompute = {recompute}
 '''
 
-NAMES = {'pretrain': 'dense', 'warmup': 'indexer warm-up', 'sparse': 'sparse'}
-STYLES = {'sparse': 'o-', 'pretrain': 's--', 'warmup': '^:'}
+NAMES = {'pretrain': 'dense', 'warmup': 'indexer warm-up', 'sparse': 'sparse',
+         'recompute': 'sparse, recomputed'}
+KINDS = {'recompute': 'sparse'}  # the stage's kind, where it is not the name
+STYLES = {'sparse': 'o-', 'recompute': 'v-', 'pretrain': 's--', 'warmup': '^:'}
 
 
 def memory_used():
@@ -80,9 +82,9 @@ def train(args, form, stages):
                                      precision=args.precision, form=form))
             # An indexer that never learned may not choose.
             for kind, length in [('warmup', 2 * CONFIG['index_topk'] - 1), *stages]:
-                file.write(STAGE.format(kind=kind, steps=args.steps, length=length,
-                                        recompute=str(args.recompute).lower()))
-                if kind == 'sparse':
+                file.write(STAGE.format(kind=KINDS.get(kind, kind), name=kind, steps=args.steps,
+                                        length=length, recompute=str(kind == 'recompute').lower()))
+                if KINDS.get(kind, kind) == 'sparse':
                     file.write(f"topk = {CONFIG['index_topk']}\n")
         log = os.path.join(folder, 'run', 'log.jsonl')
         with open(os.path.join(folder, 'out.txt'), 'w+', encoding='utf-8') as out, subprocess.Popen(
@@ -111,8 +113,6 @@ def train(args, form, stages):
                               'tokens': fastest['tokens'], 'seconds': fastest['seconds'],
                               'peak_mib': peak,
                               'us_per_token': 1e6 * fastest['seconds'] / fastest['tokens']}
-                    if args.recompute:
-                        result['recompute'] = True
                     yield result
                     peak = 0  # a stage gives its memory back when it ends
                 seen = len(lines)
@@ -134,7 +134,7 @@ def run(args):
         for form in args.forms:
             # What does not depend on the form is trained with the first of them.
             left = [(kind, length) for length in sorted(args.lengths) for kind in args.kinds
-                    if kind == 'sparse' or form == args.forms[0]]
+                    if KINDS.get(kind, kind) == 'sparse' or form == args.forms[0]]
             while left:
                 first = left[0]
                 for row in train(args, form, left):
@@ -158,16 +158,14 @@ def plot(args):
     figure, axes = plt.subplots(figsize=(7, 4))
     lines = {}
     for r in rows:
-        form = r.get('form', 'auto') if r['stage'] == 'sparse' else ''
-        line = (r['stage'], r['heads'], form, r.get('recompute', False))
+        sparse = KINDS.get(r['stage'], r['stage']) == 'sparse'
+        line = (r['stage'], r['heads'], r.get('form', 'auto') if sparse else '')
         lines.setdefault(line, []).append((r['length'], r['us_per_token']))
-    for (stage, heads, form, recompute), points in sorted(
-            lines.items(), key=lambda k: (list(STYLES).index(k[0][0]), -k[0][1], k[0][2:])):
+    for (stage, heads, form), points in sorted(
+            lines.items(), key=lambda k: (list(STYLES).index(k[0][0]), -k[0][1], k[0][2])):
         label = f'{NAMES[stage]}, {heads} heads'
         if form not in ('', 'auto'):
             label += f', {form}'
-        if recompute:
-            label += ', recomputed'
         axes.plot(*zip(*sorted(points)), STYLES[stage], label=label)
     lengths = sorted({r['length'] for r in rows})
     axes.set_xscale('log', base=2)
@@ -194,10 +192,10 @@ def main():
     measure.add_argument('--precision', default='bf16')
     measure.add_argument('--heads', type=int, default=128)
     measure.add_argument('--steps', type=int, default=2)
-    measure.add_argument('--recompute', action='store_true',
-                         help="the stages' key: less memory, more work")
-    measure.add_argument('--kinds', default=list(NAMES), type=lambda text: text.split(','),
-                         help='stages to train: pretrain (dense), warmup, sparse')
+    measure.add_argument('--kinds', default=['pretrain', 'warmup', 'sparse'],
+                         type=lambda text: text.split(','),
+                         help='stages to train: pretrain (dense), warmup, sparse, recompute (sparse '
+                              'with that key: less memory, more work)')
     measure.add_argument('--forms', default=['auto'], type=lambda text: text.split(','),
                          help='of sparse attention: auto, gather, mask')
     measure.add_argument('--lengths', default=[4096, 8192, 16384, 32768, 65536, 131072],

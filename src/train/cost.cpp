@@ -1,11 +1,15 @@
 #include "train/cost.h"
 
 #include <algorithm>
+#include <span>
 
 #include "kernels/selection_mask.h"
+#include "train/sparse_attention.h"
 
 namespace tamis {
 namespace {
+
+constexpr int64_t kHeadTokens = 256;  // that a CPU has logits of at the same time
 
 double as_double(int64_t x) { return static_cast<double>(x); }
 
@@ -104,6 +108,51 @@ int64_t activation_bytes(const ModelConfig& config, const Stage& s) {
   if (config.num_mtp_layers == 0) return model;
   const LayerBytes mtp = layer_bytes(config, s, config.mtp_layer, s.length - 1);
   return model + (mtp.kept + mtp.expanded) * s.micro_batch * (s.length - 1);
+}
+
+namespace {
+
+// The Workspace of pass.h for a pass of n tokens through `layers`.
+int64_t work_values(const ModelConfig& c, const Stage& s, std::span<const LayerConfig> layers,
+                    int64_t n) {
+  const bool trains = s.trains_model(), gathered = s.sparse() && !s.masked;
+  const int64_t d = c.hidden_size, heads = c.num_heads, latent = heads * c.kv_lora;
+  int64_t act = 0, of_experts = 0;
+  for (const LayerConfig& layer : layers) {
+    const bool moe = layer.ffn == FfnKind::kMoe;
+    act = std::max(act, moe ? c.moe_intermediate * c.num_shared_experts : c.intermediate);
+    if (!moe) continue;
+    act = std::max(act, c.moe_intermediate * c.experts_per_token);
+    of_experts = c.num_experts + c.experts_per_token * (1 + 2 * d);
+  }
+  int64_t each = 2 * d + act;  // norms, the last stream, SwiGLU
+  if (c.has_indexer() && (s.sparse() || s.trains_indexer())) {
+    const int64_t q = c.index_heads * c.index_dim;
+    each += q + 2 * c.index_dim + c.index_heads;
+    if (s.trains_indexer()) each += q + c.index_dim + c.index_heads;
+    if (s.masked || (gathered && s.trains_indexer())) each += s.topk;
+  }
+  int64_t total = gathered ? std::min(n, latent_block(c)) * latent * (s.recompute ? 2 : 1) : 0;
+  if (trains) {
+    each += 2 * d + of_experts + 3 * act;
+    each += heads * (c.v_head + c.qk_head()) + 2 * (c.kv_lora + c.rope) + 2 * c.q_lora;
+    if (!gathered) each += heads * (c.nope + c.v_head);
+    if (gathered) total += 2 * std::min(n, latent_block(c)) * latent;
+    total += std::min(n, kHeadTokens) * c.vocab_size;
+  }
+  return total + each * n;
+}
+
+}  // namespace
+
+int64_t work_bytes(const ModelConfig& c, const Stage& s) {
+  const int64_t n = s.micro_batch * s.length, next = s.micro_batch * (s.length - 1);
+  int64_t values = work_values(c, s, c.layers, n);
+  if (c.num_mtp_layers > 0) {
+    const int64_t joined = s.trains_model() ? 8 : 4;  // of the module's input, by hidden_size
+    values += work_values(c, s, {&c.mtp_layer, 1}, next) + joined * c.hidden_size * next;
+  }
+  return 4 * values;
 }
 
 }  // namespace tamis

@@ -27,5 +27,8 @@ double flops_per_token(const ModelConfig& config, const ParameterTable& table, c
 // Bytes that a pass over a micro-batch of the stage keeps for its backward pass; TrainModel says
 // the same after one.
 int64_t activation_bytes(const ModelConfig& config, const Stage& stage);
+// Bytes that its layers take turns with, likewise; float32, without the scratch memory of
+// operations.
+int64_t work_bytes(const ModelConfig& config, const Stage& stage);
 
 }  // namespace tamis

@@ -343,6 +343,29 @@ int64_t TrainModel<T>::activation_bytes() const {
   return total;
 }
 
+template <typename T>
+int64_t TrainModel<T>::work_bytes() const {
+  int64_t total = 0;
+  const auto add = [&](auto&... buffers) { total += (bytes_of(buffers) + ...); };
+  const auto add_work = [&](const Workspace<T>& w) {
+    add(w.normed, w.dnormed, w.dx, w.indices, w.d_o, w.dq, w.dkv, w.dc_kv, w.dk_pe, w.dkv_a, w.dq_a,
+        w.dq_lora, w.q_latent, w.o_latent, w.dq_latent, w.do_latent, w.all_q, w.all_kv, w.index_q,
+        w.index_k_raw, w.index_k, w.index_w, w.d_index_q, w.d_index_k, w.d_index_w, w.target, w.act,
+        w.dact, w.dgate, w.dup, w.drouter, w.dexpert_weights, w.drows, w.ddown, w.exchanged,
+        w.final_x, w.logits);
+    add(w.normed_bf16, w.act_bf16, w.dgate_up_bf16, w.ddown_bf16, w.dlogits_bf16, w.d_o_bf16,
+        w.dq_bf16, w.dkv_bf16, w.dq_a_bf16, w.dkv_a_bf16, w.dx_bf16);
+    for (const Fp8Factor<T>* f : {&w.fp8_first, &w.fp8_second, &w.fp8_down})
+      add(f->values, f->bf16);
+  };
+  add_work(state_->work);
+  if (mtp_) {
+    add_work(mtp_->state.work);
+    add(mtp_->e, mtp_->h, mtp_->joined, mtp_->djoined, mtp_->half, mtp_->back);
+  }
+  return total;
+}
+
 template class TrainModel<float>;
 template class TrainModel<double>;
 

@@ -108,8 +108,10 @@ class TrainModel {
   StepResult run(KernelContext& context, const Values& values, const MicroBatch& batch,
                  const Objective& objective);
 
-  // Bytes of activations that the last run holds.
+  // Bytes of activations that the runs so far hold for their backward passes, and of what layers
+  // take turns with.
   int64_t activation_bytes() const;
+  int64_t work_bytes() const;
   // Gives the memory of all runs back; the next one takes what it needs.
   void release();
 

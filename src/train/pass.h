@@ -68,7 +68,7 @@ struct Workspace {
   Buffer<T> q_latent, o_latent, dq_latent, do_latent;  // of a block, see sparse_attention.h
   Buffer<T> all_q, all_kv;                             // of every head, with a tensor group
   Buffer<T> index_q, index_k_raw, index_k, index_w, d_index_q, d_index_k, d_index_w, target;
-  Buffer<T> act, dact, dgate, dup, shared, drouter, dexpert_weights, drows, ddown, exchanged;
+  Buffer<T> act, dact, dgate, dup, drouter, dexpert_weights, drows, ddown, exchanged;
   Buffer<T> final_x, logits;
   // What only feeds products is kept in bf16 where they round it; see rounds().
   Buffer<uint16_t> normed_bf16, act_bf16, dgate_up_bf16, ddown_bf16, dlogits_bf16, d_o_bf16,

@@ -17,14 +17,10 @@ struct Part {
   TokenSequences sequences;
 };
 
-// Runs body(Block) for blocks of whose tokens one array [heads, kv_lora] takes about 1 GiB.
 template <typename T, typename Body>
 void for_each_block(const Pass<T>& p, const Body& body) {
-  // As products on CPUs add: so blocks there leave the bits of one.
-  constexpr int64_t kMultiple = 256, kValues = int64_t{1} << 28;
-  const int64_t n = p.tokens(), of_token = p.config.num_heads * p.config.kv_lora;
-  const int64_t fit = std::max(kValues / of_token / kMultiple, int64_t{1}) * kMultiple;
-  const int64_t size = p.objective.latent_tokens > 0 ? p.objective.latent_tokens : fit;
+  const int64_t n = p.tokens(), wanted = p.objective.latent_tokens;
+  const int64_t size = wanted > 0 ? wanted : latent_block(p.config);
   for (int64_t begin = 0; begin < n; begin += size) body(Block{begin, std::min(size, n - begin)});
 }
 
@@ -108,6 +104,13 @@ const T* latent_outputs(Pass<T>& p, int64_t l, const Block& block, T* target) {
 }
 
 }  // namespace
+
+int64_t latent_block(const ModelConfig& config) {
+  // As products on CPUs add: so blocks there leave the bits of one.
+  constexpr int64_t kMultiple = 256, kValues = int64_t{1} << 28;
+  return std::max(kValues / (config.num_heads * config.kv_lora) / kMultiple, int64_t{1}) *
+         kMultiple;
+}
 
 template <typename T>
 void attend_gathered(Pass<T>& p, int64_t l) {

@@ -8,6 +8,9 @@
 
 namespace tamis {
 
+// Tokens of a block, of which one array [heads, kv_lora] takes about 1 GiB.
+int64_t latent_block(const ModelConfig& config);
+
 // The layer's o [tokens, heads, v_head] from its q, c_kv, k_pe and indices. With train_indexer also
 // work.target [tokens, topk]: the mean over this rank's heads of what they attend to.
 template <typename T>

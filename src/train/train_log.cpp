@@ -154,7 +154,8 @@ void TrainLog::add(const StepReport& r, const std::string& stage) {
                       {"most_loaded", r.most_loaded},
                       {"tokens", r.tokens},
                       {"seconds", r.seconds},
-                      {"flops", r.flops}};
+                      {"flops", r.flops},
+                      {"memory_mib", static_cast<double>(r.memory) / (1 << 20)}};
   if (r.mtp_loss != 0) line["mtp_loss"] = number(r.mtp_loss);
   if (!r.kl.empty()) line["kl"] = r.kl;
   if (r.skipped) line["skipped"] = true;

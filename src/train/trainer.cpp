@@ -486,9 +486,11 @@ std::string Trainer::plan() const {
            fmt::format("\n  {:.1f} MFLOP a token, {:.3g} tokens, {:.3g} FLOP\n", per_token / 1e6,
                        tokens, per_token * tokens) +
            "  data: " + sources_text(data_[i]) + "\n" +
-           fmt::format("  {:.0f} MiB of activations for a micro-batch of {}\n",
-                       static_cast<double>(activation_bytes(own_config_, s)) / (1 << 20),
-                       s.micro_batch);
+           fmt::format(
+               "  {:.0f} MiB of activations and {:.0f} MiB of work space for a micro-batch of "
+               "{}, in float32\n",
+               static_cast<double>(activation_bytes(own_config_, s)) / (1 << 20),
+               static_cast<double>(work_bytes(own_config_, s)) / (1 << 20), s.micro_batch);
   }
   return out;
 }
@@ -685,6 +687,8 @@ StepReport Trainer::step() {
   report.stage_step = ++position_.stage_step;
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   report.flops = flops_per_token(config_, *table_, stage) * static_cast<double>(report.tokens);
+  report.memory = model_->activation_bytes() + model_->work_bytes();
+  if (context_.device() != nullptr) report.memory += context_.device()->scratch_bytes();
   return report;
 }
 

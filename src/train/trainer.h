@@ -38,7 +38,8 @@ struct StepReport {
   double most_loaded = 0;  // the busiest expert's tokens over the mean, the worst layer
   int64_t tokens = 0;
   double seconds = 0;
-  double flops = 0;                            // of the step, see cost.h
+  double flops = 0;    // of the step, see cost.h
+  int64_t memory = 0;  // bytes of activations and work space, with a GPU's scratch memory
   std::optional<ValidationReport> validation;  // after the step, if it was its turn
   bool skipped = false;  // a gradient was not finite, or a spike: nothing moved
 };

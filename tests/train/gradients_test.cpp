@@ -408,6 +408,7 @@ TEST(FloatGradients, RecomputationChangesNoBitAndKeepsLess) {
   for (const int form : {0, 1, 2}) {  // dense, gathered, masked
     Objective o = everything(form > 0 ? TrainAttention::kSparse : TrainAttention::kDense);
     o.mtp_scale = 0.5;
+    o.train_indexer = form > 0;
     o.masked = stage.masked = form == 2;
     stage.topk = form > 0 ? 4 : 0;
     std::vector<float> kept(values.size()), recomputed(values.size());
@@ -419,6 +420,7 @@ TEST(FloatGradients, RecomputationChangesNoBitAndKeepsLess) {
       model.run(context, {values.data(), (recompute ? recomputed : kept).data()}, batch, o);
       bytes[recompute ? 1 : 0] = model.activation_bytes();
       EXPECT_EQ(model.activation_bytes(), activation_bytes(config, stage));
+      EXPECT_EQ(model.work_bytes(), work_bytes(config, stage)) << form << recompute;
     }
     EXPECT_EQ(kept, recomputed);
     EXPECT_LT(bytes[1], bytes[0]);
