@@ -269,26 +269,26 @@ TEST(FloatGradients, SparseInBlocks) {
 
 TEST(FloatGradients, SparseInBlocksOfLatents) {
   Objective o = everything(TrainAttention::kSparse);
-  for (const int64_t tokens : {1, 37, 151}) {
+  for (const int64_t tokens : {37, 151}) {
     o.latent_tokens = tokens;
     o.recompute = tokens == 37;
     expect_float_is_double({150, 1, 7, 64}, o, Backend::kCpu);
   }
 }
 
-// A sequence that ends within a block, one that goes through three, several in one. Products on
-// CPUs add 256 tokens at a time; the sums over fewer belong to W_kvb alone.
+// A sequence that ends within a block, one that goes through two or four, several in one. Products
+// on CPUs add 256 tokens at a time; the sums over fewer belong to W_kvb alone.
 TEST(FloatGradients, BlocksOfLatentsChangeNoBit) {
   const ModelConfig config = tiny_config();
   const ParameterTable table(config);
   const std::vector<float> values = tiny_values(table);
-  const MicroBatch batch = tiny_batch({30, 511, 2, 90}, config.vocab_size);
+  const MicroBatch batch = tiny_batch({30, 300, 2, 20}, config.vocab_size);
   Objective o = everything(TrainAttention::kSparse);
   KernelContext context(2);
   std::vector<float> whole(values.size());
   TrainModel<float> model(config, table);
   const StepResult want = model.run(context, {values.data(), whole.data()}, batch, o);
-  for (const int64_t tokens : {256, 512, 100}) {
+  for (const int64_t tokens : {256, 100}) {
     for (const bool recompute : {false, true}) {
       o.latent_tokens = tokens;
       o.recompute = recompute;
