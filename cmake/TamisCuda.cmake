@@ -8,7 +8,7 @@ if(NOT CMAKE_CUDA_COMPILER)
   endif()
   set(CMAKE_CUDA_COMPILER "${TAMIS_NVCC}")
 endif()
-set(CMAKE_CUDA_ARCHITECTURES OFF)  # tamis_cuda_archs says which
+set(CMAKE_CUDA_ARCHITECTURES OFF)  # tamis_cuda_codes says which
 enable_language(CUDA)
 if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.8)
   message(FATAL_ERROR "nvcc ${CMAKE_CUDA_COMPILER_VERSION}: want 12.8 or later (sm_120)")
@@ -37,21 +37,40 @@ target_compile_options(tamis_cuda_flags INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:SH
 -Xcompiler=-Wall,-Wextra,-ffp-contract=off $<$<BOOL:${TAMIS_WERROR}>:-Werror=all-warnings>>")
 
 # Machine code for each capability, and PTX of the last. The compiler's front end runs once for each
-# virtual architecture, which takes as long as the assembler: so 8.6 is made from the PTX of 8.0, and
-# what comes after 8.9 from that of 8.9, the last that a portable file asks for (__CUDA_ARCH__: FP8
-# conversions). A file that asks for more belongs in a folder of its own, see below.
-add_library(tamis_cuda_archs INTERFACE)
-set(codes "")
-foreach(arch ${TAMIS_CUDA_ARCHS})
-  foreach(known 80 89)
-    if(NOT arch LESS known)
-      set(virtual ${known})
+# virtual architecture, which takes as long as the assembler. A portable file asks for 8.0 and no
+# more, but for FP8 conversions (kernels/cuda/fp8.cuh), which have instructions from 8.9 on: so a
+# file without them is made from the PTX of 8.0 alone, and one with them from that of 8.0 (8.0, 8.6)
+# and of 8.9 (what comes after). A file that asks for more belongs in a folder of its own, see below.
+function(tamis_cuda_codes result)
+  set(codes "")
+  foreach(arch ${TAMIS_CUDA_ARCHS})
+    foreach(known ${ARGN})
+      if(NOT arch LESS known)
+        set(virtual ${known})
+      endif()
+    endforeach()
+    list(APPEND codes "-gencode=arch=compute_${virtual},code=sm_${arch}")
+  endforeach()
+  list(APPEND codes "-gencode=arch=compute_${virtual},code=compute_${virtual}")
+  set(${result} ${codes} PARENT_SCOPE)
+endfunction()
+tamis_cuda_codes(TAMIS_CUDA_CODES 80)
+tamis_cuda_codes(TAMIS_CUDA_FP8_CODES 80 89)
+
+# Sets `result` to whether `path` includes kernels/cuda/fp8.cuh, itself or through .cuh files.
+function(tamis_includes_fp8 path result)
+  set(found OFF)
+  file(STRINGS "${path}" lines REGEX "^#include \"[^\"]+\\.cuh\"")
+  foreach(line ${lines})
+    string(REGEX REPLACE "^#include \"([^\"]+)\".*" "\\1" included "${line}")
+    if(included STREQUAL "kernels/cuda/fp8.cuh")
+      set(found ON)
+    elseif(NOT found)
+      tamis_includes_fp8("${PROJECT_SOURCE_DIR}/src/${included}" found)
     endif()
   endforeach()
-  string(APPEND codes " -gencode=arch=compute_${virtual},code=sm_${arch}")
-endforeach()
-string(APPEND codes " -gencode=arch=compute_${virtual},code=compute_${virtual}")
-target_compile_options(tamis_cuda_archs INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:${codes}>")
+  set(${result} ${found} PARENT_SCOPE)
+endfunction()
 
 # Takes the .cu files out of the list `sources` and makes a target of them alone, TARGET_device, so
 # that they can be compiled without the rest; the list gets its objects instead. Files in folders
@@ -67,12 +86,21 @@ function(tamis_cuda_objects target sources)
   list(FILTER hopper INCLUDE REGEX "/sm90/")
   list(FILTER device EXCLUDE REGEX "/sm90/")
   add_library(${target}_device OBJECT ${device})
-  target_link_libraries(${target}_device PRIVATE tamis_cuda_archs)
+  foreach(source ${device})
+    tamis_includes_fp8("${source}" fp8)
+    if(fp8)
+      set_source_files_properties("${source}" PROPERTIES COMPILE_OPTIONS "${TAMIS_CUDA_FP8_CODES}"
+        COMPILE_DEFINITIONS TAMIS_CUDA_FP8)
+    else()
+      set_source_files_properties("${source}" PROPERTIES COMPILE_OPTIONS "${TAMIS_CUDA_CODES}")
+    endif()
+  endforeach()
   set(objects $<TARGET_OBJECTS:${target}_device>)
   if(hopper AND 90 IN_LIST TAMIS_CUDA_ARCHS)
     add_library(${target}_sm90 OBJECT ${hopper})
     target_compile_options(${target}_sm90 PRIVATE
       "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-gencode=arch=compute_90a,code=sm_90a>")
+    target_compile_definitions(${target}_sm90 PRIVATE TAMIS_CUDA_FP8)
     target_compile_definitions(${target}_device PRIVATE TAMIS_SM90)
     add_dependencies(${target}_device ${target}_sm90)
     list(APPEND objects $<TARGET_OBJECTS:${target}_sm90>)

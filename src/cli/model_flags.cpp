@@ -9,6 +9,7 @@
 #include "cli/crossover.h"
 #include "cli/support.h"
 #include "comm/launcher.h"
+#include "kernels/explain.h"
 
 namespace tamis::cli {
 
@@ -153,7 +154,7 @@ CacheOptions ModelFlags::cache_options() const {
 
 void ModelFlags::explain(const KernelContext& context) const {
   if (!explain_kernels || launcher_rank() > 0) return;
-  for (const std::string& line : context.explain()) std::cerr << line << "\n";
+  for (const std::string& line : tamis::explain(context)) std::cerr << line << "\n";
 }
 
 }  // namespace tamis::cli

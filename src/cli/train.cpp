@@ -15,6 +15,7 @@
 #include "cli/model_flags.h"
 #include "cli/support.h"
 #include "comm/group.h"
+#include "kernels/explain.h"
 #include "kernels/machine_peak.h"
 #include "kernels/workloads/cuda_workloads.h"
 #include "train/trainer.h"
@@ -143,7 +144,7 @@ void run_rank(const TrainFlags& flags, const Recipe& recipe, KernelContext& cont
       std::fprintf(stderr, "%s%s%s\nkernels: %s\n", trainer.stage_line(stage).c_str(),
                    ranks_text(trainer.recipe(), world.size()).c_str(),
                    device_text(trainer.recipe(), context).c_str(),
-                   fmt::format("{}", fmt::join(context.explain(), ", ")).c_str());
+                   fmt::format("{}", fmt::join(explain(context), ", ")).c_str());
     }
     lines.show(r);
   });

@@ -2,6 +2,8 @@
 
 #include <chrono>
 
+#include "tensor/cuda/device.h"
+
 namespace tamis {
 namespace {
 

@@ -35,10 +35,10 @@ double median(std::vector<double> v) {
   return *middle;
 }
 
-// "simd" of the line "mla_sparse: simd".
+// "simd" of mla_sparse.
 std::string implementation_of(const KernelContext& context, const std::string& op) {
-  for (const std::string& line : context.explain()) {
-    if (line.rfind(op + ": ", 0) == 0) return line.substr(op.size() + 2);
+  for (const Choice& c : context.ran()) {
+    if (c.op == op) return c.implementation;
   }
   return "";
 }

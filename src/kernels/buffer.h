@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/context.h"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 

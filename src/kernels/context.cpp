@@ -5,10 +5,17 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
+#include <map>
+#include <memory>
 #include <new>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "base/error.h"
 #include "kernels/cuda/device_code.h"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace {
@@ -89,17 +96,42 @@ std::string_view backend_name(Backend backend) {
   return "";
 }
 
-KernelContext::KernelContext(int num_threads, Backend backend, int ordinal)
-    : pool_(num_threads), backend_(backend) {
-  if (backend == Backend::kCuda) {
-    device_ = std::make_unique<DeviceContext>(ordinal);
-    check_device_code(*device_);
-  }
-  buffers_.resize(static_cast<size_t>(num_threads) * kSlots);
-}
+struct KernelContext::State {
+  struct Buffer {
+    std::unique_ptr<float[], void (*)(float*)> data{nullptr, nullptr};
+    int64_t floats = 0;
+  };
+  static constexpr int kSlots = 8;
 
-void KernelContext::force(const std::string& op, const std::string& name) {
-  forced_[op] = full_name(name);
+  State(int num_threads, Backend backend_, int ordinal) : pool(num_threads), backend(backend_) {
+    if (backend == Backend::kCuda) {
+      device = std::make_unique<DeviceContext>(ordinal);
+      check_device_code(*device);
+    }
+    buffers.resize(static_cast<size_t>(num_threads) * kSlots);
+  }
+
+  ThreadPool pool;
+  Backend backend;
+  std::unique_ptr<DeviceContext> device;
+  std::map<std::string, std::string, std::less<>> forced;
+  std::vector<Buffer> buffers;
+  std::vector<Choice> ran;
+};
+
+KernelContext::KernelContext(int num_threads, Backend backend, int ordinal)
+    : state_(new State(num_threads, backend, ordinal)) {}
+
+KernelContext::~KernelContext() = default;
+
+ThreadPool& KernelContext::pool() { return state_->pool; }
+
+Backend KernelContext::backend() const { return state_->backend; }
+
+DeviceContext* KernelContext::device() const { return state_->device.get(); }
+
+void KernelContext::force(std::string_view op, std::string_view name) {
+  state_->forced[std::string(op)] = full_name(name);
 }
 
 void KernelContext::force_list(std::string_view list) {
@@ -110,20 +142,21 @@ void KernelContext::force_list(std::string_view list) {
     if (colon == std::string_view::npos || colon == 0 || colon + 1 == item.size()) {
       throw UsageError("TAMIS_OP: want op:implementation[,...], got '" + printable(item) + "'");
     }
-    force(std::string(item.substr(0, colon)), std::string(item.substr(colon + 1)));
+    force(item.substr(0, colon), item.substr(colon + 1));
     list.remove_prefix(std::min(end + 1, list.size()));
   }
 }
 
 bool KernelContext::allowed(std::string_view op, std::string_view implementation) const {
-  if ((backend_ == Backend::kCuda) != implementation.starts_with("cuda")) return false;
-  const auto it = forced_.find(op);
-  if (it != forced_.end()) return it->second == implementation;
-  return backend_ != Backend::kReference || implementation == "reference";
+  if ((backend() == Backend::kCuda) != implementation.starts_with("cuda")) return false;
+  const auto it = state_->forced.find(op);
+  if (it != state_->forced.end()) return it->second == implementation;
+  return backend() != Backend::kReference || implementation == "reference";
 }
 
 float* KernelContext::scratch(int thread, int slot, int64_t floats) {
-  Buffer& b = buffers_[static_cast<size_t>(thread) * kSlots + static_cast<size_t>(slot)];
+  const size_t place = static_cast<size_t>(thread) * State::kSlots + static_cast<size_t>(slot);
+  State::Buffer& b = state_->buffers[place];
   if (b.floats < floats) {
     const size_t bytes =
         (static_cast<size_t>(floats) * sizeof(float) + kAlignment - 1) / kAlignment * kAlignment;
@@ -136,20 +169,16 @@ float* KernelContext::scratch(int thread, int slot, int64_t floats) {
 }
 
 void KernelContext::note(const char* op, const char* implementation) {
-  if (op_times() != nullptr && device_ != nullptr) op_times()->start(*device_, op, implementation);
-  for (auto& [o, i] : ran_) {
-    if (o == op && i == implementation) return;
+  if (op_times() != nullptr && device() != nullptr) {
+    op_times()->start(*device(), op, implementation);
   }
-  ran_.emplace_back(op, implementation);
+  for (const Choice& c : state_->ran) {
+    if (c.op == op && c.implementation == implementation) return;
+  }
+  state_->ran.push_back({op, implementation});
 }
 
-std::vector<std::string> KernelContext::explain() const {
-  std::vector<std::string> lines;
-  for (const auto& [op, implementation] : ran_) {
-    lines.push_back(std::string(op) + ": " + implementation);
-  }
-  return lines;
-}
+std::span<const Choice> KernelContext::ran() const { return state_->ran; }
 
 void throw_no_implementation(const KernelContext& context, const char* op) {
   throw UsageError(std::string("[") + op + "] no allowed implementation of back end " +

@@ -3,17 +3,15 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
-#include <memory>
 #include <span>
-#include <string>
 #include <string_view>
-#include <vector>
 
+#include "base/hidden.h"
 #include "base/thread_pool.h"
-#include "tensor/cuda/device.h"
 
 namespace tamis {
+
+class DeviceContext;  // tensor/cuda/device.h
 
 enum class Backend { kReference, kCpu, kCuda };
 
@@ -21,19 +19,27 @@ enum class Backend { kReference, kCpu, kCuda };
 Backend backend_from_name(std::string_view name);
 std::string_view backend_name(Backend backend);
 
+// An implementation that has run: both names are the program's own.
+struct Choice {
+  const char* op;
+  const char* implementation;
+};
+
 class KernelContext {
  public:
   // kCuda: opens the device `ordinal`; DeviceError if that fails. Every pointer that an operation
   // is then given is a device pointer, and operations return before they have run, in order.
   explicit KernelContext(int num_threads, Backend backend = Backend::kCpu, int ordinal = 0);
 
-  ThreadPool& pool() { return pool_; }
-  Backend backend() const { return backend_; }
+  ~KernelContext();
+
+  ThreadPool& pool();
+  Backend backend() const;
   // Null unless the back end is kCuda.
-  DeviceContext* device() const { return device_.get(); }
+  DeviceContext* device() const;
 
   // Lets only implementation `name` of `op` run, e.g. ("mla_sparse", "reference").
-  void force(const std::string& op, const std::string& name);
+  void force(std::string_view op, std::string_view name);
   // Parses "op:impl[,op:impl...]" (the TAMIS_OP variable); "ref" means "reference".
   void force_list(std::string_view list);
   // kCuda runs implementations named "cuda..." and nothing else; the others never run those.
@@ -44,23 +50,14 @@ class KernelContext {
   // same thread and slot; an operation that needs several buffers uses several slots.
   float* scratch(int thread, int slot, int64_t floats);
 
-  // Records that an implementation ran; explain() lists them, "mla_sparse: simd (avx2)".
+  // Records that an implementation ran; kernels/explain.h lists them.
   void note(const char* op, const char* implementation);
-  std::vector<std::string> explain() const;
+  std::span<const Choice> ran() const;
 
  private:
-  struct Buffer {
-    std::unique_ptr<float[], void (*)(float*)> data{nullptr, nullptr};
-    int64_t floats = 0;
-  };
-  static constexpr int kSlots = 8;
+  struct State;
 
-  ThreadPool pool_;
-  Backend backend_;
-  std::unique_ptr<DeviceContext> device_;
-  std::map<std::string, std::string, std::less<>> forced_;
-  std::vector<Buffer> buffers_;
-  std::vector<std::pair<const char*, const char*>> ran_;
+  Hidden<State> state_;
 };
 
 // One implementation of an operation. Lists are ordered, fastest first, the reference last.

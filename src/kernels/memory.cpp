@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "tensor/cuda/device.h"
+
 namespace tamis {
 
 void put(KernelContext& context, void* to, const void* host, int64_t bytes) {

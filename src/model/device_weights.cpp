@@ -5,6 +5,7 @@
 #include <map>
 
 #include "kernels/memory.h"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace {

@@ -5,6 +5,7 @@
 #include "base/function_ref.h"
 #include "kernels/context.h"
 #include "model/weights.h"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 

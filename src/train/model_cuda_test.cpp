@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/explain.h"
 #include "kernels/tolerance.h"
 #include "kernels/train_ops.h"
 #include "support/cuda_device.h"
@@ -190,7 +191,7 @@ TEST_F(TrainCuda, Bf16IsTheDoubleModelButForItsFactors) {
   // Two factors, each off by half a unit.
   expect_is_double(config, {150, 1, 7, 64}, objective(TrainAttention::kDense, false), values,
                    kUnitBf16);
-  const std::vector<std::string> ran = context().explain();
+  const std::vector<std::string> ran = explain(context());
   EXPECT_NE(std::find(ran.begin(), ran.end(), "mla_backward_bf16: cuda_flash"), ran.end());
   const MicroBatch batch = tiny_batch({150, 1, 7, 64}, config.vocab_size);
   Objective o = objective(TrainAttention::kDense, false);

@@ -9,6 +9,7 @@
 #include "kernels/adamw/adamw.h"
 #include "kernels/array_ops/array_ops.h"
 #include "kernels/memory.h"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace {

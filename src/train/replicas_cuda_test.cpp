@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "comm/nccl.h"
 #include "kernels/memory.h"
+#include "tensor/cuda/device.h"
 #include "train/random.h"
 #include "train/replicas.h"
 

@@ -1,6 +1,8 @@
 // A PagedCache of the tests on the device, and TokenMaps into it. Test code only.
 #pragma once
 
+#include <memory>
+
 #include "support/cuda_device.h"
 #include "support/paged_cache.h"
 

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "kernels/context.h"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 

@@ -6,6 +6,7 @@
 
 #include "kernels/adamw/adamw_impl.h"
 #include "kernels/cuda/launch.cuh"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace {

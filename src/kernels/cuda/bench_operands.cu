@@ -1,6 +1,8 @@
 #include "kernels/cuda/bench_operands.h"
 #include "kernels/cuda/convert.cuh"
+#include "kernels/cuda/fp8.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace {

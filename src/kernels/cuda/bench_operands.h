@@ -8,6 +8,7 @@
 #include "kernels/context.h"
 #include "kernels/kv_layout.h"
 #include "kernels/weight.h"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 

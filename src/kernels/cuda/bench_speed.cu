@@ -6,6 +6,7 @@
 #include "kernels/cuda/mma.cuh"
 #include "kernels/workloads/cuda_workloads.h"
 #include "tensor/cuda/check.h"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace {

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/convert.cuh"
+#include "kernels/cuda/fp8.cuh"
 #include "kernels/kv_layout.h"
 
 namespace tamis {

@@ -3,6 +3,7 @@
 #include "kernels/cuda/device_code.h"
 #include "kernels/cuda/launch.cuh"
 #include "tensor/cuda/check.h"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace {
@@ -15,7 +16,13 @@ void check_device_code(const DeviceContext& device) {
   const DeviceInfo& d = device.info();
   cudaFuncAttributes attributes;
   check_cuda(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(probe_kernel)),
-             "looking for code for " + d.name + " (sm_" + std::to_string(d.sm) + ")");
+             std::string("looking for code for ") + d.name + " (sm_" + std::to_string(d.sm) + ")");
+}
+
+cudaStream_t stream_of(KernelContext& context) { return context.device()->stream(); }
+
+void* device_scratch(KernelContext& context, int slot, int64_t bytes) {
+  return context.device()->scratch(slot, bytes);
 }
 
 void check_launch(const char* kernel) {

@@ -20,13 +20,11 @@
 
 namespace tamis {
 
-inline cudaStream_t stream_of(KernelContext& context) { return context.device()->stream(); }
+cudaStream_t stream_of(KernelContext& context);
 
 // Device memory for the time of one operation; DeviceContext::scratch has the rules. Slots 0 to 7
 // belong to operations, 8 to 15 to the model.
-inline void* device_scratch(KernelContext& context, int slot, int64_t bytes) {
-  return context.device()->scratch(slot, bytes);
-}
+void* device_scratch(KernelContext& context, int slot, int64_t bytes);
 
 // After each launch: DeviceError naming the kernel if it could not be started.
 void check_launch(const char* kernel);

@@ -91,37 +91,4 @@ __device__ inline uint32_t pack_f16(float low, float high) {
   return packed;
 }
 
-// Two e4m3 codes (the low byte first) as f16, exactly. An instruction from sm_89 on; before, the
-// bits are moved into place (f16 has the bias 15, e4m3 7: times 2^8) and NaN is set by hand.
-__device__ inline uint32_t e4m3x2_to_f16x2(uint16_t codes) {
-#if __CUDA_ARCH__ >= 890
-  uint32_t halves;
-  asm("cvt.rn.f16x2.e4m3x2 %0, %1;\n" : "=r"(halves) : "h"(codes));
-  return halves;
-#else
-  const uint32_t spread = (codes & 0xFFu) | (static_cast<uint32_t>(codes & 0xFF00u) << 8);
-  const uint32_t sign = (spread & 0x00800080u) << 8;
-  const uint32_t magnitude = (spread & 0x007F007Fu) << 7;
-  uint32_t scaled;
-  asm("mul.rn.f16x2 %0, %1, %2;\n" : "=r"(scaled) : "r"(magnitude), "r"(0x5C005C00u));
-  if ((codes & 0x7Fu) == 0x7Fu) scaled |= 0x00007FFFu;
-  if ((codes & 0x7F00u) == 0x7F00u) scaled |= 0x7FFF0000u;
-  return scaled | sign;
-#endif
-}
-
-// Four codes as two such pairs. In one piece, so that the halves of a register are named where
-// they are used and none is shifted.
-__device__ inline void e4m3x4_to_f16x2(uint32_t codes, uint32_t* low, uint32_t* high) {
-#if __CUDA_ARCH__ >= 890
-  asm("{\n.reg .b16 a, b;\nmov.b32 {a, b}, %2;\ncvt.rn.f16x2.e4m3x2 %0, a;\n"
-      "cvt.rn.f16x2.e4m3x2 %1, b;\n}\n"
-      : "=r"(*low), "=r"(*high)
-      : "r"(codes));
-#else
-  *low = e4m3x2_to_f16x2(static_cast<uint16_t>(codes));
-  *high = e4m3x2_to_f16x2(static_cast<uint16_t>(codes >> 16));
-#endif
-}
-
 }  // namespace tamis::ptx

@@ -8,6 +8,7 @@
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/train_products.h"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace {

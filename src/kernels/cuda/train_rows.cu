@@ -5,6 +5,7 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/train_rows.h"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace {

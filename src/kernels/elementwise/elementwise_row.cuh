@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cuda/convert.cuh"
+#include "kernels/cuda/fp8.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/elementwise/elementwise.h"
 

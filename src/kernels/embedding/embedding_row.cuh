@@ -1,7 +1,7 @@
 // One token of embedding, for its kernel and that of token_ops.
 #pragma once
 
-#include "kernels/cuda/convert.cuh"
+#include "kernels/cuda/fp8.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/embedding/embedding.h"
 

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "kernels/fp8_products/fp8_products_impl.h"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/convert.cuh"
+#include "kernels/cuda/fp8.cuh"
 #include "kernels/fp8_round/fp8_round_impl.h"
 
 namespace tamis::fp8 {

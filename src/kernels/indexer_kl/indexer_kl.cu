@@ -8,6 +8,7 @@
 #include "kernels/cuda/train_rows.h"
 #include "kernels/indexer_kl/indexer_kl_impl.h"
 #include "kernels/mla_dense/mla_dense_backward_cuda.h"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace {

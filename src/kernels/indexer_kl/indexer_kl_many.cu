@@ -7,6 +7,7 @@
 #include "kernels/cuda/train_rows.h"
 #include "kernels/indexer_kl/indexer_kl_impl.h"
 #include "kernels/indexer_kl/indexer_kl_tokens.cuh"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace {

@@ -17,11 +17,13 @@
 // A product (16x8x16) costs 128 bytes of shared memory, 1 cycle of an SM; the tensor cores need 1.6
 // on Hopper through mma.sync. Floors: prefill by mma.sync's rate (about 60 % of wgmma's), decode by
 // 132 bytes a key.
+#include "kernels/cuda/fp8.cuh"
 #include "kernels/cuda/kv_rows.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/indexer_logits/indexer_logits_impl.h"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace {

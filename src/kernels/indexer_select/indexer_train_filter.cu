@@ -19,6 +19,7 @@
 #include "kernels/cuda/split_tiles.cuh"
 #include "kernels/indexer_select/indexer_select_impl.h"
 #include "kernels/topk/topk_block.cuh"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace {

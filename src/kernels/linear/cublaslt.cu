@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/linear/cublaslt.h"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace {

@@ -11,6 +11,7 @@
 #include "kernels/linear/native_products.cuh"
 #include "kernels/linear/products.cuh"
 #include "kernels/linear/sm90/config.cuh"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace {

@@ -26,11 +26,13 @@
 #include <algorithm>
 
 #include "kernels/cuda/convert.cuh"
+#include "kernels/cuda/fp8.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/linear/native_products.cuh"
 #include "kernels/linear/weight_rows.cuh"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace native {

@@ -5,10 +5,12 @@
 #include <limits>
 #include <string>
 
+#include "kernels/explain.h"
 #include "kernels/grouped_linear/grouped_linear.h"
 #include "kernels/quantize_fp8/quantize_fp8.h"
 #include "kernels/tolerance.h"
 #include "support/cuda_weight.h"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace {
@@ -139,7 +141,7 @@ class LinearCublasltCuda : public LinearNativeCuda {
                    fp8 ? run(w.w(), x, m, ue8m0) : project(w.w(), x, m), fp8 ? 0 : kUnitBf16,
                    fp8 && taken ? e4m3_sums_lose : nullptr);
     }
-    const std::vector<std::string> ran = context().explain();
+    const std::vector<std::string> ran = explain(context());
     EXPECT_EQ(std::count(ran.begin(), ran.end(), "linear_tiles: cuda_cublaslt"), taken ? 1 : 0)
         << rows << " " << cols << " " << m;
   }

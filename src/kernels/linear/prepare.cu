@@ -3,6 +3,7 @@
 // or for atoms up to 512; a float4 a lane. Columns past the end become 0, and rows of atoms that
 // belong to no row of x. Bound by memory: 4 bytes read and 2 written a value.
 #include "kernels/cuda/convert.cuh"
+#include "kernels/cuda/fp8.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/linear/linear_products.h"
 #include "kernels/linear/products.cuh"

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/convert.cuh"
+#include "kernels/cuda/fp8.cuh"
 #include "kernels/linear/linear.h"
 #include "kernels/linear/linear_products.h"
 

@@ -5,6 +5,7 @@
 // side costs a slower copy of m * inner values and nothing in the m * n * inner products.
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "kernels/matmul/matmul_impl.h"
 #include "kernels/simd/targets.h"

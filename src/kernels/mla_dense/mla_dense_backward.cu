@@ -8,6 +8,7 @@
 #include "kernels/cuda/train_rows.h"
 #include "kernels/mla_dense/mla_dense_backward_cuda.h"
 #include "kernels/mla_dense/mla_dense_backward_impl.h"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace {

@@ -2,6 +2,7 @@
 #include <cstring>
 #include <string>
 
+#include "kernels/explain.h"
 #include "kernels/mla_dense/test_problem.h"
 #include "support/cuda_device.h"
 
@@ -132,7 +133,7 @@ TEST_F(MlaDenseCuda, TensorCoresAgreeWithTheReference) {
       }
     }
   }
-  const std::vector<std::string> ran = context().explain();
+  const std::vector<std::string> ran = explain(context());
   EXPECT_EQ(std::count(ran.begin(), ran.end(), "mla_dense: cuda_mma"), 1);
 }
 

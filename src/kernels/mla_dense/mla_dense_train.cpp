@@ -6,6 +6,7 @@
 
 #include "kernels/mla_dense/mla_dense.h"
 #include "kernels/mla_dense/mla_dense_backward_impl.h"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace {

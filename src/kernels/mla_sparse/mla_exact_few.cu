@@ -9,6 +9,7 @@
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/mla_sparse/mla_exact.cuh"
+#include "tensor/cuda/device.h"
 
 namespace tamis::exact {
 namespace {

@@ -12,6 +12,7 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/mla_sparse/mla_exact.cuh"
 #include "kernels/mla_sparse/mla_sparse_impl.h"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace {

@@ -7,6 +7,7 @@
 #include "kernels/cuda/train_products.h"
 #include "kernels/cuda/train_rows.h"
 #include "kernels/mla_sparse/mla_sparse_backward_impl.h"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace {

@@ -10,6 +10,7 @@
 #include "kernels/mla_sparse/mla_sparse_impl.h"
 #include "kernels/mla_sparse/mla_sparse_mma.h"
 #include "tensor/cuda/check.h"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace {

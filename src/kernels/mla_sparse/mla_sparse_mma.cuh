@@ -25,6 +25,7 @@
 #pragma once
 
 #include "kernels/cuda/attention_list.cuh"
+#include "kernels/cuda/fp8.cuh"
 #include "kernels/cuda/kv_rows.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/mma.cuh"

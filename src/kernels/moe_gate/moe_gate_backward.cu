@@ -7,6 +7,7 @@
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/moe_gate/moe_gate_backward_impl.h"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace {

@@ -5,6 +5,7 @@
 #include "kernels/sample/sample.h"
 #include "kernels/sample/sample_weight.h"
 #include "support/cuda_device.h"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace {

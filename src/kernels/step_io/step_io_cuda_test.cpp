@@ -6,6 +6,7 @@
 #include "kernels/step_io/step_io.h"
 #include "kernels/test_weight.h"
 #include "support/cuda_device.h"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace {

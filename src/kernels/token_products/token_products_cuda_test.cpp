@@ -6,6 +6,7 @@
 #include "kernels/token_products/token_products.h"
 #include "kernels/token_products/token_products_impl.h"
 #include "support/cuda_weight.h"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace {

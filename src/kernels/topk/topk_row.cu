@@ -10,6 +10,7 @@
 #include "kernels/cuda/launch.cuh"
 #include "kernels/topk/topk_block.cuh"
 #include "kernels/topk/topk_row.cuh"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace {

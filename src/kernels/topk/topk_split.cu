@@ -12,6 +12,7 @@
 #include <algorithm>
 
 #include "kernels/topk/topk_block.cuh"
+#include "tensor/cuda/device.h"
 
 namespace tamis {
 namespace {

@@ -1,6 +1,8 @@
 #include "tensor/cuda/device.h"
 
 #include <algorithm>
+#include <cstdio>
+#include <string>
 #include <utility>
 
 #include "base/error.h"
@@ -44,7 +46,7 @@ DeviceInfo describe(int ordinal) {
   check_cuda(cudaGetDeviceProperties(&p, ordinal), "cudaGetDeviceProperties");
   DeviceInfo d;
   d.ordinal = ordinal;
-  d.name = p.name;
+  std::snprintf(d.name, sizeof(d.name), "%s", p.name);
   d.sm = p.major * 10 + p.minor;
   d.multiprocessors = p.multiProcessorCount;
   d.total_bytes = static_cast<int64_t>(p.totalGlobalMem);
@@ -71,7 +73,7 @@ std::vector<DeviceInfo> cuda_devices() {
     if (d.sm >= kOldestSm) {
       devices.push_back(d);
     } else {
-      refused += " " + d.name + " (sm_" + std::to_string(d.sm) + ")";
+      refused += std::string(" ") + d.name + " (sm_" + std::to_string(d.sm) + ")";
     }
   }
   if (devices.empty()) {

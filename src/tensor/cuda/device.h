@@ -11,8 +11,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <string>
 #include <vector>
 
 struct CUstream_st;
@@ -21,7 +19,7 @@ namespace tamis {
 
 struct DeviceInfo {
   int ordinal = 0;
-  std::string name;
+  char name[256] = {};
   int sm = 0;  // compute capability, 90 for 9.0
   int multiprocessors = 0;
   int64_t total_bytes = 0, free_bytes = 0;

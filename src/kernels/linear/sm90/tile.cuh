@@ -21,12 +21,14 @@
 #include <cstdlib>
 
 #include "kernels/cuda/convert.cuh"
+#include "kernels/cuda/fp8.cuh"
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/wgmma.cuh"
 #include "kernels/linear/sm90/work.cuh"
 #include "kernels/linear/weight_rows.cuh"
+#include "tensor/cuda/device.h"
 
 namespace tamis::sm90 {
 
