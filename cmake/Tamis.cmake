@@ -118,7 +118,11 @@ function(tamis_test)
     GTest::gtest GTest::gtest_main "${RAPIDCHECK_LIBRARY}")
   # One ctest entry a binary: GoogleTest's own output names the case that failed.
   add_test(NAME ${T_NAME} COMMAND ${T_NAME})
-  set_tests_properties(${T_NAME} PROPERTIES LABELS "${T_LABEL}" TIMEOUT 600)
+  set(_timeout 600)
+  if(TAMIS_SANITIZE MATCHES "thread")
+    set(_timeout 3600)
+  endif()
+  set_tests_properties(${T_NAME} PROPERTIES LABELS "${T_LABEL}" TIMEOUT ${_timeout})
 endfunction()
 
 # The ctest entry NAME_RANKS: COMMAND (a target or a program, and its arguments) on RANKS ranks, in

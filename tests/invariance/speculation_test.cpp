@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "engine/engine.h"
 #include "invariance/runner.h"
+#include "support/fewer_cases.h"
 #include "text/grammar/constraint.h"
 
 namespace tamis {
@@ -117,7 +118,7 @@ class Speculation : public ::testing::TestWithParam<Precision> {
 };
 
 TEST_P(Speculation, OwnGuessesChangeNothing) {
-  const auto all = requests(12);
+  const auto all = requests(fewer(12, 8));
   const auto want = plain(all);
   for (const int64_t tokens : {1, 5}) {
     EngineOptions o = options_;
@@ -138,7 +139,7 @@ TEST_P(Speculation, OwnGuessesChangeNothing) {
 
 // Nor where nobody asks for log-probabilities, and a device draws the tokens.
 TEST_P(Speculation, DrawnTokensNeedNoLogits) {
-  auto all = requests(12);
+  auto all = requests(fewer(12, 8));
   const auto want = plain(all);
   for (Request& r : all) r.sampling.logprob = false;
   EngineOptions o = options_;
@@ -149,7 +150,7 @@ TEST_P(Speculation, DrawnTokensNeedNoLogits) {
 }
 
 TEST_P(Speculation, RightAndWrongGuessesChangeNothing) {
-  auto all = requests(16);
+  auto all = requests(fewer(16, 7));
   for (size_t i = 0; i < all.size(); i += 3) all[i].top_reads = 4;
   const auto want = plain(all);
   for (const int64_t tokens : {1, 4, 8}) {
@@ -188,12 +189,12 @@ TEST_P(Speculation, RightAndWrongGuessesChangeNothing) {
 }
 
 TEST_P(Speculation, AfterPreemptionsAndCacheHits) {
-  auto all = requests(14);
-  for (Request& r : all) r.max_tokens += 60;
+  auto all = requests(fewer(14, 8));
+  for (Request& r : all) r.max_tokens += fewer(60, 30);
   const auto want = plain(all);
   EngineOptions o = options_;
   o.speculative_tokens = 3;
-  o.cache.pages = 12;
+  o.cache.pages = fewer(12, 6);
   o.max_context = 300;
   o.change_drafts = partly_right(all, want, model_->config().vocab_size);
   Engine engine(*model_, context_, o);
@@ -288,9 +289,10 @@ TEST_P(Speculation, RandomLifeLeavesNoPageBehind) {
   std::vector<TokenEvent> events;
   std::map<int64_t, int> ended;
   int64_t submitted = 0;
-  for (int i = 0; i < 300 || !engine.idle(); ++i) {
+  const int steps = fewer(300, 100);
+  for (int i = 0; i < steps || !engine.idle(); ++i) {
     ASSERT_LT(i, 20000);
-    if (i < 300 && (*rng)() % 3 == 0) {
+    if (i < steps && (*rng)() % 3 == 0) {
       Request r = requests(9)[(*rng)() % 9];
       r.priority = static_cast<int64_t>((*rng)() % 3);
       if ((*rng)() % 4 == 0) r.attention = SelectionPolicy{AttentionKind::kDense, 0, 0};
@@ -304,6 +306,8 @@ TEST_P(Speculation, RandomLifeLeavesNoPageBehind) {
   }
   for (int64_t i = 0; i < submitted; ++i) EXPECT_EQ(ended[i], 1) << i;
   EXPECT_EQ(engine.cache().used_pages(), 0);
+  EXPECT_GT(engine.stats().preemptions, 0);
+  EXPECT_GT(engine.stats().speculation.drafts, 0);
 }
 
 // Guesses are masked, and the constraint does not move with those that fail.
@@ -313,7 +317,7 @@ TEST_P(Speculation, UnderAConstraint) {
   ConstraintSpec spec;
   spec.answer = ConstraintSpec::Answer::kRegex;
   spec.text = "[ab]{12}(xy|z){3,9}";
-  auto all = requests(8);
+  auto all = requests(fewer(8, 4));
   const auto trie = std::make_shared<TokenTrie>(tokenizer, model_->config().vocab_size);
   for (Request& r : all) {
     r.constraint = compile_constraint(spec, trie);

@@ -7,6 +7,7 @@
 #include "base/json.h"
 #include "convert/folders.h"
 #include "server/live.h"
+#include "support/fewer_cases.h"
 
 namespace tamis::server {
 namespace {
@@ -114,6 +115,8 @@ TEST_P(ConstrainedMatrix, MatrixOfThinkingFormsToolsAndStreaming) {
       {"required", R"(,"tool_choice":"required")"},
       {"named", R"(,"tool_choice":{"type":"function","function":{"name":"weather"}})"},
   };
+  const int every = fewer(1, 5), first = fewer(0, 1);
+  int cell = 0;
   for (const bool thinking : {false, true}) {
     for (const Form& form : kForms) {
       for (const auto& [choice, member] : choices) {
@@ -121,6 +124,7 @@ TEST_P(ConstrainedMatrix, MatrixOfThinkingFormsToolsAndStreaming) {
         const bool must =
             choice == std::string_view("required") || choice == std::string_view("named");
         if (must && &form > &kForms[1]) continue;
+        if (cell++ % every != first) continue;
         const std::string body = "{" + form.member + kTools + member + "," + common +
                                  ",\"thinking\":" + (thinking ? "true" : "false") + ",\"seed\":3";
         const Got a = whole(ask(live, "/v1/chat/completions", body + "}"));
@@ -202,12 +206,15 @@ TEST(ConstrainedLive, GuessingAheadChangesNoAnswer) {
   const GuessingModel model;
   const LiveEngine plain{model.path(), true};
   const LiveEngine guessing{model.path(), true, [](EngineOptions& o) { o.speculative_tokens = 3; }};
+  const int every = fewer(1, 5);
+  int cell = 0;
   for (const ChatFormat format : {ChatFormat::kV31, ChatFormat::kV32}) {
     Live alone({}, {}, format, 0, plain), ahead({}, {}, format, 0, guessing);
     for (const bool thinking : {false, true}) {
       for (const Form* form : {&kForms[0], &kForms[1], &kForms[3]}) {
         for (const char* choice : {"none", "auto", "required"}) {
           if (choice == std::string_view("required") && form > &kForms[1]) continue;
+          if (cell++ % every != 0) continue;
           const char* sampling = thinking == (format == ChatFormat::kV31) ? "0" : "1";
           const std::string body =
               "{" + form->member + kTools + R"(,"tool_choice":")" + choice +

@@ -10,6 +10,7 @@
 
 #include "base/json.h"
 #include "server/live.h"
+#include "support/fewer_cases.h"
 
 namespace tamis::server {
 namespace {
@@ -435,15 +436,16 @@ TEST(HostileLive, AClientMayGoAtAnyMoment) {
 
 // KV-5: far more live sequences than the pages can hold.
 TEST(HostileLive, FewPagesForMany) {
-  const LiveEngine few{.change = [](EngineOptions& o) { o.cache.pages = 24; }};
+  const LiveEngine few{.change = [](EngineOptions& o) { o.cache.pages = fewer(24, 10); }};
   Live live({}, {}, std::nullopt, 0, few);
   const auto body = [](int i) {
-    return R"({"max_tokens":100,"ignore_eos":true,"prompt":"Chapter )" + std::to_string(i) + "\"}";
+    return R"({"max_tokens":)" + std::to_string(fewer(100, 75)) +
+           R"(,"ignore_eos":true,"prompt":"Chapter )" + std::to_string(i) + "\"}";
   };
   std::vector<std::string> alone;
   for (int i = 0; i < 4; ++i) alone.push_back(text_of(ask(live, "/v1/completions", body(i))));
   std::vector<std::unique_ptr<Socket>> sockets;
-  for (int i = 0; i < 32; ++i) {
+  for (int i = 0; i < fewer(32, 12); ++i) {
     sockets.push_back(std::make_unique<Socket>(live));
     sockets.back()->send(post("/v1/completions", body(i % 4), kClose));
   }
