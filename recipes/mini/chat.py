@@ -42,6 +42,8 @@ Beirut Belgrade Bern Bogota Boston Brussels Budapest Cairo Calgary Chicago Copen
 Hamburg Hanoi Havana Helsinki Istanbul Jakarta Kiev Kyoto Lagos Lima Lyon Manila Milan Montreal Moscow Munich Nairobi
 Naples Osaka Ottawa Porto Quito Riga Santiago Seattle Seoul Sofia Stockholm Sydney Tallinn Tehran Toronto Tunis Turin
 Valencia Venice Vilnius Zagreb Zurich'''.split()
+FEW = 99, 72                # things and qualities of half of the conversations
+SHARES = 0.375, 0.5, 0.7    # of the values that are words: half in the mean
 LINE = 11.1   # tokens of a line of kv and its share of questions, in the mean
 TOKEN = 3.45  # bytes of a token of documentation, on the small side
 
@@ -54,35 +56,39 @@ class Maker:
     def digits(self, n):
         return str(self.r.randrange(10 ** (n - 1), 10 ** n))
 
-    def key(self):
+    def words(self):
+        """Half of the conversations have few words, so that lines are alike; the others all of them."""
+        return (THINGS[:FEW[0]], QUALITIES[:FEW[1]]) if self.r.random() < 0.5 else (THINGS, QUALITIES)
+
+    def key(self, things, qualities):
         r, c = self.r, self.r.choice
         form = r.randrange(8)
         if form == 0:
-            return f'{c(THINGS).upper()}_{self.digits(3)}'
+            return f'{c(things).upper()}_{self.digits(3)}'
         if form == 1:
-            return f'{c(THINGS)}.{c(QUALITIES)}.{c(THINGS)}'
+            return f'{c(things)}.{c(qualities)}.{c(things)}'
         if form == 2:
-            return f'{c(NAMES)} {c(THINGS)}'
+            return f'{c(NAMES)} {c(things)}'
         if form == 3:
-            return f'{c(QUALITIES)}_{c(THINGS)}_{r.randrange(1, 100)}'
-        return f'{c(QUALITIES)}-{c(THINGS)}'
+            return f'{c(qualities)}_{c(things)}_{self.digits(2) if r.random() < 0.9 else self.digits(1)}'
+        return f'{c(qualities)}-{c(things)}'
 
-    def value(self):
+    def value(self, things, qualities, share):
+        """A word or two with that share, two of three one."""
         r, c = self.r, self.r.choice
-        form = r.randrange(16)
-        if form < 4:
-            return c(THINGS)
-        if form < 6:
-            return f'{c(QUALITIES)} {c(THINGS)}'
-        if form == 6:
+        if r.random() < share:
+            return c(things) if r.random() < 2 / 3 else f'{c(qualities)} {c(things)}'
+        form = r.randrange(12)
+        if form == 0:
             return f'{r.randrange(65536):04x}'
-        return self.digits(5 if form == 7 else 6)
+        return self.digits(5 if form == 1 else 6)
 
     def kv(self, tokens, most):
         n = max(2, int(tokens / LINE))
+        words, share = self.words(), self.r.choice(SHARES)
         entries = {}
         while len(entries) < n:
-            entries.setdefault(self.key(), self.value())
+            entries.setdefault(self.key(*words), self.value(*words, share))
         body = ''.join(f'{k} = {v}\n' for k, v in entries.items())
         keys = self.r.sample(list(entries), min(n, most))
         return body, [(f'What is the value of {k}?', entries[k], f'{k} = {entries[k]}') for k in keys]
@@ -106,8 +112,32 @@ class Maker:
             found.append((f'What is the secret code of {city}?', line.rsplit(' ', 1)[1][:-1], line))
         return '\n'.join(lines) + '\n', found
 
+    def short(self):
+        """One question: seven of ten about a code, on its line or after a few others, with the thought "Lisbon = 730264"."""
+        r = self.r
+        if r.random() < 0.7:
+            city, code = r.choice(CITIES), self.digits(6)
+            lines = []
+            for _ in range(r.choice([0, 0, 0, 1, 3, 8])):
+                text = r.choice(self.texts)
+                begin = text.rfind('\n', 0, r.randrange(len(text))) + 1
+                lines.append(text[begin:begin + 120].split('\n')[0])
+            lines.insert(r.randrange(len(lines) + 1), f'The secret code of {city} is {code}.')
+            question = '\n'.join(lines) + r.choice(['\n\n', '\n', ' ', '\n\n']) + f'What is the secret code of {city}?'
+            answer, thought, share = code, f'{city} = {code}', 0.65
+        else:
+            body, found = self.kv(r.choice([30, 60, 120, 240]), 1)
+            question, answer, thought = found[0]
+            question, share = body + '\n' + question, 0.5
+        messages = [{'role': 'user', 'content': question}, {'role': 'assistant', 'content': answer}]
+        if r.random() < share:
+            messages[1]['reasoning_content'] = thought
+        return messages, len(question) / TOKEN
+
     def conversation(self, kind, shortest, longest, questions, thoughts):
         r = self.r
+        if kind == 'short':
+            return self.short()
         tokens = math.exp(r.uniform(math.log(shortest), math.log(longest)))
         # One question in a quarter of them, as in the tests; the others make more of the text above.
         most = 1 if r.random() < 0.25 else 1 + r.randrange(questions)
@@ -126,7 +156,7 @@ def main():
     p.add_argument('out')
     p.add_argument('--seed', type=int, default=1)
     p.add_argument('--tokens', type=float, default=4e6, help='about so many in all')
-    p.add_argument('--kind', choices=('kv', 'needle'), default='kv')
+    p.add_argument('--kind', choices=('kv', 'needle', 'short'), default='kv')
     p.add_argument('--shortest', type=int, default=60, help='tokens of a conversation')
     p.add_argument('--longest', type=int, default=1900)
     p.add_argument('--questions', type=int, default=12, help='at most, in a conversation')
@@ -134,7 +164,7 @@ def main():
     p.add_argument('--text', help='JSONL that needles are hidden in')
     args = p.parse_args()
     texts = []
-    if args.kind == 'needle':
+    if args.kind != 'kv':
         with open(args.text, encoding='utf-8') as f:
             texts = [json.loads(line)['text'] for line in f]
     maker, left = Maker(args.seed, texts), args.tokens

@@ -5,7 +5,10 @@
   recipes/mini/page.py page              writes the page
 
 bench/results/mini/run.json, written by hand, says what was run and how to read it; mass.jsonl has what
-`tamis train` measures of the indexers of both models on one text."""
+`tamis train` measures of the indexers of both models on one text; mean.jsonl the losses of other shares of the mean.
+Models: `sparse` and `dense` are the bundled model and its twin, `mean` is the former
+before the last steps, `arm-sparse` and `arm-dense` what was trained before
+the mean, `before` the model that was bundled before."""
 import collections
 import json
 import os
@@ -17,9 +20,11 @@ FOLDER = os.path.join(ROOT, 'bench/results/mini')
 sys.path.insert(0, os.path.join(ROOT, 'bench'))
 import parity  # noqa: E402
 TEXTS = {'eval_public': '`eval_public.txt`', 'eval_clean_public': '`eval_clean_public.txt`', 'prose': 'prose, held out',
-         'code': 'code, held out'}
-MODELS = {'sparse': 'sparse arm', 'dense': 'dense arm', 'bundled': 'bundled'}
+         'other': 'other, held out', 'code': 'code, held out'}
+MODELS = {'sparse': 'bundled', 'mean': 'the mean', 'dense': 'dense twin', 'before': 'before', 'arm-sparse': 'sparse arm',
+          'arm-dense': 'dense arm'}
 SELECTIONS = ('sparse', 'dense', 'window', 'random')
+STAGES = ('base', 'warmup', 'sparse', 'dense')
 
 
 def read_lines(path):
@@ -59,7 +64,7 @@ def collect(raw):
     write_lines('questions.jsonl', questions.values())
     write_lines('plan.jsonl', read_lines(os.path.join(raw, 'plan.jsonl')))
     steps, validations = [], []
-    for name in ('base', 'long', 'warmup', 'sparse', 'dense'):
+    for name in STAGES:
         stages = collections.OrderedDict()
         for line in read_lines(os.path.join(raw, name + '.log')):
             if 'validation' in line:
@@ -117,11 +122,11 @@ class Page:
         return table(['task', 'model', 'selection', '1K', '2K', '4K'], rows)
 
     def verdicts(self):
-        """The rows of the bundled model's card, both models with the same program on the same texts and questions."""
+        """The rows of the model's card, it and the one before with the same program on the same texts and questions."""
         rows = []
         for text in ('eval_public', 'eval_clean_public'):
             for a in SELECTIONS[:2]:
-                new, old = (self.texts.get((m, a, text)) for m in ('sparse', 'bundled'))
+                new, old = (self.texts.get((m, a, text)) for m in ('sparse', 'before'))
                 if new and old:
                     d = new['nll'] - old['nll']
                     rows.append([f'{TEXTS[text]}, {a}: nats a token', f'{old["nll"]:.4f}', f'{new["nll"]:.4f}', f'{d:+.4f}',
@@ -129,26 +134,30 @@ class Page:
         for task in ('kv', 'needle'):
             for a in SELECTIONS[:2]:
                 for c in (1024, 2048, 4096):
-                    new, old = (self.questions.get((m, a, task, c)) for m in ('sparse', 'bundled'))
+                    new, old = (self.questions.get((m, a, task, c)) for m in ('sparse', 'before'))
                     if not new or not old:
                         continue
                     n = min(new['cases'], old['cases'])
                     x, y = (100 * (1 - sum(w < n for w in q['wrong']) / n) for q in (new, old))
                     rows.append([f'{task}, {a}, {c:,} tokens, {n} questions: % right', f'{y:.2f}', f'{x:.2f}', f'{x - y:+.2f}',
                                  'better' if x > y else 'equal' if x == y else 'worse'])
-        for layer, (y, x) in enumerate(zip(*(m['mass'] for m in sorted(self.mass, key=lambda m: m['model'] != 'bundled')))):
+        for layer, (y, x) in enumerate(zip(*(m['mass'] for m in sorted(self.mass, key=lambda m: m['model'] != 'before')))):
             rows.append([f'attention that the selected 256 hold, layer {layer}: %', f'{100 * y:.1f}', f'{100 * x:.1f}',
                          f'{100 * (x - y):+.1f}', 'better' if x > y else 'worse'])
-        return table(['row', 'bundled', 'sparse arm', 'difference', ''], rows), rows
+        return table(['row', 'before', 'bundled', 'difference', ''], rows), rows
+
+    def mean_table(self):
+        """Losses of (1 - share) before + share sparse arm."""
+        with open(os.path.join(FOLDER, 'mean.jsonl'), encoding='utf-8') as f:
+            shares = [json.loads(line) for line in f]
+        keys = [(t, a) for t in ('eval_public', 'eval_clean_public') for a in ('sparse', 'dense')]
+        return table(['share of the arm', *(f'{TEXTS[t]}, {a}' for t, a in keys)],
+                     [[f'{s["share"]:g}', *(f'{s["nll"][f"{t}.{a}"]:.4f}' for t, a in keys)] for s in shares])
 
     def stage_table(self):
-        lengths = {'drill': (64, 512), 'text': (32, 2048)}
-        rows = []
-        for stage, x in self.steps.items():
-            batch, length = lengths.get(stage, (16, 4096))
-            rows.append([stage, f'{len(x["loss"]):,}', f'{batch} x {length:,}', f'{x["tokens"] / 1e6:.1f}M',
-                         f'{x["seconds"]:.0f}', f'{x["tokens"] / x["seconds"]:,.0f}'])
-        return table(['stage', 'steps', 'sequences x tokens', 'tokens', 'seconds', 'tokens/s'], rows)
+        rows = [[stage, f'{len(x["loss"]):,}', f'{x["tokens"] / 1e6:.1f}M', f'{x["seconds"]:.0f}', f'{x["tokens"] / x["seconds"]:,.0f}']
+                for stage, x in self.steps.items()]
+        return table(['stage', 'steps', 'tokens', 'seconds', 'tokens/s'], rows)
 
     def validation_table(self):
         names = [s[0] for s in self.validations[0]['sources']]
@@ -173,7 +182,7 @@ class Page:
         docs = os.path.join(ROOT, 'docs')
         points = lambda stage, key, every: [(self.steps[stage]['first'] + every * i, y)
                                             for i, y in enumerate(self.steps[stage][key]) if y is not None]
-        loss = [(s, parity.smooth(points(s, 'loss', 1), 40)) for s in ('drill', 'text', 'long', 'dense', 'sparse')]
+        loss = [(s, parity.smooth(points(s, 'loss', 1), 40)) for s in ('base', 'dense', 'sparse')]
         parity.plot(os.path.join(docs, 'mini-loss.svg'), 'Training loss, means of 40 batches', loss, 'step of the run', 'nats a token')
         a, b = points('dense', 'loss', 1), points('sparse', 'loss', 1)
         both = [(x, 100 * (z / y - 1)) for (x, y), (_, z) in zip(a, b)]
@@ -191,19 +200,20 @@ class Page:
                         [[s['package'], s['version'], s['domain'], s['licence'], f'{s["bytes"] / 1e6:.2f}' if s['bytes'] else '-']
                          for s in self.run['sources']])
         parts = [
-            '# A small model from random weights\n',
+            '# The bundled model\n',
             'This page is written by `recipes/mini/page.py page` from `bench/results/mini`. ' + self.run['head'] + '\n',
             '## What was run\n', *[x + '\n' for x in self.run['what']], self.stage_table(),
-            'Held-out text, conversations and exercises after each stage, 16 sequences of its length: nats a token of the '
+            'Held-out text, conversations and exercises after each stage, 16 sequences: nats a token of the '
             'targets, and how many of these are right.\n', self.validation_table(), '![training loss](mini-loss.svg)\n',
-            '## Against the bundled model\n',
-            f'The rows of its card, its controls apart, that were reached, both models by the same program: {len(rows)} rows, {worse} of them worse than the bundled '
-            'model\'s.\n', verdicts, *[x + '\n' for x in self.run['reading']],
+            '## Against the model before\n',
+            f'The rows of its card, its controls apart, both models by the same program: {len(rows)} rows, {worse} of them worse.\n',
+            verdicts, *[x + '\n' for x in self.run['reading']],
+            '## The mean\n', *[x + '\n' for x in self.run['mean']], self.mean_table(),
             '## Losses\n', self.run['losses'] + '\n', self.text_table(),
             '## Questions\n', self.run['questions'] + '\n', self.question_table(),
             '## Sparse beside dense\n', *[x + '\n' for x in self.run['arms']], self.arms(),
             '![difference of the losses](mini-difference.svg)\n', '![KL of the indexer](mini-kl.svg)\n',
-            '## What a better one needs\n', *[x + '\n' for x in self.run['needs']],
+            '## Limits\n', *[x + '\n' for x in self.run['limits']],
             '## Data and licences\n', self.run['data'] + '\n', sources,
             '## Again\n', self.run['again'] + '\n']
         with open(os.path.join(ROOT, 'docs/mini-training.md'), 'w', encoding='utf-8') as f:

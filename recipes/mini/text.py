@@ -1,13 +1,20 @@
 #!/usr/bin/env python3
-"""Text for the small model of docs/mini-training.md, from Debian packages under permissive licences.
+"""Text for the small model of docs/mini-training.md, from Debian packages of documentation.
 
-  apt-get download PACKAGE... ; recipes/mini/text.py OUT --keep-out EVAL.txt... -- PACKAGE.deb...
+  apt-get download PACKAGE... ; recipes/mini/text.py OUT --keep-out CLEAN.txt --judge PUBLIC.txt -- PACKAGE.deb...
 
-writes what bench/parity_text.py writes, from more packages of documentation. A file that has 13 words
-in a row of a --keep-out text is not used at all, and no line of such a text is kept.
+writes OUT/prose.jsonl and code.jsonl, of packages under permissive licences, other.jsonl, of packages under
+other free ones (GPL, LGPL, GFDL, MPL, OPL), a held-out part of each, what long files of these begin with
+(-eval.jsonl), and sources.json. A file that has 13 words in a row of --keep-out is not used, nor one that
+--judge consists of: more than 30 % of its own 13-word sequences, or more than 100 of them, stand there.
+Whole copies are left out, and lines that 40 files had before. Pages become lines as in the text that the
+bundled model learned: a paragraph a line, # before headings, "- " before items.
 """
 import argparse
+import collections
+import gzip
 import hashlib
+import html
 import json
 import multiprocessing
 import os
@@ -95,12 +102,84 @@ PACKAGES.update({
     'xorg-docs': ('prose', 'MIT', [''], 3.0),
     'zsh-doc': ('prose', 'MIT-Modern-Variant', [''], 3.0),
 })
-PROSE = re.compile(r'\.(html?|txt|rst|pod|md)(\.gz)?$|/man/man[0-9a-z]+/')
+# Packages under other free licences, in the same form.
+MAN, HTML = ['/man/man'], ['.htm']
+OTHER = {
+    'apt': ('GPL-2+', MAN, 1.0),
+    'apt-doc': ('GPL-2+', ['.html/', '.text'], 1.0),
+    'bash': ('GPL-3+', MAN, 1.0),
+    'bash-doc': ('GPL-3+, GFDL-1.3', ['bashref.html'], 1.0),
+    'bind9-doc': ('MPL-2.0', HTML, 1.5),
+    'binutils': ('GPL-3+, GFDL-1.3', MAN, 1.0),
+    'bsdextrautils': ('GPL-2+, BSD', MAN, 1.0),
+    'coreutils': ('GPL-3+', MAN, 1.0),
+    'cryptsetup-bin': ('GPL-2+', MAN, 1.0),
+    'debhelper': ('GPL-2+', MAN, 1.0),
+    'debian-faq': ('GPL-2+', ['/FAQ/'], 1.0),
+    'debian-kernel-handbook': ('GPL-2+', HTML, 1.0),
+    'debian-policy': ('GPL-2+', ['_sources/', 'policy.html/', 'fhs/', 'debconf', 'menu', 'perl'], 3.0),
+    'debian-reference-en': ('GPL-2+', HTML, 3.0),
+    'debmake-doc': ('MIT', ['.en.html'], 1.5),
+    'developers-reference': ('GPL-2+', ['.html', '_sources/'], 2.0),
+    'devscripts': ('GPL-2+', MAN, 1.5),
+    'dpkg': ('GPL-2+', MAN, 1.0),
+    'dpkg-dev': ('GPL-2+', MAN, 1.5),
+    'e2fsprogs': ('GPL-2', MAN, 1.0),
+    'emacs-common': ('GPL-3+', MAN, 0.5),
+    'exim4-doc-html': ('GPL-2+', HTML, 2.0),
+    'findutils': ('GPL-3+, GFDL-1.3', MAN, 1.0),
+    'gawk': ('GPL-3+', MAN, 1.0),
+    'git-buildpackage': ('GPL-2+', ['.html', '/man/man'], 1.5),
+    'git-doc': ('GPL-2', ['.txt'], 4.0),
+    'gnupg': ('GPL-3+', MAN, 1.0),
+    'grep': ('GPL-3+', MAN, 0.5),
+    'harden-doc': ('GPL-2+', ['/html/en'], 2.0),
+    'imagemagick-6-doc': ('ImageMagick', HTML, 1.0),
+    'installation-guide-amd64': ('GPL-2+', ['/en/'], 2.0),
+    'iproute2': ('GPL-2', MAN, 1.0),
+    'iptables': ('GPL-2', MAN, 1.0),
+    'lintian': ('GPL-2+', ['/man/man', '.html'], 1.0),
+    'linux-doc-6.1': ('GPL-2', ['/Documentation/'], 12.0),
+    'libglib2.0-doc': ('LGPL-2.1+', HTML, 2.0),
+    'libstdc++-12-doc': ('GPL-3+ with exception, GFDL-1.3', ['/html/manual/', '/man/man3/std'], 4.0),
+    'lvm2': ('GPL-2', MAN, 1.0),
+    'lxc': ('LGPL-2.1+', MAN, 1.0),
+    'maint-guide': ('GPL-2+', ['.en.html'], 1.0),
+    'make': ('GPL-3+', MAN, 0.5),
+    'manpages': ('GPL-2+, BSD, MIT, Linux man-pages copyleft', MAN, 4.0),
+    'manpages-dev': ('GPL-2+, BSD, MIT, Linux man-pages copyleft', MAN, 8.0),
+    'mariadb-client': ('GPL-2', MAN, 1.5),
+    'mercurial': ('GPL-2+', ['/man/man', '/doc/'], 1.5),
+    'mount': ('GPL-2+', MAN, 1.0),
+    'mutt': ('GPL-2+', ['/man/man', 'manual'], 1.0),
+    'nftables': ('GPL-2', MAN, 1.0),
+    'octave-doc': ('GPL-3+', HTML, 2.0),
+    'passwd': ('BSD-3-Clause, GPL-2+', MAN, 1.0),
+    'po-debconf': ('GPL-2+', MAN, 0.5),
+    'postfix-doc': ('EPL-2.0 or IPL-1.0', ['.html'], 3.0),
+    'procps': ('GPL-2+, LGPL-2.1+', MAN, 0.5),
+    'qtbase5-doc-html': ('GFDL-1.3', HTML, 4.0),
+    'reprepro': ('GPL-2', MAN, 0.5),
+    'rsync': ('GPL-3+', MAN, 0.5),
+    'sbuild': ('GPL-2+', MAN, 0.5),
+    'schroot': ('GPL-3+', MAN, 0.5),
+    'screen': ('GPL-3+', MAN, 0.5),
+    'sed': ('GPL-3+', MAN, 0.5),
+    'strace': ('LGPL-2.1+', MAN, 0.5),
+    'systemd': ('LGPL-2.1+', MAN, 3.0),
+    'tar': ('GPL-3+', MAN, 0.5),
+    'util-linux': ('GPL-2+, BSD', MAN, 1.0),
+    'valgrind': ('GPL-2+, GFDL-1.2', ['/man/man', '/html/'], 1.5),
+    'vim-doc': ('Vim, OPL-1.0+', ['/vim/html/'], 10.0),
+    'wget': ('GPL-3+', MAN, 0.5),
+}
+PACKAGES.update({name: ('other', *entry) for name, entry in OTHER.items()})
+PROSE = re.compile(r'\.(html?|txt|text|rst|pod|md)(\.gz)?$|/man/man[0-9a-z]+/|\.html\.en$')
 LEFT_OUT = re.compile(r'genindex|_modules/|/locale/|search|/_static/|py-modindex|/print\.html|/all\.html|/api/|/man/[a-z][a-z]'
-                      r'(_[A-Z]+)?/|copyright|changelog|README\.Debian|/examples/|/_sources/|/contributor/')
+                      r'(_[A-Z]+)?/|copyright|changelog|README\.Debian|/examples/|/contributor/|translations|vimindex|/tags\.html')
 WORDS = 13
-COMMON = set('''the of and to a in is that for it be as are or by with this not you if on from an can at which will have has
-when use was its but all may than more then only other these they one no there'''.split())
+MOST_OWN, MOST_SHARE = 100, 0.3  # 13-word sequences of the judging text that a file may have, and their share of its own
+MOST_FILES = 40                  # files that may have a line
 
 
 def words(text):
@@ -112,25 +191,139 @@ def grams(text):
     return {' '.join(w[i:i + WORDS]) for i in range(len(w) - WORDS + 1)}
 
 
+SKIPPED = re.compile(r'(?is)<(script|style|head|nav|footer)\b.*?</\1\s*>|<!--.*?-->|<a class="headerlink".*?</a>'
+                     r'|<div class="related".*?</div>')
+TAG = re.compile(r'<(/?)([A-Za-z][A-Za-z0-9]*)[^<>]*>')
+BREAKS = {'p': '\n\n', 'li': '\n\n', 'tr': '\n\n', 'ul': '\n\n', 'ol': '\n\n', 'table': '\n\n', 'dl': '\n\n', 'div': '\n', 'br': '\n',
+          'dt': '\n', 'dd': '\n', 'section': '\n', 'blockquote': '\n\n', 'pre': '\n'}
+
+
+def from_html(raw):
+    out, at, lists, pre = [], 0, [], 0
+    raw = SKIPPED.sub('', raw)
+    for tag in TAG.finditer(raw):
+        text = raw[at:tag.start()]
+        out.append(text if pre else re.sub(r'\s+', ' ', text))
+        at = tag.end()
+        end, name = tag.group(1), tag.group(2).lower()
+        if name == 'pre':
+            pre = max(0, pre - 1) if end else pre + 1
+        if name in ('ul', 'ol'):
+            if not end:
+                lists.append(name)
+            elif lists:
+                lists.pop()
+        if name in ('h1', 'h2', 'h3', 'h4', 'h5', 'h6'):
+            out.append('\n\n' if end else '\n\n' + '#' * int(name[1]) + ' ')
+        elif name == 'li' and not end and lists[-1:] == ['ul']:
+            out.append('\n\n- \0')
+        elif name in ('td', 'th'):
+            out.append('   ' if end else '  ')
+        elif name in BREAKS:
+            out.append(BREAKS[name])
+    out.append(re.sub(r'\s+', ' ', raw[at:]))
+    text = re.sub(r'\0\s*', '', ''.join(out))
+    return html.unescape(text).replace('\u00b6', '').replace('\u00a0', ' ')
+
+
+def from_man(raw):
+    """A paragraph a line; macros of fonts in line; no comments. Headings without quotes are those of every page."""
+    raw = re.sub(r'\\f(\[[A-Z]*\]|\([A-Z]{2}|[A-Z0-9])|\\&|\\\||\\\^|\\s[-+]?\d|\\c$', '', raw, flags=re.M)
+    raw = re.sub(r'\\\[(\w\w)\]', r'\\(\1', raw)
+    for a, b in (('\\-', '-'), ('\\e', '\\'), ('\\(aq', "'"), ('\\(dq', '"'), ('\\ ', ' '), ('\\~', ' '), ('\\(bu', '-'), ('\\(co', '(C)'),
+                 ('\\(lq', '"'), ('\\(rq', '"'), ('\\(em', '--'), ('\\(en', '-'), ('\\(oq', "'"), ('\\(cq', "'"), ('\\(ti', '~'), ('\\(ha', '^'),
+                 ('\\*(lq', '"'), ('\\*(rq', '"'), ("\\'", "'"), ('\\`', '`'), ('\\(rs', '\\'), ('\\(mu', 'x'), ('\\(+-', '+-')):
+        raw = raw.replace(a, b)
+    out, fill, tagged = [''], True, False
+
+    def arguments(text):
+        return [a or b for a, b in re.findall(r'"((?:[^"]|"")*)"?|(\S+)', text)]
+
+    def add(text):
+        nonlocal tagged
+        if not fill or tagged or out[-1] == '' or out[-1].endswith('\n'):
+            out.append(text)
+        else:
+            out[-1] += ' ' + text
+        tagged = False
+
+    def line(*texts):
+        out.extend([*texts, '\n'])
+
+    for text in raw.splitlines():
+        if text.startswith(('.\\"', "'\\\"", '\\"')):
+            continue
+        if not text.startswith(('.', "'")):
+            if text.strip():
+                add(text.rstrip() if not fill else text.strip())
+            else:
+                line('')
+            continue
+        name, _, rest = text[1:].strip().partition(' ')
+        rest = re.sub(r'\\".*', '', rest).strip()
+        if name in ('TH', 'Dt'):
+            line(' '.join(arguments(rest)), '')
+        elif name in ('SH', 'SS', 'Sh', 'Ss'):
+            fill = True
+            if name[1] == 'S' or rest.startswith('"') or rest != rest.upper():
+                line('', ' '.join(arguments(rest)), '')
+            else:
+                line('')
+        elif name in ('PP', 'P', 'LP', 'Pp', 'sp', 'HP'):
+            line('')
+        elif name == 'IP':
+            line(*([' '.join(arguments(rest))] if rest else []))
+        elif name in ('TP', 'TQ', 'It'):
+            line(*([' '.join(arguments(rest))] if rest and name == 'It' else []))
+            tagged = name != 'It'
+            if tagged:
+                out.append('\n')
+        elif name in ('nf', 'EX', 'Bd', 'Vb'):
+            line('')
+            fill = False
+        elif name in ('fi', 'EE', 'Ed', 'Ve'):
+            line('')
+            fill = True
+        elif name in ('br', 'RS', 'RE'):
+            out.append('\n')
+        elif name in ('BR', 'RB', 'BI', 'IB', 'IR', 'RI'):
+            add(''.join(arguments(rest)))
+        elif name in ('B', 'I', 'SM', 'SB'):
+            add(' '.join(arguments(rest)))
+        elif name in ('Nm', 'Fl', 'Ar', 'Cm', 'Pa', 'Ic', 'Op', 'Nd', 'Xr', 'Em', 'Dv', 'Ev', 'Va', 'Li', 'Ql', 'Dq', 'Sq', 'Fn', 'Ft', 'Fa', 'In'):
+            if rest:
+                add(('- ' if name == 'Nd' else '-' if name == 'Fl' else '') + ' '.join(arguments(rest)))
+        if fill and tagged and name in ('B', 'I', 'BR', 'RB', 'BI', 'IB', 'IR', 'RI'):
+            out.append('\n')
+    return '\n'.join(t for t in out if t != '\n')
+
+
 def pod(text):
-    text = re.sub(r'^=(head\d|item|over|back|cut|pod|encoding|for|begin|end)\b *', '', text, flags=re.M)
+    text = re.sub(r'^=head(\d) *', lambda m: '#' * int(m.group(1)) + ' ', text, flags=re.M)
+    text = re.sub(r'^=(item|over|back|cut|pod|encoding|for|begin|end)\b *', '', text, flags=re.M)
     return re.sub(r'[BCFILSX]<+ ?([^<>]*?) ?>+', r'\1', text)
 
 
 def text_of(path, own):
-    if '/man/man' in own or '.htm' in own:
-        return parity_text.text_of(path)
-    text = parity_text.text_of(path)
-    return pod(text) if '.pod' in own else text
+    with open(path, 'rb') as f:
+        raw = f.read()
+    if path.endswith('.gz'):
+        raw = gzip.decompress(raw)
+    if len(raw) > parity_text.LARGEST * (4 if '.htm' in own else 2):
+        return ''
+    try:
+        raw = raw.decode()
+    except UnicodeDecodeError:
+        return ''
+    if '/man/man' in own:
+        return from_man(raw)
+    if '.htm' in own and '.txt' not in own:
+        return from_html(raw)
+    return pod(raw) if '.pod' in own else raw
 
 
 def digest(text):
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
-
-
-def share_of_common_words(text):
-    found = text.lower().split()
-    return sum(w in COMMON for w in found) / max(1, len(found))
 
 
 def part(texts, megabytes):
@@ -144,18 +337,20 @@ def part(texts, megabytes):
     return kept
 
 
-def clean(text, seen):
-    kept = []
+def clean(text, files):
+    """Without blank lines in a row and lines that many files had; counts those of this one."""
+    kept, own = [], set()
     for line in text.splitlines():
         line = line.rstrip()
         stripped = line.strip()
-        if len(stripped) >= parity_text.SHORTEST:
+        if len(stripped) > 3:
             key = digest(stripped)
-            if key in seen:
+            own.add(key)
+            if files[key] >= MOST_FILES:
                 continue
-            seen.add(key)
-        if line or (kept and kept[-1]):
+        if stripped or (kept and kept[-1]):
             kept.append(line)
+    files.update(own)
     return '\n'.join(kept).strip() + '\n'
 
 
@@ -174,95 +369,103 @@ def doubts(folder):
 
 
 def extract(job):
-    """Files of a package by the hash of their paths: whether held out, and the text; how many are not used; doubts."""
-    package, kept_out = job
+    """Files of a package by path: whether held out, and the text; names of those not used, and why; doubts."""
+    package, kept_out, judge = job
     domain, _, parts, most = PACKAGES[package_name(package)]
-    out, size, dropped = [], 0, 0
+    out, size, dropped = [], 0, []
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(['dpkg', '-x', package, folder], check=True)
         doubtful = doubts(folder)
         paths = [os.path.join(d, f) for d, _, names in os.walk(folder) for f in names]
         for path in sorted(paths, key=lambda p: digest(p[len(folder):])):
             own = path[len(folder):]
-            if os.path.islink(path) or not any(part in own for part in parts) or parity_text.LEFT_OUT.search(own):
+            if os.path.islink(path) or not any(part in own for part in parts):
                 continue
             if domain == 'code':
-                wanted = own.endswith(parity_text.CODE)
+                wanted = own.endswith(parity_text.CODE) and not parity_text.LEFT_OUT.search(own)
             else:
                 wanted = PROSE.search(own) and not LEFT_OUT.search(own)
             if not wanted:
                 continue
-            if size > 1.5 * most * 1e6:  # lines that stood elsewhere are left out later
+            if size > 1.2 * most * 1e6:  # copies and some lines are left out later
                 break
             text = text_of(path, own)
-            if kept_out and not kept_out.isdisjoint(grams(text)):
-                dropped += 1
+            if len(text) < 400:
                 continue
-            out.append((int.from_bytes(digest(own), 'big') % parity_text.HELD_OUT == 0, text))
+            found = grams(text)
+            if not kept_out.isdisjoint(found):
+                dropped.append((own, 'kept out', len(kept_out & found)))
+                continue
+            shared = len(judge & found)
+            if shared > MOST_OWN or shared > MOST_SHARE * max(1, len(found)):
+                dropped.append((own, 'judge', shared))
+                continue
+            out.append((own, int.from_bytes(digest(own), 'big') % parity_text.HELD_OUT == 0, text))
             size += len(text.encode())
-    return out, dropped, doubtful
+    return sorted(out), dropped, doubtful
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('out')
-    parser.add_argument('--keep-out', action='append', default=[], metavar='FILE', help='text that must stay unseen')
-    parser.add_argument('--prose', type=float, default=70, help='megabytes of prose to learn from, at most')
-    parser.add_argument('--code', type=float, default=2.6, help='of code')
-    parser.add_argument('--held-out', type=float, default=1.15, help='of held-out prose')
+    parser.add_argument('--keep-out', required=True, metavar='FILE', help='text that must stay unseen')
+    parser.add_argument('--judge', required=True, metavar='FILE', help='text whose own files must')
+    parser.add_argument('--held-out', type=float, default=0.6, help='megabytes of held-out text, of each kind')
     parser.add_argument('--jobs', type=int, default=os.cpu_count())
     parser.add_argument('packages', nargs='+', metavar='PACKAGE.deb')
     args = parser.parse_args()
     os.makedirs(args.out, exist_ok=True)
-    seen, sources, documents, kept_out = set(), [], {}, set()
-    for name in args.keep_out:
-        with open(name, encoding='utf-8') as f:
-            text = f.read()
-        kept_out |= grams(text)
-        seen.update(digest(line.strip()) for line in text.splitlines() if len(line.strip()) >= parity_text.SHORTEST)
-    dropped = 0
+    seen, files, sources, documents = set(), collections.Counter(), [], {}
+    with open(args.keep_out, encoding='utf-8') as f:
+        kept_out = grams(f.read())
+    with open(args.judge, encoding='utf-8') as f:
+        judge = grams(f.read())
+    found, unused = {'prose': set(), 'other': set(), 'code': set()}, []
     packages = sorted(args.packages)
     for package in packages:
         if package_name(package) not in PACKAGES:
             sys.exit(f'{package}: no licence is noted for it; known are {", ".join(PACKAGES)}')
     with multiprocessing.Pool(args.jobs) as pool:
-        for package, (files, unused, doubtful) in zip(packages, pool.imap(extract, [(p, kept_out) for p in packages])):
+        for package, (texts, dropped, doubtful) in zip(packages, pool.imap(extract, [(p, kept_out, judge) for p in packages])):
             name, version = os.path.basename(package).split('_')[:2]
             domain, licence, _, most = PACKAGES[name]
-            dropped += unused
+            unused += [(name, *d) for d in dropped]
             size, count = 0, 0
-            for held_out, text in files:
+            for own, held_out, text in texts:
                 if size > most * 1e6:
                     break
-                text = clean(text, seen)
+                key = digest(' '.join(words(text)))
+                if key in seen:
+                    continue
+                seen.add(key)
+                text = clean(text, files)
                 if len(text) < 400:
                     continue
                 documents.setdefault(domain + ('-held-out' if held_out else ''), []).append(text)
                 if not held_out:
+                    found[domain] |= judge & grams(text)
                     size += len(text.encode())
                     count += 1
             sources.append({'package': name, 'version': version.replace('%3a', ':'), 'domain': domain,
                             'licence': licence, 'bytes': size, 'files': count})
             print(f'{name:26} {count:5} files {size / 1e6:7.2f} MB' +
-                  (f'   its copyright file has {", ".join(doubtful)}: read it' if doubtful else ''), flush=True)
-    print(f'{dropped} files with words of the texts to keep out')
-    # Of prose what reads most like it, in its order; of the rest what comes first by hash.
-    ranked = sorted(documents['prose'], key=lambda t: -share_of_common_words(t))
-    chosen = set(part(ranked, args.prose))
-    documents['prose'] = [t for t in documents['prose'] if t in chosen]
-    documents['code'] = part(sorted(documents['code'], key=digest), args.code)
-    for domain, size in (('prose', 3.8), ('code', 3.0)):  # characters of a token
-        documents[domain + '-eval'] = [t[:int(8150 * size)] for t in documents.get(domain + '-held-out', [])
-                                       if len(t) > 2300 * size]
-    documents['prose-eval'] = part(sorted(documents['prose-eval'], key=digest), args.held_out)
-    documents['prose-held-out'] = documents['prose-eval']
+                  (f'   its copyright file has {", ".join(doubtful)}' if doubtful else ''), flush=True)
+    for why in ('kept out', 'judge'):
+        print(f'{sum(u[2] == why for u in unused)} files not used: {why}')
+    shares = {'prose': len(found['prose'] | found['code']) / len(judge),
+              'all': len(found['prose'] | found['code'] | found['other']) / len(judge)}
+    print('share of the sequences of the judging text:', shares)
+    for domain, size in (('prose', 3.6), ('other', 3.5), ('code', 3.0)):  # characters of a token
+        held = documents.get(domain + '-held-out', [])
+        documents[domain + '-eval'] = part(sorted([t[:int(8150 * size)] for t in held if len(t) > 2300 * size], key=digest), args.held_out)
+        documents[domain + '-held-out'] = part(sorted(held, key=digest), args.held_out)
     for name, texts in documents.items():
         with open(os.path.join(args.out, name + '.jsonl'), 'w', encoding='utf-8') as f:
             for text in texts:
                 f.write(json.dumps({'text': text}, ensure_ascii=False) + '\n')
         print(f'{name:26} {len(texts):5} files {sum(len(t.encode()) for t in texts) / 1e6:7.2f} MB')
     with open(os.path.join(args.out, 'sources.json'), 'w', encoding='utf-8') as f:
-        json.dump(sources, f, indent=1)
+        json.dump({'sources': sources, 'shares': shares, 'not_used': sorted(unused)}, f, indent=1)
         f.write('\n')
 
 
