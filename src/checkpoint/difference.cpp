@@ -77,13 +77,20 @@ void pack_difference_row(const float* d, int64_t n, int bits, uint8_t* codes, ui
   std::fill_n(codes, difference_row_bytes(n, bits), uint8_t{0});
   *scale = n > 0 ? best_scale(d, n, bits) : uint16_t{0};
   if (*scale == 0) return;
-  const double value = bf16_to_float(*scale);
+  const double fit = bf16_to_float(*scale);
+  double squares = 0, products = 0;
   for (int64_t i = 0; i < n; ++i) {
-    const int code = nearest_code(d[i] / value, 1 << bits) << (i * bits % 8);
+    const int code = nearest_code(d[i] / fit, 1 << bits);
+    squares += static_cast<double>(d[i]) * d[i];
+    products += static_cast<double>(2 * code + 1 - (1 << bits)) * d[i];
+    const int shifted = code << (i * bits % 8);
     uint8_t* byte = codes + i * bits / 8;
-    byte[0] = static_cast<uint8_t>(byte[0] | (code & 0xFF));
-    if (code > 0xFF) byte[1] = static_cast<uint8_t>(byte[1] | code >> 8);
+    byte[0] = static_cast<uint8_t>(byte[0] | (shifted & 0xFF));
+    if (shifted > 0xFF) byte[1] = static_cast<uint8_t>(byte[1] | shifted >> 8);
   }
+  // Least squares shrinks a row by its relative squared error, 12 % at 2 bits: every row would be
+  // drawn to the base. This scale keeps the row's length along itself, at a little more noise.
+  *scale = float_to_bf16(static_cast<float>(squares / products));
 }
 
 void unpack_difference_row(const uint8_t* codes, uint16_t scale, int64_t n, int bits, float* d) {

@@ -2,7 +2,7 @@
 // --difference-from` writes and `--add` reads. docs/formats/difference.md has the layout.
 //
 //   pack_difference_row(d, n, 2, codes, &scale);     // d [n] -> 2 bits a value and one scale
-//   unpack_difference_row(codes, scale, n, 2, back); // |back - d| is at most scale if |d| <= 4
+//   unpack_difference_row(codes, scale, n, 2, back);  // near d
 //   scale
 #pragma once
 
@@ -24,9 +24,10 @@ inline int64_t difference_row_bytes(int64_t n, int bits) { return (n * bits + 7)
 // Code i of a row lies in its bits i * bits on, lowest bit first; spare bits of the last byte are
 // 0.
 //
-// d [n], finite, to codes [difference_row_bytes] and a scale in BF16 bits. The scale is the best
-// that alternating between codes and least squares finds from four starts; every code is the one
-// nearest to d / scale. A row of zeros has scale 0.
+// d [n], finite, to codes [difference_row_bytes] and a scale in BF16 bits. Codes are the nearest
+// for the best scale that alternating with least squares finds from four starts; the stored scale
+// is sum d^2 / sum q d for the odd integers q of the codes, so that d is not shrunk. A row of zeros
+// has scale 0.
 void pack_difference_row(const float* d, int64_t n, int bits, uint8_t* codes, uint16_t* scale);
 
 // The products are exact in float.
