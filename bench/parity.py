@@ -356,7 +356,8 @@ class Page:
                        key=lambda x: ([g for g, _ in GROUPS].index(group_of(x[0])), x[0], x[1]))
         self.rows = [('task', t, [c]) for t, c in cells
                      if all(self.cells.units(a, ('task', t, [c]), s) for a in arms for s in self.seeds)]
-        self.domains = sorted({d for _, _, _, d, _ in self.cells.text}, reverse=True)
+        self.domains = sorted({d for _, _, _, d, _ in self.cells.text
+                               if all((*a, d, s) in self.cells.text for a in arms for s in self.seeds)}, reverse=True)
 
     # -- losses of the logs
 
@@ -506,7 +507,7 @@ class Page:
                     s[key + '_mean'] = sum(s[key]) / len(s[key])
             points = [p for arm, stage in (('base', ('warmup',)), ('sparse', ('sparse',)))
                       for p in mean_by_step(self.steps, self.seeds, arm, stage, key + '_mean')]
-            health.append((name, points))
+            health.append((name, points if len(points) > 1 else []))  # one measurement is no curve
         draw('indexer', f'What the indexer\'s {self.s.k} keep, mean over layers', health, 'step of the run', 'share')
         return made
 
