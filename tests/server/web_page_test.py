@@ -158,7 +158,7 @@ class WebPageTest(unittest.TestCase):
     def test_inspects(self):
         page = self.ready()
         self.set(page, "inspect_on", True)
-        self.send(page)
+        self.send(page, f"The secret code of Lisbon is 883553. {QUESTION}")
         self.press(page, "Inspect")
         page.wait("!document.getElementById('inspect').hidden")
         context = page.run("document.getElementById('context-tokens').textContent")
@@ -167,8 +167,8 @@ class WebPageTest(unittest.TestCase):
         lit = "[...document.querySelectorAll('.lit')].map(e => e.title).join()"
         self.assertTrue(page.run(lit))
         before = page.run(state), page.run(lit)
-        page.move_to("#answer-3")
-        page.wait("document.getElementById('answer-3').ariaSelected === 'true'")
+        page.move_to("#answer-1")
+        page.wait("document.getElementById('answer-1').ariaSelected === 'true'")
         hovered = page.run(state), page.run(lit)
         self.assertNotEqual(hovered, before)
         rows = page.run("[...document.querySelectorAll('#reads tbody tr')].map(r => "
