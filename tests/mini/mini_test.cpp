@@ -208,8 +208,8 @@ TEST_F(MiniText, RandomSelectionIsClearlyWorse) {
   EXPECT_GT(random, sparse + (stored["mean_nll"].get<double>() - sparse) / 2);
 }
 
-// A few of the questions of `tamis eval retrieval`. At this length the model's card gives 99 to 100
-// % with the indexer, and 10 to 19 % with a window of the same size, which cannot see most answers.
+// A few of the questions of `tamis eval retrieval`, of which the model's card has many. A window of
+// the same size as the indexer's selection cannot see most answers.
 TEST_F(MiniText, AnswersStandFarBack) {
   const std::string text = read_text_file(kGolden + "eval_clean_public.txt", 1 << 20);
   const RetrievalCases cases(tokenizer_, text, 1);

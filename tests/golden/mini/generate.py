@@ -30,7 +30,7 @@ MODEL = ROOT / 'models/tamis-mini'
 CHUNK = 4096
 BLOCK = 512
 RANGES = ((1, 255), (256, 1023), (1024, 2047), (2048, 4095))  # tokens of left context
-MODES = ('sparse', 'dense', 'random', 'window')
+MODES = {'float32': ('sparse', 'dense', 'random', 'window'), 'bfloat16': ('sparse', 'dense', 'window')}
 transformers.utils.logging.disable_progress_bar()
 
 
@@ -123,7 +123,8 @@ def measure(expected, demo, dtypes):
             ids = encode(data.decode())
             text.update(sha256=sha256(data), n_bytes=len(data), n_tokens=len(ids), ids_sha256_int32le=sha256(
                 torch.tensor(ids, dtype=torch.int32).numpy().astype('<i4').tobytes()))
-            for mode in MODES:
+            text['nll'][dtype] = {}
+            for mode in MODES[dtype]:
                 text['nll'][dtype][mode] = text_losses(model, mode, ids, len(data))
                 print(f'{text["file"]} {dtype} {mode}: {text["nll"][dtype][mode]["mean_nll"]:.6f}', flush=True)
 
