@@ -74,6 +74,7 @@ class WebPageTest(unittest.TestCase):
     def test_streams_an_answer(self):
         page = self.ready()
         self.set(page, "temperature", "20")  # a long answer; at 0 it is a word or two
+        self.set(page, "max_tokens", "400")  # 40 come faster than a busy browser draws four times
         page.run("window.seen = new Set(); new MutationObserver(() => { const t = document.querySelector("
                  "'.assistant .text'); if (t) seen.add(t.innerText); }).observe(document.body, "
                  "{childList: true, subtree: true, characterData: true})")
