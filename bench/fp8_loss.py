@@ -3,7 +3,8 @@
 
   bench/fp8_loss.py collect RAW   takes bf16.log and fp8.log (log.jsonl of two runs that differ in run.precision alone),
                                   {bf16,fp8}.{prose,code}.json of `tamis eval perplexity --json` and, of runs with a
-                                  rate of 0, {bf16,fp8}-weights.{bf16,fp8}.log from RAW into bench/results/fp8-loss
+                                  rate of 0, {bf16,fp8}-weights.{bf16,fp8}.log from RAW into bench/results/fp8-loss;
+                                  other-runs.jsonl there, {"run": name, "losses": [...]} a line, was put together by hand
   bench/fp8_loss.py page          prints the table of docs/training.md and writes docs/fp8-loss.svg
 """
 import argparse
@@ -112,6 +113,10 @@ def page():
             each = [100 * (y / x - 1) for x, y in own]
             print(f'the {weights} run\'s weights, fp8 over bf16: {p[0]:+.3f} % [{p[1]:+.3f}, {p[2]:+.3f}], {len(own)} batches '
                   f'from {min(each):+.3f} to {max(each):+.3f}')
+    for x in load('other-runs'):  # of the first steps, all over the bf16 run
+        parts = ((i, min(i + 50, len(x['losses']))) for i in range(0, len(x['losses']), 50))
+        print(f'{x["run"]}: ' + ', '.join(f'{i + 1}-{j} {relative(list(zip([p[0] for p in pairs[i:j]], x["losses"][i:j]))):+.2f} %'
+                                         for i, j in parts))
     for x in load('totals'):
         print(f'{x["arm"]}: {x["steps"]:,} steps, {x["tokens"] / 1e6:.1f} M tokens, {x["seconds"]:.0f} s')
     points = [(s, 100 * (y / x - 1)) for s, x, y in steps]
