@@ -10,6 +10,7 @@ a folder seed-N for each run with logs of its trainings (*.log), and MODEL.ATTEN
 MODEL.ATTENTION.K.{prose,code}.json from `tamis eval`.
 """
 import argparse
+import gzip
 import json
 import math
 import os
@@ -24,14 +25,14 @@ FLOOR = 5    # percent: cells below were not learned and say nothing
 
 
 def read_lines(path):
-    with open(path, encoding='utf-8') as f:
+    with (gzip.open if path.endswith('.gz') else open)(path, 'rt', encoding='utf-8') as f:
         return [json.loads(line) for line in f if line.strip()]
 
 
 def write_lines(path, lines):
-    with open(path, 'w', encoding='utf-8') as f:
-        for line in lines:
-            f.write(json.dumps(line, separators=(',', ':')) + '\n')
+    data = ''.join(json.dumps(line, separators=(',', ':')) + '\n' for line in lines).encode()
+    with open(path, 'wb') as f:
+        f.write(gzip.compress(data, mtime=0) if path.endswith('.gz') else data)
 
 
 class Settings:
@@ -141,7 +142,7 @@ def collect(raw, settings):
     if not exercises:
         sys.exit(f'{raw}: no seed-N folder with results of tamis eval')
     for name, lines in (('steps', filter(None, steps)), ('totals', totals), ('exercises', exercises), ('text', text)):
-        write_lines(os.path.join(settings.folder, name + '.jsonl'), lines)
+        write_lines(os.path.join(settings.folder, name + '.jsonl.gz'), lines)
 
 
 # ---- statistics
@@ -340,8 +341,8 @@ class Page:
         self.s = settings
         self.base, self.dense, self.sparse = (c[1] for c in settings.conditions[:3])
         load = lambda name: read_lines(os.path.join(settings.folder, name))
-        self.steps, self.totals = load('steps.jsonl'), load('totals.jsonl')
-        exercises, text = load('exercises.jsonl'), load('text.jsonl')
+        self.steps, self.totals = load('steps.jsonl.gz'), load('totals.jsonl.gz')
+        exercises, text = load('exercises.jsonl.gz'), load('text.jsonl.gz')
         self.exercises = exercises
         self.cells, self.cut = Cells(exercises, text), {}
         self.run = settings.run
@@ -667,7 +668,7 @@ def main():
             parser.error('collect wants the folder RAW and the name of the experiment')
         return collect(args.raw, Settings(os.path.join(RESULTS, args.experiment)))
     for name in sorted(os.listdir(RESULTS)):
-        if os.path.exists(os.path.join(RESULTS, name, 'steps.jsonl')):
+        if os.path.exists(os.path.join(RESULTS, name, 'steps.jsonl.gz')):
             Page(Settings(os.path.join(RESULTS, name))).write()
     return None
 
