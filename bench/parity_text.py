@@ -95,17 +95,23 @@ def from_man(raw):
     return text.strip() + '\n'
 
 
-def text_of(path):
-    raw = open(path, 'rb').read()
-    name = path
-    if name.endswith('.gz'):
-        raw, name = gzip.decompress(raw), name[:-3]
-    if len(raw) > LARGEST * (4 if '.html' in name else 1):
+def decoded(path, largest):
+    """The text of a file, decompressed; nothing if it is not UTF-8 or has more than `largest` bytes."""
+    with open(path, 'rb') as f:
+        raw = f.read()
+    if path.endswith('.gz'):
+        raw = gzip.decompress(raw)
+    if len(raw) > largest:
         return ''
     try:
-        raw = raw.decode()
+        return raw.decode()
     except UnicodeDecodeError:
         return ''
+
+
+def text_of(path):
+    name = path.removesuffix('.gz')
+    raw = decoded(path, LARGEST * (4 if '.html' in name else 1))
     if '.html' in name:
         return from_html(raw)
     if '/man/' in name:

@@ -12,7 +12,6 @@ bundled model learned: a paragraph a line, # before headings, "- " before items.
 """
 import argparse
 import collections
-import gzip
 import hashlib
 import html
 import json
@@ -305,16 +304,7 @@ def pod(text):
 
 
 def text_of(path, own):
-    with open(path, 'rb') as f:
-        raw = f.read()
-    if path.endswith('.gz'):
-        raw = gzip.decompress(raw)
-    if len(raw) > parity_text.LARGEST * (4 if '.htm' in own else 2):
-        return ''
-    try:
-        raw = raw.decode()
-    except UnicodeDecodeError:
-        return ''
+    raw = parity_text.decoded(path, parity_text.LARGEST * (4 if '.htm' in own else 2))
     if '/man/man' in own:
         return from_man(raw)
     if '.htm' in own and '.txt' not in own:

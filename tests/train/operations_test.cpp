@@ -152,15 +152,19 @@ struct Sparse {
   std::vector<T> q_latent, q_pe, c_kv, k_pe, d_out, dq_latent, dq_pe, dc_kv, dk_pe, p;
 };
 
+// q_latent, q_pe, c_kv, k_pe and d_out.
+std::vector<std::vector<float>> sparse_inputs(const SparseShape& s) {
+  const int64_t rows = s.tokens * s.heads;
+  return {random_floats(rows * s.kv_lora, 1), random_floats(rows * (s.rope + 1), 2),
+          random_floats(s.tokens * s.kv_lora, 3), random_floats(s.tokens * s.rope, 4),
+          random_floats(rows * s.kv_lora, 5)};
+}
+
 TEST(MlaSparseBackward, EveryImplementationIsTheReference) {
   const SparseShape shapes[] = {{1, 1, 1, 2, 1}, {130, 3, 40, 6, 17}, {200, 2, 16, 4, 200}};
   for (const SparseShape& s : shapes) {
     const std::vector<int32_t> indices = selection(s.tokens, s.k);
-    const int64_t rows = s.tokens * s.heads;
-    const std::vector<std::vector<float>> inputs = {
-        random_floats(rows * s.kv_lora, 1), random_floats(rows * (s.rope + 1), 2),
-        random_floats(s.tokens * s.kv_lora, 3), random_floats(s.tokens * s.rope, 4),
-        random_floats(rows * s.kv_lora, 5)};
+    const std::vector<std::vector<float>> inputs = sparse_inputs(s);
     Sparse<double> want(s, indices, inputs);
     want.run("reference", 1);
     for (const char* name : {"simd", "reference"}) {
@@ -181,11 +185,7 @@ TEST(MlaSparseBackward, EveryImplementationIsTheReference) {
 TEST(MlaSparseBackward, TokensInTurnLeaveTheBitsOfAllAtOnce) {
   const SparseShape s{130, 3, 40, 6, 17};
   const std::vector<int32_t> indices = selection(s.tokens, s.k);
-  const int64_t rows = s.tokens * s.heads;
-  const std::vector<std::vector<float>> inputs = {
-      random_floats(rows * s.kv_lora, 1), random_floats(rows * (s.rope + 1), 2),
-      random_floats(s.tokens * s.kv_lora, 3), random_floats(s.tokens * s.rope, 4),
-      random_floats(rows * s.kv_lora, 5)};
+  const std::vector<std::vector<float>> inputs = sparse_inputs(s);
   KernelContext context(2);
   for (const char* name : {"simd", "reference"}) {
     context.force("mla_sparse_backward", name);
