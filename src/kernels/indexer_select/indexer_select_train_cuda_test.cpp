@@ -65,9 +65,9 @@ Problem problem(const IndexShape& shape, int64_t tokens, Hostile kind) {
 
 // Approximate scores where they decide nothing change no selection, one sequence or several.
 TEST_F(IndexerSelectTrainCuda, FilteredSelectionIsTheExactOne) {
-  // The work grows with the square; a sanitizer sees every kernel at 700 too.
+  // The work grows with the square; a sanitizer sees every kernel at 450 too.
   const std::vector<int64_t> lengths =
-      thinned() ? std::vector<int64_t>{65, 700} : std::vector<int64_t>{65, 2500, 9000};
+      thinned() ? std::vector<int64_t>{65, 450} : std::vector<int64_t>{65, 2500, 9000};
   for (const IndexShape& shape : {IndexShape{64, 128}, IndexShape{64, 32}, IndexShape{3, 7}}) {
     for (const Hostile kind : {Hostile::kNo, Hostile::kNearTies, Hostile::kTies,
                                Hostile::kNotFinite, Hostile::kHuge, Hostile::kTiny}) {
