@@ -25,15 +25,15 @@ endif()
 find_package(CUDAToolkit REQUIRED)
 
 # -fmad=false is the device's
-# -ffp-contract=off: a fused operation is written as fmaf. -lineinfo costs no speed and names lines
-# in compute-sanitizer and the profilers.
+# -ffp-contract=off: a fused operation is written as fmaf. -lineinfo names lines in
+# compute-sanitizer and the profilers; it costs no speed, but most of the program's size.
 add_library(tamis_cuda_flags INTERFACE)
 option(TAMIS_PTXAS_REPORT "ptxas prints registers and spills of every kernel" OFF)
 if(TAMIS_PTXAS_REPORT)
   target_compile_options(tamis_cuda_flags INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-v>")
 endif()
 target_compile_options(tamis_cuda_flags INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:\
--fmad=false -lineinfo --expt-relaxed-constexpr -Wno-deprecated-gpu-targets \
+-fmad=false $<$<BOOL:${TAMIS_TESTS}>:-lineinfo> --expt-relaxed-constexpr -Wno-deprecated-gpu-targets \
 -Xcompiler=-Wall,-Wextra,-ffp-contract=off $<$<BOOL:${TAMIS_WERROR}>:-Werror=all-warnings>>")
 
 # Machine code for each capability, and PTX of the last. The compiler's front end runs once for each
