@@ -64,19 +64,25 @@ class RetrievalCases::Random {  // splitmix64
     return out;
   }
   // Names of settings, in the five forms that the model knows, by their share in its training.
+  // Each part is drawn in a statement of its own, the last ones first where that is how the first
+  // questions came to be: operands of one + may be drawn in any order.
   std::string key() {
     switch (below(8)) {
-      case 0:
-        return upper(pick(kThings)) + "_" + digits(3);
-      case 1: {
-        const std::string first = pick(kThings);
-        return first + "." + pick(kQualities) + "." + pick(kThings);
+      case 0: {
+        const std::string number = digits(3);
+        return upper(pick(kThings)) + "_" + number;
       }
-      case 2:
-        return pick(kNames) + " " + pick(kThings);
+      case 1: {
+        const std::string first = pick(kThings), last = pick(kThings);
+        return first + "." + pick(kQualities) + "." + last;
+      }
+      case 2: {
+        const std::string thing = pick(kThings);
+        return pick(kNames) + " " + thing;
+      }
       case 3: {
-        const std::string first = pick(kQualities);
-        return first + "_" + pick(kThings) + "_" + digits(2);
+        const std::string first = pick(kQualities), number = digits(2);
+        return first + "_" + pick(kThings) + "_" + number;
       }
       default: {
         const std::string first = pick(kQualities);

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "checkpoint/checksum.h"
 #include "eval/retrieval_tasks.h"
 #include "eval/trace.h"
 
@@ -65,6 +66,12 @@ TEST_F(Cases, AreAFunctionOfSeedTaskLengthAndNumber) {
   EXPECT_NE(one, question(2, RetrievalTask::kNeedle, 500, 3));
   EXPECT_NE(one, question(1, RetrievalTask::kNeedle, 500, 4));
   EXPECT_NE(one, question(1, RetrievalTask::kNeedle, 600, 3));
+}
+
+// Questions that numbers were stored of, whatever compiler made the program.
+TEST_F(Cases, AreThoseOfTheStoredNumbers) {
+  const std::string question = cases_.make(RetrievalTask::kKeyValue, 1000, 0).question;
+  EXPECT_EQ(checksum_hex(std::as_bytes(std::span(question))), "4d9c60ed9feb0dff6851cf3db8269cf2");
 }
 
 TEST_F(Cases, AnswersStandEverywhere) {
