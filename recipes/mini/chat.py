@@ -49,9 +49,8 @@ TOKEN = 3.45  # bytes of a token of documentation, on the small side
 
 
 class Maker:
-    def __init__(self, seed, texts):
-        self.r, self.texts = random.Random(seed), texts
-        self.weights = None
+    def __init__(self, seed, texts, alike=0):
+        self.r, self.texts, self.alike = random.Random(seed), texts, alike
 
     def digits(self, n):
         return str(self.r.randrange(10 ** (n - 1), 10 ** n))
@@ -60,7 +59,7 @@ class Maker:
         """Half of the conversations have few words, so that lines are alike; the others all of them."""
         return (THINGS[:FEW[0]], QUALITIES[:FEW[1]]) if self.r.random() < 0.5 else (THINGS, QUALITIES)
 
-    def key(self, things, qualities):
+    def key(self, things, qualities, names=NAMES):
         r, c = self.r, self.r.choice
         form = r.randrange(8)
         if form == 0:
@@ -68,7 +67,7 @@ class Maker:
         if form == 1:
             return f'{c(things)}.{c(qualities)}.{c(things)}'
         if form == 2:
-            return f'{c(NAMES)} {c(things)}'
+            return f'{c(names)} {c(things)}'
         if form == 3:
             return f'{c(qualities)}_{c(things)}_{self.digits(2) if r.random() < 0.9 else self.digits(1)}'
         return f'{c(qualities)}-{c(things)}'
@@ -86,9 +85,15 @@ class Maker:
     def kv(self, tokens, most):
         n = max(2, int(tokens / LINE))
         words, share = self.words(), self.r.choice(SHARES)
+        key_words = words
+        if self.alike and self.r.random() < self.alike:
+            few = max(3, round(math.sqrt(n) * self.r.uniform(0.8, 2)))
+            last = self.r.choice('aaaelnor')
+            pools = *words, [name for name in NAMES if name[-1] == last]
+            key_words = [self.r.sample(w, min(few, len(w))) for w in pools]
         entries = {}
         while len(entries) < n:
-            entries.setdefault(self.key(*words), self.value(*words, share))
+            entries.setdefault(self.key(*key_words), self.value(*words, share))
         body = ''.join(f'{k} = {v}\n' for k, v in entries.items())
         keys = self.r.sample(list(entries), min(n, most))
         return body, [(f'What is the value of {k}?', entries[k], f'{k} = {entries[k]}') for k in keys]
@@ -161,13 +166,15 @@ def main():
     p.add_argument('--longest', type=int, default=1900)
     p.add_argument('--questions', type=int, default=12, help='at most, in a conversation')
     p.add_argument('--thoughts', type=float, default=0.25, help='share of conversations that end with one')
+    p.add_argument('--alike', type=float, default=0, help='share of kv whose names are made of few words, so that most '
+                   'differ from others by one of them')
     p.add_argument('--text', help='JSONL that needles are hidden in')
     args = p.parse_args()
     texts = []
     if args.kind != 'kv':
         with open(args.text, encoding='utf-8') as f:
             texts = [json.loads(line)['text'] for line in f]
-    maker, left = Maker(args.seed, texts), args.tokens
+    maker, left = Maker(args.seed, texts, args.alike), args.tokens
     with open(args.out, 'w', encoding='utf-8') as f:
         while left > 0:
             messages, tokens = maker.conversation(args.kind, args.shortest, args.longest, args.questions, args.thoughts)

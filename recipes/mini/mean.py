@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Weights between those of two models of one shape, in the files and types of the first.
 
-  recipes/mini/mean.py FIRST SECOND OUT --second 0.4
+  recipes/mini/mean.py FIRST SECOND OUT --second 0.4 [--only .indexer.]
 
 OUT = (1 - 0.4) FIRST + 0.4 SECOND, each product and the sum rounded to float32, then to bf16 where FIRST has that.
+With --only, of the tensors that have this in their names; the others are FIRST's.
 """
 import argparse
 import array
@@ -44,6 +45,7 @@ def main():
     p.add_argument('second')
     p.add_argument('out')
     p.add_argument('--second', dest='share', type=float, default=0.5, help='share of the second one')
+    p.add_argument('--only', default='', help='part of the names of tensors that are mixed')
     args = p.parse_args()
     one, two = array.array('f', [1 - args.share, args.share])
     other = {}
@@ -51,7 +53,7 @@ def main():
         with open(path, 'rb') as f:
             tensors, begin = header(f)
             for name, t in tensors.items():
-                if name != '__metadata__':
+                if name != '__metadata__' and args.only in name:
                     other[name] = (path, begin, t)
     os.makedirs(args.out, exist_ok=True)
     for path in files(args.first):
@@ -60,7 +62,7 @@ def main():
             f.seek(0)
             whole = bytearray(f.read())
         for name, t in tensors.items():
-            if name == '__metadata__':
+            if name == '__metadata__' or args.only not in name:
                 continue
             if name not in other or other[name][2]['shape'] != t['shape']:
                 sys.exit(f'{name}: not the same in {args.second}')

@@ -5,10 +5,10 @@
   recipes/mini/page.py page              writes the page
 
 bench/results/mini/run.json, written by hand, says what was run and how to read it; mass.jsonl has what
-`tamis train` measures of the indexers of both models on one text; mean.jsonl the losses of other shares of the mean.
-Models: `sparse` and `dense` are the bundled model and its twin, `mean` is the former
-before the last steps, `arm-sparse` and `arm-dense` what was trained before
-the mean, `before` the model that was bundled before."""
+`tamis train` measures of the indexers of both models on both texts; mean.jsonl the losses of other shares of the mean;
+tuned.jsonl those of the tuning. Models: `sparse` and `dense` are the bundled model and its twin, `last` is the former
+before the tuning, `mean` and `mean-dense` both before the 40 steps, `arm-sparse` and `arm-dense` what was trained before
+the mean, `before` the first weights."""
 import collections
 import json
 import os
@@ -21,8 +21,8 @@ sys.path.insert(0, os.path.join(ROOT, 'bench'))
 import parity  # noqa: E402
 TEXTS = {'eval_public': '`eval_public.txt`', 'eval_clean_public': '`eval_clean_public.txt`', 'prose': 'prose, held out',
          'other': 'other, held out', 'code': 'code, held out'}
-MODELS = {'sparse': 'bundled', 'mean': 'the mean', 'dense': 'dense twin', 'before': 'before', 'arm-sparse': 'sparse arm',
-          'arm-dense': 'dense arm'}
+MODELS = {'sparse': 'bundled', 'dense': 'dense twin', 'last': 'after the 40 steps', 'mean': 'the mean',
+          'mean-dense': 'the mean of the dense arm', 'before': 'before', 'arm-sparse': 'sparse arm', 'arm-dense': 'dense arm'}
 SELECTIONS = ('sparse', 'dense', 'window', 'random')
 STAGES = ('base', 'warmup', 'sparse', 'dense')
 
@@ -154,6 +154,15 @@ class Page:
         return table(['share of the arm', *(f'{TEXTS[t]}, {a}' for t, a in keys)],
                      [[f'{s["share"]:g}', *(f'{s["nll"][f"{t}.{a}"]:.4f}' for t, a in keys)] for s in shares])
 
+    def tuned_table(self):
+        """Losses, and wrong key-value questions, of (1 - share) after the 40 steps + share tuned."""
+        keys = [(t, a) for t in ('eval_public', 'eval_clean_public') for a in ('sparse', 'dense')]
+        number = lambda r, key: f'{r["nll"][key]:.4f}' if key in r['nll'] else '-'
+        wrong = lambda r, c: ', '.join(map(str, r['wrong'][c])) or 'none' if c in r['wrong'] else '-'
+        return table(['share of the tuned', 'indexer', *(f'{TEXTS[t]}, {a}' for t, a in keys), 'wrong at 1K', '2K', '4K'],
+                     [[f'{r["share"]:g}', r['indexer'], *(number(r, f'{t}.{a}') for t, a in keys),
+                       *(wrong(r, c) for c in ('1024', '2048', '4096'))] for r in read_lines(os.path.join(FOLDER, 'tuned.jsonl'))])
+
     def stage_table(self):
         rows = [[stage, f'{len(x["loss"]):,}', f'{x["tokens"] / 1e6:.1f}M', f'{x["seconds"]:.0f}', f'{x["tokens"] / x["seconds"]:,.0f}']
                 for stage, x in self.steps.items()]
@@ -195,7 +204,7 @@ class Page:
     def write(self):
         self.plots()
         verdicts, rows = self.verdicts()
-        worse = sum(r[-1] == 'worse' for r in rows)
+        count = collections.Counter(r[-1] for r in rows)
         sources = table(['package', 'version', 'domain', 'licence', 'MB'],
                         [[s['package'], s['version'], s['domain'], s['licence'], f'{s["bytes"] / 1e6:.2f}' if s['bytes'] else '-']
                          for s in self.run['sources']])
@@ -206,9 +215,11 @@ class Page:
             'Held-out text, conversations and exercises after each stage, 16 sequences: nats a token of the '
             'targets, and how many of these are right.\n', self.validation_table(), '![training loss](mini-loss.svg)\n',
             '## Against the model before\n',
-            f'The rows of its card, its controls apart, both models by the same program: {len(rows)} rows, {worse} of them worse.\n',
+            f'The rows of its card, its controls apart, both models by the same program: {len(rows)} rows, '
+            f'{count["better"]} better, {count["equal"]} equal, {count["worse"]} worse.\n',
             verdicts, *[x + '\n' for x in self.run['reading']],
             '## The mean\n', *[x + '\n' for x in self.run['mean']], self.mean_table(),
+            '## The tuning\n', *[x + '\n' for x in self.run['tuning']], self.tuned_table(),
             '## Losses\n', self.run['losses'] + '\n', self.text_table(),
             '## Questions\n', self.run['questions'] + '\n', self.question_table(),
             '## Sparse beside dense\n', *[x + '\n' for x in self.run['arms']], self.arms(),

@@ -14,10 +14,10 @@ namespace tamis {
 namespace {
 
 // Of the weights that a decoder of its own (numpy, from docs/formats/difference.md) restored.
-constexpr char kWeights[] = "e020d07a646d77e4c7a6957c55618177";
+constexpr char kWeights[] = "b36207b63f69af3ae2f1155874c26c37";
 // The loss of the reference implementation (Hugging Face, float32, dense attention) on them: the
 // last chunk of eval_clean_public.txt, its tokens from 8,192 on.
-constexpr double kLoss = 2.687648;
+constexpr double kLoss = 2.717572;
 constexpr int64_t kBegin = 8192, kScored = 518;
 // Of a mean loss of two float32 implementations, as tests/golden/mini/expected.json states it.
 constexpr double kTolerance = 0.0002;
